@@ -1,0 +1,1 @@
+"""The robot's side: a small HTTP client. No torch."""

@@ -1,0 +1,1 @@
+"""Runs an exported Vision-Language-Action policy: no server, no HTTP, no training code."""

@@ -1,0 +1,1 @@
+"""Makes trained policies: simulated robot, demonstrations, models, training, evaluation. Never shipped."""

@@ -1,0 +1,1 @@
+"""The simulated robot that produces demonstrations and consumes served actions."""

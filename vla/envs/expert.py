@@ -1,0 +1,107 @@
+"""A scripted expert: the action for any goal from any state.
+
+It moves along a funnel: the height that it aims for falls smoothly as the distance across the table falls.
+A policy learns that far better than an expert that switches between stages.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla.envs.commands import Goal
+from vla.envs.tabletop import ACTION_HIGH, ACTION_LOW, Tabletop
+
+# Share of the distance to the target covered in one control step.
+GAIN = 0.5
+# The funnel: no height within `NARROW` of the target [m], then `SLOPE` metres a metre, up to `CEILING` [m].
+NARROW = 0.012
+SLOPE = 3.0
+CEILING = 0.10
+# Gripper commands.
+OPEN, CLOSED = -1.0, 1.0
+# Fingertips this far above a block's centre reach it, and below it grasp it [m].
+REACH_ABOVE = 0.02
+GRASP_BELOW = 0.004
+# A grasp may close within this distance across the table and above the block's centre [m].
+GRASP_RADIUS = 0.014
+GRASP_CEILING = 0.012
+# The opening below which the fingers hold a block: a block leaves 0.625.
+HELD_OPENING = 0.70
+# Pushing: stand this far behind the block's centre, with the fingertips at this height [m].
+PUSH_BEHIND = 0.065
+PUSH_HEIGHT = 0.022
+# From this far behind the block's centre forward the fingers would come down on the block [m].
+PUSH_CLEAR = 0.040
+
+
+def expert_action(env: Tabletop, goal: Goal) -> NDArray[np.float32]:
+    """Answer with the expert's action for ``goal``: float32 [4] in physical units, within ``ACTION``.
+
+    Once the task is done it holds still and keeps the gripper as the task has it.
+    """
+    if goal.task == "reach":
+        x, y, z, gripper = _reach(env, goal.colour)
+    elif goal.task == "lift":
+        x, y, z, gripper = _lift(env, goal.colour)
+    else:
+        x, y, z, gripper = _push(env, goal.colour)
+    if env.happens(goal):
+        return np.array([0, 0, 0, gripper], np.float32)
+    return np.clip(np.array([GAIN * x, GAIN * y, GAIN * z, gripper], np.float32), ACTION_LOW, ACTION_HIGH)
+
+
+def expert_chunk(env: Tabletop, goal: Goal, horizon: int) -> NDArray[np.float32]:
+    """What the expert would really do for ``goal`` from here: float32 [horizon, 4] in physical units.
+
+    Rolls the simulation forward and returns it to this moment: the commanded episode does not notice.
+    """
+    moment = env.snapshot()
+    actions = np.empty((horizon, 4), np.float32)
+    for step in range(horizon):
+        actions[step] = expert_action(env, goal)
+        if step + 1 < horizon:
+            env.step(actions[step])
+    env.restore(moment)
+    return actions
+
+
+def _funnel(distance: float) -> float:
+    """Height above the target [m] to keep at this distance across the table [m]."""
+    return min(CEILING, max(0.0, (distance - NARROW) * SLOPE))
+
+
+def _ramp(value: float, full: float, none: float) -> float:
+    """1 up to ``full``, falling to 0 at ``none``."""
+    return min(1.0, max(0.0, (none - value) / (none - full)))
+
+
+def _reach(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
+    """Displacement to the target [m] and gripper command: come down over the block, fingers open."""
+    (x, y, z, _), (block_x, block_y, block_z) = env.hand(), env.block(colour)
+    dx, dy = block_x - x, block_y - y
+    return dx, dy, block_z + REACH_ABOVE + _funnel(math.hypot(dx, dy)) - z, OPEN
+
+
+def _lift(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
+    """Displacement to the target [m] and gripper command: straddle the block, close, raise."""
+    (x, y, z, opening), (block_x, block_y, block_z) = env.hand(), env.block(colour)
+    dx, dy = block_x - x, block_y - y
+    distance = math.hypot(dx, dy)
+    if distance > GRASP_RADIUS or z - block_z > GRASP_CEILING:
+        return dx, dy, block_z - GRASP_BELOW + _funnel(distance) - z, OPEN
+    if opening > HELD_OPENING:
+        return dx, dy, block_z - GRASP_BELOW - z, CLOSED
+    return 0.0, 0.0, CEILING, CLOSED
+
+
+def _push(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
+    """Displacement to the target [m] and gripper command: come down behind the block, then drive forward."""
+    (x, y, z, _), (block_x, block_y, block_z) = env.hand(), env.block(colour)
+    dx, dy = block_x - PUSH_BEHIND - x, block_y - y
+    ahead = max(0.0, x - (block_x - PUSH_CLEAR))
+    height = PUSH_HEIGHT + _funnel(math.hypot(ahead, dy))
+    # Forward as far as the hand is low, in the lane and behind the block.
+    drive = _ramp(z, 0.035, 0.06) * _ramp(abs(dy), 0.012, 0.025) * _ramp(ahead, 0.008, 0.015)
+    straddling = abs(block_x - x) < 0.045 and abs(dy) < 0.06 and z - block_z < 0.05
+    return dx + drive * (0.06 - dx), dy, height - z, OPEN if straddling and ahead > 0.015 else CLOSED

@@ -1,0 +1,252 @@
+"""A simulated tabletop robot: a parallel gripper over four coloured blocks, told what to do in words.
+
+All four blocks lie in every scene, so the picture alone never tells the task. Table frame: x points away from
+the robot, y to its left, z up; the origin lies on the table top [m].
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import mujoco
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vla.envs.commands import COLOURS, GOALS, Goal
+
+SCENE = Path(__file__).with_name("tabletop.xml")
+CAMERA = "front"
+CONTROL_HZ = 10.0
+EPISODE_STEPS = 50
+
+# Where the point between the fingertips may go [m].
+WORKSPACE_LOW = (-0.22, -0.22, 0.015)
+WORKSPACE_HIGH = (0.18, 0.22, 0.25)
+# The largest motion in one control step, on each axis [m].
+STEP_LIMIT = 0.03
+# How far each finger opens from the middle [m].
+FINGER_TRAVEL = 0.04
+BLOCK_HALF = 0.025
+
+# (name, unit, low, high) of every dimension.
+STATE = (
+    ("hand_x", "m", WORKSPACE_LOW[0], WORKSPACE_HIGH[0]),
+    ("hand_y", "m", WORKSPACE_LOW[1], WORKSPACE_HIGH[1]),
+    ("hand_z", "m", WORKSPACE_LOW[2], WORKSPACE_HIGH[2]),
+    ("gripper_opening", "1", 0.0, 1.0),
+)
+ACTION = (
+    ("delta_x", "m", -STEP_LIMIT, STEP_LIMIT),
+    ("delta_y", "m", -STEP_LIMIT, STEP_LIMIT),
+    ("delta_z", "m", -STEP_LIMIT, STEP_LIMIT),
+    ("gripper", "1", -1.0, 1.0),
+)
+ACTION_LOW = np.array([low for _, _, low, _ in ACTION], np.float32)
+ACTION_HIGH = np.array([high for _, _, _, high in ACTION], np.float32)
+
+# When a task has happened to a block [m].
+REACH_RADIUS = 0.03
+REACH_HEIGHT = 0.05
+LIFT_HEIGHT = 0.05
+PUSH_DISTANCE = 0.06
+
+# How the scene is laid out at reset [m]: blocks stand in lanes along x, so that each can be grasped and pushed.
+BLOCK_X = (-0.11, 0.05)
+BLOCK_Y = (-0.17, 0.17)
+BLOCK_LANE = 0.088
+HAND_LOW = (-0.12, -0.14, 0.14)
+HAND_HIGH = (0.08, 0.14, 0.22)
+
+# Layout of the generalised positions: hand x, y, z, left and right finger, then seven numbers a block.
+_FINGER = 3
+_BLOCKS = 5
+_BLOCK_STRIDE = 7
+_PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+class Snapshot(NamedTuple):
+    """The full simulator state of one moment, with the episode's bookkeeping."""
+
+    physics: NDArray[np.float64]
+    start: NDArray[np.float64]  # float64 [4, 3], where the blocks lay at reset [m]
+    goal: Goal
+    steps: int
+    first: str | None
+
+
+class Tabletop:
+    """The simulated robot. Not thread-safe: one simulator belongs to one thread.
+
+    Call ``reset`` first. Nothing but ``reset`` and ``step`` moves the simulation; rendering never does.
+    """
+
+    control_hz = CONTROL_HZ
+
+    def __init__(self) -> None:
+        self._model = mujoco.MjModel.from_xml_path(str(SCENE))
+        self._data = mujoco.MjData(self._model)
+        self._view = mujoco.MjData(self._model)  # what is drawn: a copy, so that drawing leaves no trace
+        self._renderers: dict[int, mujoco.Renderer] = {}
+        self._substeps = round(1 / (CONTROL_HZ * self._model.opt.timestep))
+        if abs(self._substeps * self._model.opt.timestep * CONTROL_HZ - 1) > 1e-9:
+            raise ValueError(f"timestep {self._model.opt.timestep} s does not divide 1 / {CONTROL_HZ} Hz")
+        self._start = np.zeros((len(COLOURS), 3))
+        self._goal = GOALS[0]
+        self._steps = 0
+        self._first: str | None = None
+
+    @property
+    def goal(self) -> Goal:
+        """The commanded goal of this episode."""
+        return self._goal
+
+    @property
+    def steps(self) -> int:
+        """Control steps since ``reset``."""
+        return self._steps
+
+    @property
+    def success(self) -> bool:
+        """Whether the commanded task happened to the commanded block before any other."""
+        return self._first == self._goal.colour
+
+    @property
+    def over(self) -> bool:
+        """Whether the episode has ended: an outcome, or ``EPISODE_STEPS`` steps."""
+        return self._first is not None or self._steps >= EPISODE_STEPS
+
+    def reset(self, seed: int, goal: Goal | None = None) -> None:
+        """Begin an episode; the whole scene follows from ``seed``, and the goal too unless it is given.
+
+        The scene does not depend on whether ``goal`` is given. Raises ``ValueError`` for an unknown goal.
+        """
+        if goal is not None and goal not in GOALS:
+            raise ValueError(f"unknown goal {tuple(goal)}; valid: {', '.join(f'{t} {c}' for t, c in GOALS)}")
+        random = np.random.default_rng(seed)
+        drawn = GOALS[random.integers(len(GOALS))]
+        data = self._data
+        mujoco.mj_resetData(self._model, data)
+        data.qpos[:3] = random.uniform(HAND_LOW, HAND_HIGH)
+        data.qpos[_FINGER:_BLOCKS] = FINGER_TRAVEL
+        data.ctrl[:] = data.qpos[:_BLOCKS]
+        self._start = _lay_blocks(random)
+        for index, position in enumerate(self._start):
+            begin = _BLOCKS + index * _BLOCK_STRIDE
+            data.qpos[begin : begin + _BLOCK_STRIDE] = [*position, 1, 0, 0, 0]
+        self._goal = drawn if goal is None else Goal(*goal)
+        self._steps = 0
+        self._first = None
+
+    def step(self, action: ArrayLike) -> bool:
+        """Move for one control step; returns whether the episode is over.
+
+        ``action``: float [4], ``delta_x, delta_y, delta_z`` [m] and the gripper command, -1 open to 1 closed;
+        clipped to the bounds of ``ACTION``. Raises ``ValueError`` for a wrong shape or a non-finite number.
+        """
+        command = np.asarray(action, np.float64)
+        if command.shape != (4,) or not np.isfinite(command).all():
+            raise ValueError(
+                f"action must be 4 finite numbers, got shape {command.shape}: {command.tolist()}"
+            )
+        servo = self._data.ctrl
+        for axis in range(3):
+            move = min(max(command[axis], -STEP_LIMIT), STEP_LIMIT)
+            servo[axis] = min(max(servo[axis] + move, WORKSPACE_LOW[axis]), WORKSPACE_HIGH[axis])
+        servo[_FINGER:_BLOCKS] = FINGER_TRAVEL * (1 - min(max(command[3], -1.0), 1.0)) / 2
+        mujoco.mj_step(self._model, self._data, self._substeps)
+        self._steps += 1
+        if self._first is None:
+            self._first = self._judge()
+        return self.over
+
+    def state(self) -> NDArray[np.float32]:
+        """Measure the robot: float32 [4], as ``STATE``: the point between the fingertips [m] and the opening."""
+        position = self._data.qpos
+        opening = (position[3] + position[4]) / (2 * FINGER_TRAVEL)
+        return np.array([*position[:3], min(max(opening, 0.0), 1.0)], np.float32)
+
+    def blocks(self) -> NDArray[np.float32]:
+        """Positions of the blocks' centres, in the order of ``COLOURS``: float32 [4, 3] [m]."""
+        poses = self._data.qpos[_BLOCKS:].reshape(len(COLOURS), _BLOCK_STRIDE)
+        return poses[:, :3].astype(np.float32)
+
+    def block(self, colour: str) -> tuple[float, float, float]:
+        """Position of one block's centre [m]."""
+        begin = _BLOCKS + COLOURS.index(colour) * _BLOCK_STRIDE
+        x, y, z = self._data.qpos[begin : begin + 3].tolist()
+        return x, y, z
+
+    def hand(self) -> tuple[float, float, float, float]:
+        """The unrounded numbers behind ``state``, cheaply: x, y, z [m] and the opening in [0, 1]."""
+        x, y, z, left, right = self._data.qpos[:_BLOCKS].tolist()
+        return x, y, z, min(max((left + right) / (2 * FINGER_TRAVEL), 0.0), 1.0)
+
+    def happens(self, goal: Goal) -> bool:
+        """Whether ``goal`` is fulfilled at this moment, whatever is commanded."""
+        x, y, z = self.block(goal.colour)
+        start = self._start[COLOURS.index(goal.colour)]
+        if goal.task == "lift":
+            return z - start[2] >= LIFT_HEIGHT
+        if goal.task == "push":
+            return x - start[0] >= PUSH_DISTANCE
+        hand_x, hand_y, hand_z, _ = self.hand()
+        near = (hand_x - x) ** 2 + (hand_y - y) ** 2 <= REACH_RADIUS**2
+        return near and hand_z - z <= REACH_HEIGHT
+
+    def outcome(self) -> str | None:
+        """The colour of the block that the commanded task first happened to; ``None`` until then."""
+        return self._first
+
+    def render(self, size: int = 96) -> NDArray[np.uint8]:
+        """Draw what the camera ``front`` sees: uint8 [size, size, 3] RGB; ``size`` up to 640 [pixels]."""
+        if size not in self._renderers:
+            self._renderers[size] = _renderer(self._model, size)
+        renderer = self._renderers[size]
+        self._view.qpos[:] = self._data.qpos
+        mujoco.mj_kinematics(self._model, self._view)
+        mujoco.mj_camlight(self._model, self._view)
+        renderer.update_scene(self._view, camera=CAMERA)
+        return renderer.render()
+
+    def snapshot(self) -> Snapshot:
+        """Keep this moment, to ``restore`` it later, as often as wanted."""
+        physics = np.empty(mujoco.mj_stateSize(self._model, _PHYSICS))
+        mujoco.mj_getState(self._model, self._data, physics, _PHYSICS)
+        return Snapshot(physics, self._start, self._goal, self._steps, self._first)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to the moment of ``snapshot``, bit for bit."""
+        mujoco.mj_setState(self._model, self._data, snapshot.physics, _PHYSICS)
+        _, self._start, self._goal, self._steps, self._first = snapshot
+
+    def close(self) -> None:
+        """Free the rendering contexts; the simulation itself stays usable."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+
+    def _judge(self) -> str | None:
+        """Which block the commanded task happens to now; in a tie a wrong one counts."""
+        task, wanted = self._goal
+        hit = [colour for colour in COLOURS if self.happens(Goal(task, colour))]
+        return min(hit, key=lambda colour: colour == wanted, default=None)
+
+
+def _lay_blocks(random: np.random.Generator) -> NDArray[np.float64]:
+    """Draw float64 [4, 3] block positions [m], no two in one lane."""
+    while True:
+        across = random.uniform(*BLOCK_Y, len(COLOURS))
+        if np.diff(np.sort(across)).min() >= BLOCK_LANE:
+            break
+    along = random.uniform(*BLOCK_X, len(COLOURS))
+    return np.stack([along, across, np.full(len(COLOURS), BLOCK_HALF)], axis=1)
+
+
+def _renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:
+    """Make a renderer without shadows and reflections, which would cost most of the time."""
+    renderer = mujoco.Renderer(model, size, size)
+    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+        renderer.scene.flags[flag] = 0
+    return renderer

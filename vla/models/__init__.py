@@ -1,0 +1,62 @@
+"""Policy architectures, one file each, behind one signature.
+
+Every file defines `Config`, a frozen dataclass with `tiny()` and `base()` presets, and `Model`, a
+`torch.nn.Module` that is made as `Model(config, sizes)` and has the two methods that are exported:
+
+    encode_command(input_ids int64 [N, L], attention_mask int64 [N, L])
+        -> (command float32 [N, Lc, Dc], command_mask bool [N, Lc])
+
+    act(images float32 [B, C, 3, H, W], command [B, Lc, Dc], command_mask [B, Lc],
+        state float32 [B, S], noise float32 [B, T, A])
+        -> {"actions": float32 [B, T, A] normalised,
+            "attention": float32 [B, C, h, w], optional, non-negative, sums to 1 over h and w,
+            "confidence": float32 [B], optional, in [0, 1]}
+
+Images and state come normalised; a policy without state or noise gets zero-width tensors. Both methods
+must trace with a dynamic batch size: no Python branch or loop over the batch, no size read as an int.
+For training, `Model.loss(batch) -> dict[str, Tensor]` gives the terms to be summed.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+ARCHITECTURES = ("command_attention", "clip")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a policy's inputs and outputs; see `vla_runtime.spec` for the letters."""
+
+    cameras: int
+    # Edge of the square pictures [pixels].
+    image_size: int
+    # Tokens of a padded command.
+    context_length: int
+    # Entries of the tokenizer's vocabulary.
+    vocabulary: int
+    # Dimensions of the proprioceptive state; 0 for none.
+    state: int
+    # Actions in a chunk [steps].
+    horizon: int
+    # Dimensions of an action.
+    action: int
+
+
+def module_of(architecture: str) -> Any:
+    """Return the module that defines an architecture's `Config` and `Model`.
+
+    Raises:
+        ValueError: no architecture has this name; the message lists those there are.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}; available: {', '.join(ARCHITECTURES)}")
+    return importlib.import_module(f"vla.models.{architecture}")
+
+
+def build(architecture: str, config: dict[str, Any], sizes: Sizes) -> nn.Module:
+    """Make a model with fresh weights from the plain values of its configuration."""
+    module = module_of(architecture)
+    return module.Model(module.Config(**config), sizes)
