@@ -30,7 +30,9 @@ GRASP_CEILING = 0.012
 HELD_OPENING = 0.70
 # Pushing: stand this far behind the block's centre, with the fingertips at this height [m].
 PUSH_BEHIND = 0.065
-PUSH_HEIGHT = 0.022
+PUSH_HEIGHT = 0.016
+# Aim this far ahead of the hand while pushing: gently, or the block tumbles [m].
+PUSH_STRIDE = 0.04
 # From this far behind the block's centre forward the fingers would come down on the block [m].
 PUSH_CLEAR = 0.040
 
@@ -76,11 +78,17 @@ def _ramp(value: float, full: float, none: float) -> float:
     return min(1.0, max(0.0, (none - value) / (none - full)))
 
 
+def _approach(dx: float, dy: float, dz: float) -> tuple[float, float, float]:
+    """Hold back across the table while the hand is still below the funnel: rise first, knock nothing over."""
+    pace = _ramp(dz, 0.03, 0.09)
+    return pace * dx, pace * dy, dz
+
+
 def _reach(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
     """Displacement to the target [m] and gripper command: come down over the block, fingers open."""
     (x, y, z, _), (block_x, block_y, block_z) = env.hand(), env.block(colour)
     dx, dy = block_x - x, block_y - y
-    return dx, dy, block_z + REACH_ABOVE + _funnel(math.hypot(dx, dy)) - z, OPEN
+    return *_approach(dx, dy, block_z + REACH_ABOVE + _funnel(math.hypot(dx, dy)) - z), OPEN
 
 
 def _lift(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
@@ -89,7 +97,7 @@ def _lift(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
     dx, dy = block_x - x, block_y - y
     distance = math.hypot(dx, dy)
     if distance > GRASP_RADIUS or z - block_z > GRASP_CEILING:
-        return dx, dy, block_z - GRASP_BELOW + _funnel(distance) - z, OPEN
+        return *_approach(dx, dy, block_z - GRASP_BELOW + _funnel(distance) - z), OPEN
     if opening > HELD_OPENING:
         return dx, dy, block_z - GRASP_BELOW - z, CLOSED
     return 0.0, 0.0, CEILING, CLOSED
@@ -100,8 +108,9 @@ def _push(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
     (x, y, z, _), (block_x, block_y, block_z) = env.hand(), env.block(colour)
     dx, dy = block_x - PUSH_BEHIND - x, block_y - y
     ahead = max(0.0, x - (block_x - PUSH_CLEAR))
-    height = PUSH_HEIGHT + _funnel(math.hypot(ahead, dy))
+    dx, dy, dz = _approach(dx, dy, PUSH_HEIGHT + _funnel(math.hypot(ahead, dy)) - z)
     # Forward as far as the hand is low, in the lane and behind the block.
-    drive = _ramp(z, 0.035, 0.06) * _ramp(abs(dy), 0.012, 0.025) * _ramp(ahead, 0.008, 0.015)
-    straddling = abs(block_x - x) < 0.045 and abs(dy) < 0.06 and z - block_z < 0.05
-    return dx + drive * (0.06 - dx), dy, height - z, OPEN if straddling and ahead > 0.015 else CLOSED
+    drive = _ramp(z, 0.024, 0.040) * _ramp(abs(block_y - y), 0.012, 0.025) * _ramp(ahead, 0.008, 0.015)
+    straddling = 0.015 < ahead < 0.085 and abs(block_y - y) < 0.06 and z - block_z < 0.05
+    gripper = OPEN if straddling else CLOSED
+    return dx + drive * (PUSH_STRIDE - dx), dy, dz, gripper

@@ -4,6 +4,9 @@ All four blocks lie in every scene, so the picture alone never tells the task. T
 the robot, y to its left, z up; the origin lies on the table top [m].
 """
 
+# mujoco ships no type information for its compiled names.
+# pyright: reportAttributeAccessIssue=false
+
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -30,11 +33,11 @@ STEP_LIMIT = 0.03
 FINGER_TRAVEL = 0.04
 BLOCK_HALF = 0.025
 
-# (name, unit, low, high) of every dimension.
+# (name, unit, low, high) of every dimension; the measured hand may overshoot the workspace a little.
 STATE = (
-    ("hand_x", "m", WORKSPACE_LOW[0], WORKSPACE_HIGH[0]),
-    ("hand_y", "m", WORKSPACE_LOW[1], WORKSPACE_HIGH[1]),
-    ("hand_z", "m", WORKSPACE_LOW[2], WORKSPACE_HIGH[2]),
+    ("hand_x", "m", -0.24, 0.20),
+    ("hand_y", "m", -0.24, 0.24),
+    ("hand_z", "m", 0.0, 0.27),
     ("gripper_opening", "1", 0.0, 1.0),
 )
 ACTION = (
@@ -47,12 +50,12 @@ ACTION_LOW = np.array([low for _, _, low, _ in ACTION], np.float32)
 ACTION_HIGH = np.array([high for _, _, _, high in ACTION], np.float32)
 
 # When a task has happened to a block [m].
-REACH_RADIUS = 0.03
-REACH_HEIGHT = 0.05
+REACH_RADIUS = 0.025
+REACH_HEIGHT = 0.035
 LIFT_HEIGHT = 0.05
 PUSH_DISTANCE = 0.06
 
-# How the scene is laid out at reset [m]: blocks stand in lanes along x, so that each can be grasped and pushed.
+# The scene at reset [m]: blocks stand in lanes along x, so that each can be grasped and pushed.
 BLOCK_X = (-0.11, 0.05)
 BLOCK_Y = (-0.17, 0.17)
 BLOCK_LANE = 0.088
@@ -162,10 +165,8 @@ class Tabletop:
         return self.over
 
     def state(self) -> NDArray[np.float32]:
-        """Measure the robot: float32 [4], as ``STATE``: the point between the fingertips [m] and the opening."""
-        position = self._data.qpos
-        opening = (position[3] + position[4]) / (2 * FINGER_TRAVEL)
-        return np.array([*position[:3], min(max(opening, 0.0), 1.0)], np.float32)
+        """Measure the robot: float32 [4] as in ``STATE``; the hand is the point between its fingertips."""
+        return np.array(self.hand(), np.float32)
 
     def blocks(self) -> NDArray[np.float32]:
         """Positions of the blocks' centres, in the order of ``COLOURS``: float32 [4, 3] [m]."""
@@ -188,9 +189,9 @@ class Tabletop:
         x, y, z = self.block(goal.colour)
         start = self._start[COLOURS.index(goal.colour)]
         if goal.task == "lift":
-            return z - start[2] >= LIFT_HEIGHT
+            return bool(z - start[2] >= LIFT_HEIGHT)
         if goal.task == "push":
-            return x - start[0] >= PUSH_DISTANCE
+            return bool(x - start[0] >= PUSH_DISTANCE)
         hand_x, hand_y, hand_z, _ = self.hand()
         near = (hand_x - x) ** 2 + (hand_y - y) ** 2 <= REACH_RADIUS**2
         return near and hand_z - z <= REACH_HEIGHT

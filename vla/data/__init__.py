@@ -1,0 +1,1 @@
+"""Data sets of demonstrations: collection, loading, normalisation statistics."""

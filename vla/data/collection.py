@@ -1,0 +1,167 @@
+"""Collect demonstrations: the expert at work, its answers for every goal written down at every frame."""
+
+import functools
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from vla.data.demonstrations import DESCRIPTION, FORMAT_VERSION, Demonstrations, Description, Dimension
+from vla.envs.commands import COLOURS, GOALS
+from vla.envs.expert import expert_action, expert_chunk
+from vla.envs.tabletop import ACTION, ACTION_HIGH, CAMERA, CONTROL_HZ, STATE, Tabletop
+
+# Standard deviation of the noise on the executed action, as a share of the action bound: a third of the
+# episodes each. The labels stay the expert's own.
+NOISE_LEVELS = (0.0, 0.25, 0.6)
+# Episode i of data set seed s is reset with s * SEED_STRIDE + i.
+SEED_STRIDE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Collect demonstrations of the scripted expert into a folder."""
+
+    # The folder to write.
+    out: Path = Path("data/tabletop")
+    # Number of episodes, spread evenly over goals and noise levels.
+    episodes: int = 500
+    # Seed of the whole data set; the same seed gives the same data with any number of workers.
+    seed: int = 0
+    # Length of each label [control steps].
+    horizon: int = 8
+    # Width and height of the images [pixels].
+    image_size: int = 96
+    # Worker processes.
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    # Replace the folder if it exists.
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+    def __post_init__(self) -> None:
+        limits = {"episodes": SEED_STRIDE, "horizon": 1000, "image_size": 640, "workers": 1024}
+        for name, highest in limits.items():
+            value = getattr(self, name)
+            if not 1 <= value <= highest:
+                raise ValueError(f"{name} must be between 1 and {highest}, got {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
+
+class Episode(NamedTuple):
+    """One demonstration of ``n`` frames."""
+
+    images: NDArray[np.uint8]  # uint8 [n, size, size, 3]
+    state: NDArray[np.float32]  # float32 [n, 4], physical units
+    actions: NDArray[np.float32]  # float32 [n, G, T, 4], physical units
+    blocks: NDArray[np.float32]  # float32 [n, 4, 3] [m]
+    goal: int
+    success: bool
+
+
+def collect(config: Collection) -> Demonstrations:
+    """Collect and write a data set, whole or not at all, and load it.
+
+    Raises ``FileExistsError`` if the folder exists and ``overwrite`` is not set.
+    """
+    if config.out.exists() and not config.overwrite:
+        raise FileExistsError(f"{config.out} exists; choose another --out or pass --overwrite")
+    episodes = list(tqdm(_episodes(config), total=config.episodes, unit="episode", desc=str(config.out)))
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{config.out.name}-", dir=config.out.parent))
+    try:
+        _write(temporary, episodes, config)
+        temporary.chmod(0o755)
+        if config.out.exists():
+            shutil.rmtree(config.out)
+        temporary.rename(config.out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Demonstrations.load(config.out)
+
+
+def demonstrate(index: int, seed: int, horizon: int, image_size: int) -> Episode:
+    """Collect episode ``index`` of the data set ``seed``; depends on nothing but its arguments."""
+    env = _simulator()
+    goal = index % len(GOALS)
+    level = NOISE_LEVELS[index // len(GOALS) % len(NOISE_LEVELS)]
+    noise = np.random.default_rng([seed, index])
+    env.reset(seed * SEED_STRIDE + index, GOALS[goal])
+    images, state, actions, blocks = [], [], [], []
+    while not env.over:
+        images.append(env.render(image_size))
+        state.append(env.state())
+        blocks.append(env.blocks())
+        actions.append([expert_chunk(env, each, horizon) for each in GOALS])
+        env.step(expert_action(env, env.goal) + noise.normal(0, level, 4) * ACTION_HIGH)
+    return Episode(
+        np.stack(images), np.stack(state), np.array(actions, np.float32), np.stack(blocks), goal, env.success
+    )
+
+
+@functools.cache
+def _simulator() -> Tabletop:
+    """One simulator a process: its renderer is slow to make."""
+    return Tabletop()
+
+
+def _episodes(config: Collection) -> Iterator[Episode]:
+    """Every episode in order, collected in worker processes."""
+    task = functools.partial(
+        demonstrate, seed=config.seed, horizon=config.horizon, image_size=config.image_size
+    )
+    # Rendering contexts do not survive a fork.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(config.workers, config.episodes), mp_context=spawn) as pool:
+        yield from pool.map(task, range(config.episodes))
+
+
+def _write(folder: Path, episodes: list[Episode], config: Collection) -> None:
+    """Write the arrays, one episode at a time, and the description last."""
+    lengths = [len(episode.state) for episode in episodes]
+    description = _describe(episodes, config)
+    arrays = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
+        for name, (dtype, shape) in description.arrays().items()
+    }
+    begins = np.cumsum([0, *lengths])
+    for index, (begin, episode) in enumerate(zip(begins[:-1], episodes, strict=True)):
+        frames = slice(begin, begin + lengths[index])
+        for name in ("images", "state", "actions", "blocks"):
+            arrays[name][frames] = getattr(episode, name)
+        arrays["episode"][frames] = index
+        arrays["goal"][frames] = episode.goal
+    for array in arrays.values():
+        array.flush()
+    text = msgspec.json.format(msgspec.json.encode(description), indent=2)
+    (folder / DESCRIPTION).write_bytes(text + b"\n")
+
+
+def _describe(episodes: list[Episode], config: Collection) -> Description:
+    return Description(
+        format_version=FORMAT_VERSION,
+        camera=CAMERA,
+        image_size=config.image_size,
+        control_hz=CONTROL_HZ,
+        horizon=config.horizon,
+        state=tuple(Dimension(*row) for row in STATE),
+        action=tuple(Dimension(*row) for row in ACTION),
+        goals=tuple((goal.task, goal.colour) for goal in GOALS),
+        blocks=COLOURS,
+        episodes=len(episodes),
+        frames=sum(len(episode.state) for episode in episodes),
+        seed=config.seed,
+        noise_levels=NOISE_LEVELS,
+        success_rate=sum(episode.success for episode in episodes) / len(episodes),
+    )
