@@ -7,7 +7,10 @@ the robot, y to its left, z up; the origin lies on the table top [m].
 # mujoco ships no type information for its compiled names.
 # pyright: reportAttributeAccessIssue=false
 
+import atexit
 import os
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +70,8 @@ _FINGER = 3
 _BLOCKS = 5
 _BLOCK_STRIDE = 7
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+# Every renderer in use.
+_OPEN: weakref.WeakSet[mujoco.Renderer] = weakref.WeakSet()
 
 
 class Snapshot(NamedTuple):
@@ -224,8 +229,7 @@ class Tabletop:
 
     def close(self) -> None:
         """Free the rendering contexts; the simulation itself stays usable."""
-        for renderer in self._renderers.values():
-            renderer.close()
+        _close(self._renderers.values())
         self._renderers.clear()
 
     def _judge(self) -> str | None:
@@ -250,4 +254,13 @@ def _renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:
     renderer = mujoco.Renderer(model, size, size)
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.scene.flags[flag] = 0
+    # Contexts must go before mujoco ends the display at exit: hooks run last in, first out.
+    if not _OPEN:
+        atexit.register(_close, _OPEN)
+    _OPEN.add(renderer)
     return renderer
+
+
+def _close(renderers: Iterable[mujoco.Renderer]) -> None:
+    for renderer in renderers:
+        renderer.close()
