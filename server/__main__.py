@@ -1,0 +1,120 @@
+"""`python -m server`: serves one archive in the foreground until SIGTERM or Ctrl-C."""
+
+import argparse
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import requests
+
+from server.errors import ServerError
+from server.java import JavaNotFound
+from server.process import Memory, TorchServe
+
+
+def main() -> int:
+    """Serve until stopped: 0. TorchServe could not start, or ended by itself: 1."""
+    options = _parse()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _stop)
+    try:
+        server = TorchServe(
+            options.archive,
+            port=options.port,
+            host=options.host,
+            startup_timeout_s=options.startup_timeout_s,
+            memory=Memory(options.heap_mib, options.direct_memory_mib),
+            on_log=_say,
+        )
+        archive = server.archive
+        _say(f"starting {archive.name} {archive.version} from {options.archive} with {server.java}")
+        with server:
+            _warm_up(server, options.warm_up_requests)
+            _say(_greeting(server))
+            status = server.wait()
+    except (ServerError, JavaNotFound) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    print(f"error: TorchServe ended by itself with status {status}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)  # a second one must not interrupt the clean-up
+    _say(f"{signal.Signals(number).name}: stopping")
+    raise SystemExit(0)
+
+
+def _warm_up(server: TorchServe, count: int) -> None:
+    """Post the archived example: the Java front end is several times slower in its first hundred requests."""
+    if (example := server.archive.example) is None:
+        return
+    with requests.Session() as session:
+        for _ in range(count):
+            answer = session.post(
+                server.predictions_url,
+                files=example.images,
+                data=example.fields,
+                timeout=server.startup_timeout_s,
+            )
+            if not answer.ok:
+                raise ServerError(
+                    f"the archived example got {answer.status_code}: {answer.text}\n{server.log_tail()}"
+                )
+
+
+def _greeting(server: TorchServe) -> str:
+    lines = [
+        f"ready: {server.predictions_url} ({server.archive.name} {server.archive.version});"
+        f" management {server.management_url}, metrics {server.metrics_url}; Ctrl-C stops it"
+    ]
+    if example := server.archive.example:
+        images = [f"-F {field}=@{_example_file(file)}" for field, (file, _) in example.images.items()]
+        fields = [f"-F {shlex.quote(f'{field}={text}')}" for field, text in example.fields.items()]
+        lines += ["try it:", " ".join(["  curl", *images, *fields, server.predictions_url])]
+    return "\n".join(lines)
+
+
+def _example_file(name: str) -> Path:
+    """Return where the archived example's image lies in the repository: beside the checkpoint."""
+    beside = sorted(Path().glob(f"checkpoints/*/{name}"))
+    return beside[0] if beside else Path(name)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Serve one archive on TorchServe in the foreground; SIGTERM or Ctrl-C stops it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    memory = Memory()
+    add = parser.add_argument
+    add("--archive", type=Path, default=Path("model_store/vla.mar"), help="archive to serve")
+    add(
+        "--port",
+        type=int,
+        default=8080,
+        help="inference port; + 1 is management, + 2 metrics, + 3 and + 4 gRPC, all four on loopback",
+    )
+    add("--host", default="127.0.0.1", help="address of the inference port")
+    add("--startup-timeout-s", type=float, default=300.0, help="give up when not ready after this time [s]")
+    add("--warm-up-requests", type=int, default=20, help="example requests posted before `ready` is said")
+    add("--heap-mib", type=int, default=memory.heap_mib, help="heap of the Java front end [MiB]")
+    add(
+        "--direct-memory-mib",
+        type=int,
+        default=memory.direct_mib,
+        help="network buffers of the front end [MiB]",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

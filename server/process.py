@@ -1,0 +1,269 @@
+"""One TorchServe process: started, watched until its workers are ready, stopped without orphans."""
+
+import contextlib
+import importlib.util
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import requests
+
+from server.archive import Archive
+from server.errors import PortTaken, ServerError, StartFailed
+from server.java import find_java
+
+ROOT = Path(__file__).resolve().parent.parent
+# What each port of an instance does, by its distance from `port`.
+PORTS = ("inference", "management", "metrics", "gRPC inference", "gRPC management")
+# Printed by TorchServe whenever a worker ended, whatever ended it.
+WORKER_ENDED = "Retry worker: "
+LOG_LINES = 500
+STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bounds of the Java front end's memory; the workers' is their own."""
+
+    # Heap [MiB]: queue and open uploads, times the request size.
+    heap_mib: int = 512
+    # Network buffers [MiB].
+    direct_mib: int = 256
+
+
+class TorchServe:
+    """A TorchServe instance that serves one archive; several can run side by side on different ports.
+
+    `with TorchServe(archive, port=free_port()) as server:` returns when every worker is READY, and stops the
+    process, its workers and its temporary folder at the end. `on_log` gets every line that TorchServe prints.
+
+    Raises:
+        ArchiveError, PortTaken: before anything is started.
+        JavaNotFound: no Java of version 17 or later.
+        StartFailed: on entering: TorchServe or a worker ended, or was not ready within `startup_timeout_s`.
+    """
+
+    def __init__(
+        self,
+        archive: Path,
+        *,
+        port: int = 8080,
+        host: str = "127.0.0.1",
+        startup_timeout_s: float = 300.0,
+        memory: Memory = Memory(),
+        on_log: Callable[[str], None] | None = None,
+    ) -> None:
+        self.archive = Archive.open(archive)
+        self.host = host
+        self.port = port
+        self.startup_timeout_s = startup_timeout_s
+        self.memory = memory
+        self.java = find_java()
+        self._on_log = on_log
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        self._worker_ended = threading.Event()
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._folder: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """Address of the inference API, as a client on this machine reaches it."""
+        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+
+    @property
+    def predictions_url(self) -> str:
+        """Where requests are posted."""
+        return f"{self.url}/predictions/{self.archive.name}"
+
+    @property
+    def management_url(self) -> str:
+        """Address of the management API; on loopback."""
+        return f"http://127.0.0.1:{self.port + 1}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus scrapes; on loopback."""
+        return f"http://127.0.0.1:{self.port + 2}/metrics"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the Java front end; its children are the workers."""
+        return self._running().pid
+
+    def log_tail(self, lines: int = 50) -> str:
+        """Return the last lines that TorchServe and its workers printed, at most 500."""
+        return "\n".join(list(self._log)[-lines:])
+
+    def wait(self) -> int:
+        """Block until TorchServe ends by itself, and return its exit status."""
+        return self._running().wait()
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End TorchServe and its workers. Requests in flight are cut off: drain the proxy first."""
+        if self._process:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT_S)
+            # The process group outlives its leader as long as one worker hangs.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if self._reader:
+            self._reader.join()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            raise ServerError("TorchServe is not started: use it as a context manager")
+        return self._process
+
+    def _start(self) -> None:
+        _require_free(self.host, self.port)
+        # Worker sockets, unpacked archives and the working directory: never shared between instances.
+        self._folder = Path(tempfile.mkdtemp(prefix="vla-serve-"))
+        config = self._folder / "config.properties"
+        config.write_text((ROOT / "config.properties").read_text() + self._overrides())
+        self._process = subprocess.Popen(
+            self._command(self._folder, config),
+            cwd=self._folder,
+            env={**os.environ, "TEMP": str(self._folder), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # Its own process group: Ctrl-C reaches this process alone, which then stops all of them in order.
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read_log, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+
+    def _command(self, folder: Path, config: Path) -> list[str]:
+        # The `torchserve` launcher is not used: it dies on SIGTERM and leaves Java and the workers behind.
+        torchserve = importlib.util.find_spec("ts")
+        if torchserve is None or torchserve.origin is None:
+            raise ServerError("TorchServe is not installed here: pip install 'vla-serve[serve]'")
+        package = Path(torchserve.origin).parent
+        return [
+            str(self.java),
+            f"-Xmx{self.memory.heap_mib}m",
+            f"-XX:MaxDirectMemorySize={self.memory.direct_mib}m",
+            "-XX:+UseParallelGC",
+            "-XX:+ExitOnOutOfMemoryError",
+            f"-Dmodel_server_home={package.parent}",
+            f"-Djava.io.tmpdir={folder}",
+            f"-Dlog4j.configurationFile={(ROOT / 'log4j2.xml').as_uri()}",
+            "-cp",
+            str(package / "frontend" / "*"),
+            "org.pytorch.serve.ModelServer",
+            "--python",
+            sys.executable,
+            "-f",
+            str(config),
+            "-ncs",
+        ]
+
+    def _overrides(self) -> str:
+        path = self.archive.path
+        settings = {
+            "inference_address": f"http://{self.host}:{self.port}",
+            "management_address": self.management_url,
+            "metrics_address": self.metrics_url.removesuffix("/metrics"),
+            "grpc_inference_port": self.port + 3,
+            "grpc_management_port": self.port + 4,
+            # Sockets lie in the instance's folder; the number matters only where they are TCP ports.
+            "initial_worker_port": self.port + 10,
+            "model_store": path.parent,
+            "load_models": f"{self.archive.name}={path.name}",
+        }
+        return "\n# Of this instance\n" + "".join(f"{key}={value}\n" for key, value in settings.items())
+
+    def _read_log(self, output: IO[str]) -> None:
+        for line in output:
+            self._log.append(line.rstrip("\n"))
+            if WORKER_ENDED in line:
+                self._worker_ended.set()
+            if self._on_log:
+                self._on_log(self._log[-1])
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + self.startup_timeout_s
+        while time.monotonic() < deadline:
+            if (status := self._running().poll()) is not None:
+                raise self._failed(f"TorchServe ended with status {status} before it was ready")
+            if self._worker_ended.is_set():
+                time.sleep(0.5)  # for the rest of its log
+                raise self._failed(f"a worker of {self.archive.path.name} ended while it loaded")
+            if self._workers_ready():
+                return
+            time.sleep(0.1)
+        raise self._failed(f"no worker was ready within {self.startup_timeout_s:g} s (--startup-timeout-s)")
+
+    def _workers_ready(self) -> bool:
+        """Ask for the model: /ping would say 200 with no model loaded, and while its worker is dead."""
+        try:
+            answer = requests.get(f"{self.management_url}/models/{self.archive.name}", timeout=5)
+        except requests.RequestException:
+            return False
+        if answer.status_code == 404:  # the archives are registered before the port opens
+            raise self._failed(f"TorchServe did not load {self.archive.path.name}")
+        workers = answer.json()[0]["workers"] if answer.ok else []
+        return bool(workers) and all(worker["status"] == "READY" for worker in workers)
+
+    def _failed(self, what: str) -> StartFailed:
+        said = [match[1] for line in self._log if (match := re.search(r" MODEL_LOG - (.*)", line))]
+        return StartFailed(f"{what}. Its last log lines:\n" + "\n".join((said or list(self._log))[-40:]))
+
+
+def free_port() -> int:
+    """Return a port that is free together with the following ones that an instance needs."""
+    for port in random.sample(range(20_000, 32_000, 20), k=100):  # below the range of outgoing connections
+        with contextlib.suppress(PortTaken):
+            _require_free("127.0.0.1", port)
+            return port
+    raise PortTaken("no free range of ports between 20000 and 32000")
+
+
+def _require_free(host: str, first: int) -> None:
+    for offset, use in enumerate(PORTS):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host if offset == 0 else "127.0.0.1", first + offset))
+            except OSError as error:
+                option = "--port" if offset == 0 else f"--port + {offset}"
+                raise PortTaken(
+                    f"port {first + offset} ({use}, {option}) can't be used: {error.strerror}; "
+                    "stop what listens there, or choose another --port"
+                ) from error
