@@ -1,0 +1,25 @@
+"""`python -m export CHECKPOINT`: trace, verify, describe, archive."""
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from export.errors import ExportError
+from export.export import Options, export
+from vla_runtime.errors import SpecError
+
+
+def main() -> None:
+    """Export one checkpoint; a refusal is one line on stderr and status 1."""
+    options = tyro.cli(
+        Annotated[Options, tyro.conf.OmitArgPrefixes], prog="python -m export", description=__doc__
+    )
+    try:
+        export(options)
+    except (ExportError, SpecError) as error:
+        sys.exit(f"export refused: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A folder to a `.mar`: a zip file with TorchServe's manifest. Equal inputs give equal bytes."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import yaml
+
+HANDLERS = Path(__file__).resolve().parent.parent / "handlers"
+HANDLER = "vla_handler.py"
+CONFIG = "model-config.yaml"
+
+# The earliest time that a zip file can state: an archive must not depend on when it was made.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def model_config(largest_batch: int, workers: int) -> bytes:
+    """Return the archive's `model-config.yaml`: workers, queue, batching and timeouts."""
+    config = {
+        "minWorkers": workers,
+        "maxWorkers": workers,
+        # A free worker takes all that is queued, up to the largest bucket; a lone request waits 1 ms.
+        "batchSize": largest_batch,
+        "maxBatchDelay": 1,  # [ms]; 0 would mean the default of 100
+        # Beyond it a request is refused with 503 at once instead of growing old in the queue.
+        "jobQueueSize": 4 * largest_batch,
+        "responseTimeout": 30,  # [s]
+        "startupTimeout": 300,  # [s]
+        "maxRetryTimeoutInSec": 60,
+    }
+    return yaml.safe_dump(config, sort_keys=False).encode()
+
+
+def write(folder: Path, name: str, version: str, config: bytes, target: Path) -> None:
+    """Pack the artifact's folder, the handler and its runtime into `target`, atomically."""
+    manifest = {
+        "createdOn": "01/01/1980 00:00:00",
+        "runtime": "python",
+        "model": {"modelName": name, "modelVersion": version, "handler": HANDLER, "configFile": CONFIG},
+        "archiverVersion": "0.12.0",
+    }
+    contents = {"MAR-INF/MANIFEST.json": json.dumps(manifest, indent=2).encode(), CONFIG: config}
+    contents |= _files(folder, folder) | {HANDLER: (HANDLERS / HANDLER).read_bytes()}
+    contents |= _files(HANDLERS / "vla_runtime", HANDLERS)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, data in sorted(contents.items()):
+            archive.writestr(zipfile.ZipInfo(path, EPOCH), data, zipfile.ZIP_DEFLATED)
+    partial.replace(target)
+
+
+def _files(folder: Path, root: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}

@@ -1,0 +1,83 @@
+"""The last step before an action leaves: finite, inside its bounds, no jump between consecutive actions."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vla_runtime.errors import UnsafeAction
+from vla_runtime.spec import ActionSpace, Safety
+
+# Share of a dimension's range that is rounding, moved back without a word.
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class SafetyReport:
+    """What the limits did to a chunk."""
+
+    status: Literal["ok", "clamped", "held"]
+    # One line a broken limit: which dimension, by how much.
+    violations: tuple[str, ...]
+
+
+def enforce(
+    actions: np.ndarray, confidence: float | None, space: ActionSpace, safety: Safety
+) -> tuple[np.ndarray, SafetyReport]:
+    """Apply the spec's limits to one chunk.
+
+    Within the limits the chunk is returned as it came. Otherwise the spec's mode decides: `clamp` moves every
+    value to the nearest allowed one, `hold` replaces the chunk by the declared safe action, `reject` refuses
+    the request. A value that is not finite, or too low a confidence, can't be clamped: it is held where a
+    safe action is declared, else refused.
+
+    Args:
+        actions: float32 [T, A], physical units
+        confidence: in [0, 1], None where the policy gives none
+        space: the bounds
+        safety: the other limits, and what to do beyond them
+
+    Raises:
+        UnsafeAction: the spec says to reject, or there is nothing safe to send instead.
+    """
+    fatal = _unclampable(actions, confidence, space, safety)
+    limited = actions if fatal else _limit(actions, space, safety)
+    violations = fatal or _differences(actions, limited, space)
+    if not violations:
+        return limited, SafetyReport("ok", ())
+    if safety.mode == "clamp" and not fatal:
+        return limited, SafetyReport("clamped", violations)
+    if safety.mode == "reject" or safety.hold_action is None:
+        raise UnsafeAction(None, f"the policy's action is outside its safety limits: {'; '.join(violations)}")
+    held = np.broadcast_to(np.asarray(safety.hold_action, np.float32), actions.shape)
+    return held, SafetyReport("held", violations)
+
+
+def _unclampable(
+    actions: np.ndarray, confidence: float | None, space: ActionSpace, safety: Safety
+) -> tuple[str, ...]:
+    columns = zip(space.names, actions.T, strict=True)
+    found = [f"{name} is not finite" for name, values in columns if not np.isfinite(values).all()]
+    if safety.min_confidence is not None and not (confidence or 0.0) >= safety.min_confidence:
+        found.append(f"confidence {confidence or 0.0:.3f} is below {safety.min_confidence}")
+    return tuple(found)
+
+
+def _limit(actions: np.ndarray, space: ActionSpace, safety: Safety) -> np.ndarray:
+    limited = np.clip(actions, space.low, space.high)
+    if safety.max_step is None:
+        return limited
+    steps = np.array([np.inf if step is None else step for step in safety.max_step], np.float32)
+    for previous, action in itertools.pairwise(limited):
+        np.clip(action, previous - steps, previous + steps, out=action)
+    return limited
+
+
+def _differences(actions: np.ndarray, limited: np.ndarray, space: ActionSpace) -> tuple[str, ...]:
+    excess = np.abs(actions - limited).max(axis=0)  # [A]
+    return tuple(
+        f"{dimension.name} exceeds its limit by {over:.3g} {dimension.unit}"
+        for dimension, over in zip(space.dimensions, excess, strict=True)
+        if over > TOLERANCE * (dimension.high - dimension.low)
+    )
