@@ -137,8 +137,9 @@ class TorchServe:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        if self._reader:
+        if self._process and self._process.stdout and self._reader:
             self._reader.join()
+            self._process.stdout.close()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 
