@@ -26,7 +26,10 @@ def model_config(largest_batch: int, workers: int) -> bytes:
         "jobQueueSize": 4 * largest_batch,
         "responseTimeout": 30,  # [s]
         "startupTimeout": 300,  # [s]
+        # A worker that keeps dying is given up after this time [s], and /ping says so.
         "maxRetryTimeoutInSec": 60,
+        # For the handler: workers of one host share its cores.
+        "handler": {"workers": workers},
     }
     return yaml.safe_dump(config, sort_keys=False).encode()
 

@@ -1,0 +1,103 @@
+"""The bodies of the HTTP contract, whatever server carries them: bytes to rows, answers to bytes."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from vla_runtime.errors import InvalidValue, MalformedBody, RequestError, UnsupportedMediaType
+from vla_runtime.explanation import overlay
+from vla_runtime.observation import Row
+from vla_runtime.policy import Answer
+from vla_runtime.spec import PolicySpec
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+MULTIPART = "multipart/form-data"
+PNG = "image/png"
+
+
+def read(data: Mapping[str, object], content_type: str) -> Row | RequestError:
+    """Return a request's fields.
+
+    Args:
+        data: the parts of a multipart request, or one raw or already parsed `body`
+        content_type: the request's header
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == MULTIPART:
+        return data or MalformedBody(None, "the multipart body has no readable part")
+    if media_type not in (JSON, MSGPACK):
+        got = media_type[:64] or "none"
+        return UnsupportedMediaType(None, f"send {MULTIPART}, {JSON} or {MSGPACK}; got {got}")
+    body = data.get("body")
+    if isinstance(body, bytes | bytearray):
+        try:
+            body = json.loads(body) if media_type == JSON else msgspec.msgpack.decode(body)
+        except (ValueError, RecursionError):
+            return MalformedBody(None, f"the body is not {media_type}")
+    if not isinstance(body, dict) or not all(isinstance(name, str) for name in body):
+        return MalformedBody(None, f"the body must be an object of fields in {media_type}")
+    return body
+
+
+def arrival(request_start: str, received_s: float) -> float:
+    """Return when a request reached the host [s since the epoch].
+
+    The server does not tell how long a request queued. A proxy or client does, in the customary header
+    `X-Request-Start: t=<unix time>` in seconds or milliseconds; without it the queue counts as 0.
+    """
+    try:
+        start = float(request_start.removeprefix("t="))
+    except ValueError:
+        return received_s
+    start_s = start / 1000 if start > 1e11 else start
+    return start_s if 0 < start_s < received_s else received_s
+
+
+def answer_body(answer: Answer, spec: PolicySpec, queue_ms: float) -> dict[str, Any]:
+    """Return the answer of `/predictions`."""
+    chunk = answer.chunk
+    return {
+        # Seven digits are all that float32 holds.
+        "actions": [[float(f"{value:.7g}") for value in action] for action in chunk.actions.tolist()],
+        "action_names": chunk.space.names,
+        "control_hz": chunk.space.control_hz,
+        "confidence": chunk.confidence,
+        "safety": {"status": chunk.safety.status, "violations": chunk.safety.violations},
+        "timing_ms": {
+            "queue": round(queue_ms, 3),
+            **{stage: round(value, 3) for stage, value in answer.timing_ms.items()},
+            "batch_size": answer.batch_size,
+        },
+        "policy": spec.name,
+        "version": spec.version,
+    }
+
+
+def explanation(
+    row: Row, answer: Answer, spec: PolicySpec, accept: str
+) -> dict[str, Any] | bytes | RequestError:
+    """Return the answer of `/explanations`: where the command looks in each camera's cropped picture.
+
+    Returns:
+        the maps by camera, or a PNG picture of them where the client asks for one
+    """
+    attention = answer.chunk.attention
+    if attention is None:
+        return InvalidValue(None, f"policy {spec.name} gives no attention map")
+    if PNG in accept:
+        return overlay(row, attention, spec)
+    maps = zip(spec.cameras, attention.tolist(), strict=True)
+    rounded = {
+        camera.name: [[float(f"{value:.4g}") for value in line] for line in lines] for camera, lines in maps
+    }
+    return {"attention": rounded, "policy": spec.name, "version": spec.version}
+
+
+def serialise(body: Mapping[str, object], accept: str) -> tuple[bytes, str]:
+    """Return a body and its media type: msgpack where the client asks for it, else JSON."""
+    if MSGPACK in accept:
+        return msgspec.msgpack.encode(body), MSGPACK
+    return msgspec.json.encode(body), JSON
