@@ -1,0 +1,75 @@
+"""Ask a served policy once and print its chunk: `python -m client photo.jpg "lift the red block"`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from client.chunk import ActionChunk
+from client.errors import PolicyFailure
+from client.observation import Image, Observation
+from client.remote import RemotePolicy
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 when no chunk came back, 2 for a wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        observation = Observation(
+            _pictures(options.image), options.command, options.state, options.seed, options.deadline_ms
+        )
+        with RemotePolicy(options.url, options.timeout_s, options.model) as policy:
+            chunk = policy.infer(observation)
+    except (PolicyFailure, OSError, ValueError) as error:
+        print(f"python -m client: {error}", file=sys.stderr)
+        return 1
+    print(table(chunk))
+    return 0
+
+
+def table(chunk: ActionChunk) -> str:
+    """Lay a chunk out for people: what was answered, then one action a line."""
+    confidence = "none" if chunk.confidence is None else f"{chunk.confidence:.2f}"
+    timing = ", ".join(f"{name} {value:g}" for name, value in chunk.timing_ms.items())
+    width = max(10, *(len(name) for name in chunk.action_names))
+    lines = [
+        f"policy      {chunk.policy} {chunk.version}, request {chunk.request_id}",
+        f"confidence  {confidence}",
+        f"safety      {chunk.safety.status}" + "".join(f"\n            {v}" for v in chunk.safety.violations),
+        f"timing [ms] {timing}",
+        "",
+        "  ".join(["step", "t [s]".rjust(6), *(name.rjust(width) for name in chunk.action_names)]),
+    ]
+    for step, action in enumerate(chunk.actions):
+        numbers = (f"{value:+.4f}".rjust(width) for value in action)
+        lines.append("  ".join([f"{step:4d}", f"{step / chunk.control_hz:6.2f}", *numbers]))
+    return "\n".join(lines)
+
+
+def _pictures(text: str) -> Image | dict[str, Image]:
+    """Read `PATH`, or `CAMERA=PATH,CAMERA=PATH`."""
+    if "=" not in text or Path(text).exists():
+        return Path(text).read_bytes()
+    pairs = (part.partition("=") for part in text.split(","))
+    return {camera: Path(path).read_bytes() for camera, _, path in pairs}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m client", description=__doc__)
+    option = parser.add_argument
+    option("image", help="JPEG, PNG or WebP file; for several cameras front=PATH,wrist=PATH")
+    option("command", help="what the robot is told, 1 to 512 characters")
+    option(
+        "--state", nargs="+", type=float, metavar="X", help="proprioceptive state, in the policy's own units"
+    )
+    option("--seed", type=int, help="seed of a stochastic policy (default: the server's)")
+    option("--deadline-ms", type=float, metavar="MS", help="oldest age of the request [ms] (default: none)")
+    option(
+        "--url", default="http://127.0.0.1:8080", help="root of the inference server (default: %(default)s)"
+    )
+    option("--model", default="vla", help="name of the served model (default: %(default)s)")
+    option("--timeout-s", type=float, default=5.0, metavar="S", help="timeout [s] (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

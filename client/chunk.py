@@ -1,0 +1,129 @@
+"""The server's answer, checked before a robot may execute it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.errors import InvalidAnswer
+
+SAFETY_STATUSES = ("ok", "clamped", "held")
+
+
+@dataclass(frozen=True)
+class SafetyReport:
+    """What the server's safety layer did to the chunk."""
+
+    # "ok": nothing; "clamped": brought inside the limits; "held": replaced by the declared safe action.
+    status: str
+    violations: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ActionChunk:
+    """The next T actions of A dimensions, to be executed at `control_hz`."""
+
+    # float32 [T, A], physical units (the policy's description names them), finite.
+    actions: NDArray[np.float32]
+    # A names.
+    action_names: tuple[str, ...]
+    # Rate at which the actions follow each other [Hz].
+    control_hz: float
+    # In [0, 1]; None where the policy has none.
+    confidence: float | None
+    safety: SafetyReport
+    # Where the server's time went [ms], by stage; also `batch_size`, the robots that shared the forward pass.
+    timing_ms: Mapping[str, float]
+    policy: str
+    version: str
+    request_id: str
+
+    @classmethod
+    def from_answer(cls, answer: object) -> Self:
+        """Read the decoded JSON of an answer.
+
+        Raises:
+            InvalidAnswer: a key is missing or of the wrong type, the actions are not [T, A] with a name for
+                each of the A, a number is not finite, or the safety status is unknown.
+        """
+        body = _typed(answer, dict, "the answer")
+        names = tuple(str(name) for name in _typed(_get(body, "action_names"), list, "action_names"))
+        return cls(
+            actions=_actions(_get(body, "actions"), names),
+            action_names=names,
+            control_hz=_rate_hz(_get(body, "control_hz")),
+            confidence=_confidence(body.get("confidence")),
+            safety=_safety(_get(body, "safety")),
+            timing_ms=dict(_typed(body.get("timing_ms", {}), dict, "timing_ms")),
+            policy=str(_get(body, "policy")),
+            version=str(_get(body, "version")),
+            request_id=str(_get(body, "request_id")),
+        )
+
+
+def _actions(rows: object, names: tuple[str, ...]) -> NDArray[np.float32]:
+    """Return float32 [T, A], T >= 1."""
+    try:
+        table = np.asarray(rows)
+    except ValueError as error:  # rows of different lengths
+        raise InvalidAnswer(f"actions are no table of numbers: {error}") from error
+    if table.dtype.kind not in "iuf":
+        raise InvalidAnswer("actions are no table of numbers: they hold something else")
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused below
+        actions = table.astype(np.float32)
+    if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != len(names):
+        raise InvalidAnswer(
+            f"actions have shape {list(actions.shape)}, expected [T, {len(names)}] with T >= 1, "
+            f"for {', '.join(names)}"
+        )
+    if not np.isfinite(actions).all():
+        step, dimension = np.argwhere(~np.isfinite(actions))[0]
+        raise InvalidAnswer(f"actions hold a non-finite number at step {step}, {names[dimension]}")
+    return actions
+
+
+def _safety(value: object) -> SafetyReport:
+    body = _typed(value, dict, "safety")
+    status = _get(body, "status", "safety.")
+    if status not in SAFETY_STATUSES:
+        raise InvalidAnswer(f"safety.status is {status!r}, expected one of {', '.join(SAFETY_STATUSES)}")
+    return SafetyReport(status, tuple(_typed(body.get("violations", []), list, "safety.violations")))
+
+
+def _get(body: dict[str, Any], key: str, prefix: str = "") -> Any:
+    if key not in body:
+        raise InvalidAnswer(
+            f"the answer has no {prefix}{key!s}; it has: {', '.join(sorted(body)) or 'nothing'}"
+        )
+    return body[key]
+
+
+def _typed(value: object, kind: type, name: str) -> Any:
+    if not isinstance(value, kind):
+        raise InvalidAnswer(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidAnswer(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _rate_hz(value: object) -> float:
+    rate = _number(value, "control_hz")
+    if not 0 < rate < math.inf:
+        raise InvalidAnswer(f"control_hz must be finite and above 0, got {rate:g}")
+    return rate
+
+
+def _confidence(value: object) -> float | None:
+    if value is None:
+        return None
+    confidence = _number(value, "confidence")
+    if not 0 <= confidence <= 1:
+        raise InvalidAnswer(f"confidence must be from 0 to 1, got {confidence:g}")
+    return confidence

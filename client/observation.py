@@ -1,0 +1,98 @@
+"""What the robot sees, is told and measures, and its form on the wire."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+# uint8 [H, W, 3] RGB in [0, 255], or the bytes of a JPEG, PNG or WebP file, sent as they are.
+Image: TypeAlias = NDArray[np.uint8] | bytes
+# How arrays are encoded: JPEG of quality 95 is small, PNG is lossless.
+Encoding = Literal["jpeg", "png"]
+
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One request to a policy.
+
+    Raises:
+        TypeError: an image is neither an array nor bytes.
+        ValueError: an array is not uint8 [H, W, 3], or the state is not a list of finite numbers.
+    """
+
+    # One camera's picture, or {camera name: picture} for a policy with several.
+    image: Image | Mapping[str, Image]
+    # What the robot is told, 1 to 512 characters.
+    command: str
+    # Proprioceptive state, float [S], in the units of the policy's spec; None for a policy without state.
+    state: Sequence[float] | NDArray[np.float32] | None = None
+    # Seed of a stochastic policy; None leaves it to the server, which then answers equal requests equally.
+    seed: int | None = None
+    # Oldest age at which the server may still compute the answer [ms]; None: any age.
+    deadline_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for field, image in self.images.items():
+            _check_image(field, image)
+        if self.state is not None:
+            state = np.asarray(self.state, np.float64)
+            if state.ndim != 1 or not np.isfinite(state).all():
+                raise ValueError(
+                    f"state must be a list of finite numbers, got shape {state.shape}: {state.tolist()}"
+                )
+
+    @property
+    def images(self) -> dict[str, Image]:
+        """The pictures by their field on the wire: `image` for the only camera, else `image.<camera>`."""
+        if isinstance(self.image, Mapping):
+            return {f"image.{camera}": image for camera, image in self.image.items()}
+        return {"image": self.image}
+
+    def encoded(self, encoding: Encoding = "jpeg") -> dict[str, bytes]:
+        """Return the pictures' file bytes by field; arrays are encoded, bytes stay as they are."""
+        return {
+            field: image if isinstance(image, bytes) else encode(image, encoding)
+            for field, image in self.images.items()
+        }
+
+    def values(self) -> dict[str, str]:
+        """Return the other fields as the wire's text; absent ones are left out."""
+        fields = {"command": self.command}
+        if self.state is not None:
+            # float() of a float32 prints the digits of a double, which the server reads back exactly.
+            fields["state"] = json.dumps([float(value) for value in self.state])
+        if self.seed is not None:
+            fields["seed"] = str(self.seed)
+        if self.deadline_ms is not None:
+            fields["deadline_ms"] = str(self.deadline_ms)
+        return fields
+
+
+def encode(image: NDArray[np.uint8], encoding: Encoding) -> bytes:
+    """Encode a picture, uint8 [H, W, 3] RGB, as JPEG of quality 95 (4:4:4) or as PNG."""
+    buffer = io.BytesIO()
+    picture = PIL.Image.fromarray(image)
+    if encoding == "jpeg":
+        picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    else:
+        picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _check_image(field: str, image: object) -> None:
+    if isinstance(image, bytes):
+        return
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"{field} must be a uint8 array [H, W, 3] or the bytes of a JPEG, PNG or WebP file, "
+            f"got {type(image).__name__}"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{field} must be uint8 [H, W, 3] RGB, got {image.dtype} {list(image.shape)}")

@@ -1,0 +1,70 @@
+"""Turns chunks into one action a control step: receding horizon.
+
+A chunk holds T actions; the first `replan` of them are executed, then a new observation is taken:
+
+    chunk at step 0   a0 a1 a2 a3 .. aT
+    executed          a0 a1 a2 a3            replan = 4
+    chunk at step 4               a0 a1 a2 a3 .. aT
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.chunk import ActionChunk
+from client.observation import Observation
+
+
+class Policy(Protocol):
+    """Anything that answers an observation with a chunk: remote, in-process or scripted."""
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """Answer one observation."""
+        ...
+
+
+class ChunkPlayer:
+    """Plays a policy's chunks, one action a step. Not thread-safe: one player belongs to one robot."""
+
+    def __init__(self, policy: Policy, replan: int | None = None) -> None:
+        """Play `replan` actions of every chunk [steps]; None plays each chunk to its end.
+
+        Raises:
+            ValueError: `replan` is less than 1.
+        """
+        if replan is not None and replan < 1:
+            raise ValueError(f"replan must be at least 1 step, got {replan}")
+        self._policy = policy
+        self._replan = replan
+        self._chunk: ActionChunk | None = None
+        self._played = 0
+
+    @property
+    def chunk(self) -> ActionChunk | None:
+        """The chunk being played; None before the first."""
+        return self._chunk
+
+    def action(self, observe: Callable[[], Observation]) -> NDArray[np.float32]:
+        """Return the action of this step: float32 [A], physical units.
+
+        `observe` is called only when a new chunk is due, so no picture is taken for nothing. When the policy
+        fails, its exception passes through and the next call asks again with a fresh observation.
+        """
+        if self._chunk is None or self._played >= self._length(self._chunk):
+            self._chunk = None
+            self._chunk = self._policy.infer(observe())
+            self._played = 0
+        action = self._chunk.actions[self._played]
+        self._played += 1
+        return action
+
+    def reset(self) -> None:
+        """Forget the chunk: the next step observes afresh. For a new episode or a new command."""
+        self._chunk = None
+        self._played = 0
+
+    def _length(self, chunk: ActionChunk) -> int:
+        """Steps of a chunk that are played; never more than it has."""
+        return len(chunk.actions) if self._replan is None else min(self._replan, len(chunk.actions))

@@ -1,0 +1,82 @@
+"""A small real HTTP server that answers as the contract says, or as a test wants."""
+
+import contextlib
+import json
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+
+ANSWER = {
+    "actions": [[0.01, -0.02, 1.0], [0.02, -0.01, 1.0]],
+    "action_names": ["x", "y", "grip"],
+    "control_hz": 10.0,
+    "confidence": 0.97,
+    "safety": {"status": "clamped", "violations": ["x exceeds its limit by 0.1 m"]},
+    "timing_ms": {"queue": 1.0, "inference": 4.5, "batch_size": 4},
+    "policy": "tabletop",
+    "version": "1.0",
+    "request_id": "r-1",
+}
+PICTURE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+
+
+class Server(ThreadingHTTPServer):
+    """Answers every POST with `answer`, after `wait_s`; keeps what it was sent."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.status, self.answer, self.kind, self.wait_s = 200, json.dumps(ANSWER), "application/json", 0.0
+        self.connections: set[int] = set()
+        self.requests: list[tuple[str, dict[str, str], dict[str, tuple[str | None, bytes]]]] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.connections.add(self.client_address[1])
+        self.server.requests.append((self.path, headers, parts(headers["content-type"], body)))
+        time.sleep(self.server.wait_s)
+        answer = self.server.answer.encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Type", self.server.kind)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+def parts(content_type, body):
+    """Split multipart/form-data into {name: (content type, bytes)}."""
+    boundary = re.fullmatch(r"multipart/form-data; boundary=(\S+)", content_type)[1].encode()
+    found = {}
+    for part in body.split(b"--" + boundary)[1:-1]:
+        head, _, data = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        name = re.search(rb'name="([^"]+)"', head)[1].decode()
+        kind = re.search(rb"Content-Type: (\S+)", head)
+        found[name] = (kind and kind[1].decode(), data.removesuffix(b"\r\n"))
+    return found
+
+
+@contextlib.contextmanager
+def running_server():
+    """Serve in a thread on a free port."""
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
