@@ -1,0 +1,88 @@
+# One verb a line: `make help`. Nothing needs an activated environment; everything goes into .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# Override on the command line: make run PORT=9000 CHECKPOINT=runs/mine
+SYSTEM_PYTHON ?= python3.11
+CHECKPOINT ?= checkpoints/command_attention
+ARCHIVE ?= model_store/vla.mar
+PORT ?= 8080
+# Further options of the program that the verb runs: make evaluate ARGS="--episodes 24"
+ARGS ?=
+
+PYTHON := .venv/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check
+# What an archive is made from, besides the checkpoint.
+SOURCES := $(shell find handlers export vla/models vla/training/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
+
+.PHONY: help run test check export train evaluate demos clean java rendering FORCE
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' Makefile
+	@echo "Options: PORT=$(PORT) CHECKPOINT=$(CHECKPOINT) ARCHIVE=$(ARCHIVE) ARGS='options of the program'"
+
+run: java $(ARCHIVE) ## serve the default policy: installs, exports, starts, prints a request to try
+	@exec $(PYTHON) -m server --archive $(ARCHIVE) --port $(PORT) $(ARGS)
+
+test: .venv/.dev java rendering ## run all tests
+	$(PYTHON) -m pytest $(ARGS)
+
+check: .venv/.dev ## check format, lint and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/basedpyright
+
+export: .venv/.train model_store/.checkpoint ## export CHECKPOINT to ARCHIVE
+	$(PYTHON) -m export $(CHECKPOINT) --output $(ARCHIVE) $(ARGS)
+
+demos: .venv/.train rendering ## collect demonstrations in the simulator
+	$(PYTHON) -m vla.data $(ARGS)
+
+train: .venv/.train ## train a policy on the demonstrations
+	$(PYTHON) -m vla.training $(ARGS)
+
+evaluate: .venv/.train rendering $(ARCHIVE) ## run the archived policy in the simulator, closed loop
+	$(PYTHON) -m vla.evaluation --archive $(ARCHIVE) $(ARGS)
+
+clean: ## remove generated archives and caches; .venv, data and runs stay
+	rm -rf model_store/*.mar model_store/.checkpoint build .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# --- Files that the verbs need
+
+$(PYTHON):
+	@command -v $(SYSTEM_PYTHON) >/dev/null || { echo "error: no $(SYSTEM_PYTHON) on PATH: install Python 3.11," \
+		"or name yours: make SYSTEM_PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(SYSTEM_PYTHON) -m venv .venv
+
+# torch first and alone: pip's own configuration decides which build (CPU or CUDA) it takes.
+.venv/.torch: pyproject.toml | $(PYTHON)
+	$(PIP) install "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
+	@touch $@
+
+.venv/.train: .venv/.torch
+	$(PIP) install -e '.[train]'
+	@touch $@
+
+.venv/.dev: .venv/.train
+	$(PIP) install -e '.[dev]'
+	@touch $@
+
+# A Java runtime inside .venv where the machine has none that TorchServe can run on.
+java: .venv/.train
+	@$(PYTHON) -c 'from server.java import find_java; find_java()' 2>/dev/null || $(PIP) install -e '.[java]'
+	@$(PYTHON) -c 'from server.java import find_java; print("Java:", find_java())'
+
+rendering: .venv/.train
+	@scripts/rendering $(PYTHON)
+
+$(ARCHIVE): $(SOURCES) $(wildcard $(CHECKPOINT)/*) model_store/.checkpoint | .venv/.train
+	$(PYTHON) -m export $(CHECKPOINT) --output $(ARCHIVE)
+
+# Changes only when another checkpoint is named, so that an archive of the former one is never served for it.
+model_store/.checkpoint: FORCE
+	@mkdir -p model_store
+	@test -d $(CHECKPOINT) || { echo "error: no checkpoint at $(CHECKPOINT): name one by CHECKPOINT=..." >&2; exit 1; }
+	@echo '$(CHECKPOINT)' | cmp -s - $@ || echo '$(CHECKPOINT)' > $@

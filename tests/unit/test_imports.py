@@ -1,0 +1,117 @@
+"""Who may import whom (the boundaries that keep training out of the server and torch out of the robot)."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Our own packages, as they are imported.
+OURS = {"vla_runtime", "vla_handler", "vla", "export", "server", "client", "loadtest", "tests"}
+# What nothing else may import.
+PROGRAMS = {"export", "loadtest", "tests"}
+TORCH = {"torch", "torchvision", "transformers", "safetensors"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the files of one part of the tree may import, besides the standard library and themselves."""
+
+    # None: any third-party package.
+    packages: set[str] | None
+    # Own packages.
+    ours: set[str]
+    # Never, whatever `packages` says.
+    never: frozenset[str] = frozenset({"ts"})
+
+
+NO_TORCH = frozenset(TORCH | {"ts"})
+RULES = {
+    "handlers/vla_runtime": Rule({"torch", "PIL", "tokenizers", "numpy", "msgspec"}, {"vla_runtime"}),
+    "handlers/vla_handler.py": Rule({"ts", "torch", "msgspec"}, {"vla_runtime"}, frozenset()),
+    "vla": Rule(None, {"vla", "vla_runtime", "client"}),
+    "export": Rule(None, {"export", "vla", "vla_runtime"}),
+    "server": Rule({"requests", "psutil"}, {"server"}, NO_TORCH),
+    "client": Rule({"numpy", "PIL", "requests", "urllib3", "msgspec"}, {"client"}, NO_TORCH),
+    "loadtest": Rule(None, {"loadtest", "client", "server"}, NO_TORCH),
+}
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, top-level package) of every import in a file, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.lineno, node.module.split(".")[0]
+
+
+def breaches(root: Path) -> list[str]:
+    """Return `file:line imports package` for every import that breaks a rule."""
+    found = []
+    for place, rule in RULES.items():
+        own = Path(place).name.removesuffix(".py")
+        for file in [root / place] if place.endswith(".py") else sorted((root / place).rglob("*.py")):
+            for line, name in imports(file) if file.is_file() else ():
+                if not allowed(name, rule, own):
+                    found.append(f"{file.relative_to(root)}:{line} imports {name}")
+    return found
+
+
+def allowed(name: str, rule: Rule, own: str) -> bool:
+    if name in rule.never or (name in PROGRAMS and name != own):
+        return False
+    if name in OURS:
+        return name in rule.ours
+    return name in sys.stdlib_module_names or rule.packages is None or name in rule.packages
+
+
+def test_boundaries_hold() -> None:
+    assert breaches(ROOT) == []
+
+
+def test_every_source_file_has_a_rule() -> None:
+    ruled = tuple(str(ROOT / place) for place in RULES)
+    folders = ("handlers", "vla", "export", "server", "client", "loadtest")
+    files = [str(file) for folder in folders for file in (ROOT / folder).rglob("*.py")]
+
+    assert len(files) > 20
+    assert [file for file in files if not file.startswith(ruled)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "breach"),
+    [
+        ("handlers/vla_runtime/policy.py", "import ts", "ts"),
+        ("handlers/vla_runtime/policy.py", "import requests", "requests"),
+        ("handlers/vla_runtime/policy.py", "def f():\n    from vla.models import x", "vla"),
+        ("handlers/vla_handler.py", "from client import Policy", "client"),
+        ("vla/models/clip.py", "from ts.context import Context", "ts"),
+        ("vla/models/clip.py", "import export.trace", "export"),
+        ("export/trace.py", "from server.process import TorchServe", "server"),
+        ("server/process.py", "import torch", "torch"),
+        ("client/remote.py", "import torch.nn as nn", "torch"),
+        ("client/remote.py", "from vla_runtime.spec import PolicySpec", "vla_runtime"),
+        ("loadtest/users.py", "import torch", "torch"),
+        ("server/process.py", "from tests.conftest import serve", "tests"),
+    ],
+)
+def test_breach_is_found(tmp_path: Path, path: str, source: str, breach: str) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text(f"import json\n{source}\n")
+
+    assert breaches(tmp_path) == [f"{path}:{1 + source.count(chr(10)) + 1} imports {breach}"]
+
+
+def test_allowed_imports_are_no_breach(tmp_path: Path) -> None:
+    file = tmp_path / "export" / "trace.py"
+    file.parent.mkdir()
+    file.write_text(
+        "import torch\nimport export.errors\nfrom vla.models import build\nfrom . import archive\n"
+    )
+
+    assert breaches(tmp_path) == []
