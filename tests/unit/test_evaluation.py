@@ -1,0 +1,201 @@
+"""Closed-loop evaluation: trials, episodes with the scripted expert as the policy, pictures, files."""
+
+import contextlib
+import io
+import json
+import re
+from contextlib import nullcontext
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from client import ActionChunk, InvalidAnswer, PolicyError, SafetyReport
+from vla.envs.commands import COLOURS, GOALS, HELD_OUT, Goal
+from vla.envs.expert import expert_action
+from vla.envs.tabletop import Tabletop
+from vla.evaluation.__main__ import Evaluation, evaluate, write
+from vla.evaluation.conditions import CONDITIONS, trials
+from vla.evaluation.episodes import Setup, observe, run_all, run_episode
+from vla.evaluation.policies import ExpertPolicy, RandomPolicy
+from vla.evaluation.render import animate, contact_sheet, record
+from vla.evaluation.report import Rate, largest_difference
+
+NAMES = ("delta_x", "delta_y", "delta_z", "gripper")
+
+
+def chunk(actions, status="ok", **timing):
+    return ActionChunk(
+        np.atleast_2d(actions), NAMES, 10.0, None, SafetyReport(status), timing, "test", "1", "r"
+    )
+
+
+@pytest.fixture(scope="module")
+def env():
+    with contextlib.closing(Tabletop()) as simulator:
+        yield simulator
+
+
+class Told:
+    """An expert that reads the command, as a good policy does, and the simulator instead of the picture."""
+
+    def __init__(self, env):
+        self.env = env
+        self.commands = set()
+
+    def infer(self, observation):
+        self.commands.add(observation.command)
+        colour = re.search("red|green|blue|yellow", observation.command)[0]
+        return chunk(expert_action(self.env, Goal(self.env.goal.task, colour)), batch_size=2)
+
+
+class Refusing:
+    """A policy that serves three chunks and then fails."""
+
+    def __init__(self, failure):
+        self.failure = failure
+        self.left = 3
+
+    def infer(self, _):
+        if self.left == 0:
+            raise self.failure
+        self.left -= 1
+        return chunk(np.zeros(4, np.float32), "clamped")
+
+
+# Trials
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_trials_are_balanced_and_share_their_scenes(condition):
+    made = trials(condition, 24, 100_000)
+    assert [trial.seed for trial in made] == list(range(100_000, 100_024))
+    assert [trial.goal for trial in made] == list(GOALS) * 2
+    assert {trial.condition for trial in made} == {condition}
+    assert all(trial.told.colour in trial.command for trial in made)
+
+
+def test_phrasings():
+    forms = [form for task in HELD_OUT.values() for form in task]
+    held_out = {form.format(colour=colour) for form in forms for colour in COLOURS}
+    assert {trial.command for trial in trials("held_out", 48, 100_000)} == held_out
+    assert not held_out & {trial.command for trial in trials("seen", 120, 100_000)}
+
+
+def test_wrong_colour_tells_every_other_colour_of_the_same_task():
+    made = trials("wrong_colour", 36, 100_000)
+    assert all(trial.told.task == trial.goal.task for trial in made)
+    assert {trial.told.colour for trial in made if trial.goal.colour == "red"} == {"green", "blue", "yellow"}
+
+
+def test_shuffled_tells_another_goal_reproducibly():
+    made = trials("shuffled", 120, 100_000)
+    assert all(trial.told != trial.goal for trial in made)
+    assert made == trials("shuffled", 120, 100_000)
+    assert len({trial.told for trial in made}) == len(GOALS)
+
+
+# Episodes
+
+
+def test_expert_succeeds_on_every_task(env):
+    for trial in trials("held_out", 12, 100_000)[::4]:
+        episode = run_episode(env, ExpertPolicy(env), trial, Setup())
+        assert (episode.success, episode.outcome, episode.error) == (True, trial.goal.colour, None)
+        assert episode.steps == len(episode.latency_ms) == env.steps
+        assert episode.first.shape == (1, 4)
+
+
+def test_replanning_asks_once_a_chunk(env):
+    [trial] = trials("seen", 1, 100_000)
+    episode = run_episode(env, ExpertPolicy(env, horizon=8), trial, Setup(replan=4))
+    assert episode.success
+    assert len(episode.latency_ms) == -(-episode.steps // 4)
+    assert episode.first.shape == (8, 4)
+
+
+def test_wrong_colour_is_judged_on_the_original_block(env):
+    for trial in trials("wrong_colour", 12, 100_000)[1::5]:
+        policy = Told(env)
+        episode = run_episode(env, policy, trial, Setup())
+        assert policy.commands == {trial.command}
+        assert episode.outcome == trial.told.colour != trial.goal.colour
+        assert not episode.success
+        assert episode.batch_sizes == (2,) * episode.steps
+
+
+def test_refusal_ends_the_episode_as_a_failure(env):
+    [trial] = trials("held_out", 1, 100_000)
+    refusal = PolicyError(503, "unsafe_action", None, "outside its limits")
+    episode = run_episode(env, Refusing(refusal), trial, Setup())
+    assert (episode.success, episode.error, episode.steps) == (False, "unsafe_action", 3)
+    assert episode.interventions == 3
+
+
+def test_nonsense_ends_the_evaluation():
+    made = trials("held_out", 4, 100_000)
+    with pytest.raises(InvalidAnswer, match=r"^nonsense$"):
+        run_all(made, lambda _: nullcontext(Refusing(InvalidAnswer("nonsense"))), Setup(), 2, "test")
+
+
+def test_observation_is_a_lossless_picture_and_the_state(env):
+    [trial] = trials("held_out", 1, 100_000)
+    env.reset(trial.seed, trial.goal)
+    observation = observe(env, trial, Setup(image_size=64))
+    np.testing.assert_array_equal(decoded(observation), env.render(64))
+    np.testing.assert_array_equal(observation.state, env.state())
+    assert (observation.command, observation.seed) == (trial.command, 100_000)
+
+
+def test_blank_is_uniform_grey(env):
+    [trial] = trials("blank", 1, 100_000)
+    env.reset(trial.seed, trial.goal)
+    assert np.unique(decoded(observe(env, trial, Setup()))).tolist() == [127]
+
+
+def decoded(observation):
+    return np.asarray(PIL.Image.open(io.BytesIO(observation.image)))
+
+
+def test_robots_at_once_give_what_one_robot_gives():
+    made = trials("random", 6, 100_000)
+    alone = run_all(made, lambda _: nullcontext(RandomPolicy()), Setup(), 1, "test")
+    together = run_all(made, lambda _: nullcontext(RandomPolicy()), Setup(), 3, "test")
+    for one, other in zip(alone, together, strict=True):
+        assert (one.trial, one.outcome, one.steps) == (other.trial, other.outcome, other.steps)
+    assert largest_difference(alone, together) == 0
+
+
+# Pictures and files
+
+
+def test_pictures(env, tmp_path):
+    chosen = [trials("expert", 12, 100_000)[index] for index in (0, 5)]
+    recordings = [record(env, ExpertPolicy(env), trial, Setup()) for trial in chosen]
+    assert [len(r.frames) for r in recordings] == [r.episode.steps + 1 for r in recordings]
+    animate(recordings, tmp_path / "a.gif")
+    contact_sheet(recordings, tmp_path / "a.png")
+    with PIL.Image.open(tmp_path / "a.gif") as animation:
+        assert animation.size == (2 * 250 + 10, 314)
+        assert animation.info["duration"] == 100
+        assert 2 <= animation.n_frames <= max(len(r.frames) for r in recordings)
+    with PIL.Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.size == (6 * 250 + 10, 2 * 304 + 10)
+
+
+def test_baselines_end_to_end(tmp_path):
+    config = Evaluation(conditions=("expert", "random"), episodes=3, robots=2, out=tmp_path, pictures=False)
+    results = evaluate(config)
+    assert [(summary.condition, summary.total) for summary in results[0]] == [
+        ("expert", Rate(3, 3)),
+        ("random", Rate(0, 3)),
+    ]
+    text = write(config, results)
+    assert (tmp_path / "evaluation.md").read_text() == text
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["configuration"]["episodes"] == 3
+    assert report["summaries"][0]["success"] == 1.0
+    assert len(report["episodes"]) == 6
+    assert report["episodes"][0]["trial"]["goal"] == ["reach", "red"]
+    with PIL.Image.open(tmp_path / "success.png") as picture:
+        assert picture.format == "PNG"

@@ -1,0 +1,164 @@
+"""Drives episodes: one robot through one, many robots through all of them at once."""
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from client import ActionChunk, ChunkPlayer, Encoding, Observation, Policy, PolicyError
+from client.observation import encode
+from vla.envs.tabletop import Tabletop
+from vla.evaluation.conditions import Trial
+from vla_runtime.errors import RequestError
+
+# Grey level of the picture in the condition `blank`.
+GREY = 127
+
+# Makes one robot's policy: called with its simulator, in its thread; closed when the robot is done.
+MakePolicy = Callable[[Tabletop], AbstractContextManager[Policy]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a robot observes and acts."""
+
+    # Actions of a chunk that are executed before the next observation [control steps].
+    replan: int = 1
+    # Width and height of the picture sent [pixels].
+    image_size: int = 96
+    encoding: Encoding = "png"
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """What came of a trial."""
+
+    trial: Trial
+    success: bool
+    # Colour of the block that the goal's task first happened to; None: to none in time.
+    outcome: str | None
+    # Control steps taken.
+    steps: int
+    # Time from the observation sent to the chunk received [ms], one a request.
+    latency_ms: tuple[float, ...]
+    # Robots that shared the forward pass, one a request; empty where the policy does not say.
+    batch_sizes: tuple[int, ...]
+    # Requests whose chunk the safety layer changed.
+    interventions: int
+    # Code of the refusal that ended the episode as a failure; None: no request was refused.
+    error: str | None
+    # The first chunk: float32 [T, A], physical units; it depends on the seed alone. None: refused.
+    first: NDArray[np.float32] | None
+
+
+class Watched:
+    """Passes a policy's chunks on and keeps them, with the time that each took."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.latency_ms: list[float] = []
+        self.chunks: list[ActionChunk] = []
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """Answer as the policy does."""
+        begin = time.perf_counter()
+        chunk = self._policy.infer(observation)
+        self.latency_ms.append(1000 * (time.perf_counter() - begin))
+        self.chunks.append(chunk)
+        return chunk
+
+
+def observe(env: Tabletop, trial: Trial, setup: Setup) -> Observation:
+    """See, hear and measure what the trial's condition lets the robot see, hear and measure."""
+    size = setup.image_size
+    blank = trial.condition == "blank"
+    picture = np.full((size, size, 3), GREY, np.uint8) if blank else env.render(size)
+    return Observation(encode(picture, setup.encoding), trial.command, env.state(), seed=trial.seed)
+
+
+def run_episode(
+    env: Tabletop,
+    policy: Policy,
+    trial: Trial,
+    setup: Setup,
+    on_step: Callable[[], None] | None = None,
+) -> Episode:
+    """Run one trial to its end; success is judged on the trial's goal, whatever the command says.
+
+    A refused request ends the episode as a failure. `on_step` is called after the reset and every step.
+
+    Raises:
+        PolicyUnavailable, InvalidAnswer: the evaluation can't go on.
+    """
+    env.reset(trial.seed, trial.goal)
+    watched = Watched(policy)
+    player = ChunkPlayer(watched, setup.replan)
+    error = None
+    try:
+        while not env.over:
+            if on_step:
+                on_step()
+            env.step(player.action(lambda: observe(env, trial, setup)))
+    except (PolicyError, RequestError) as refusal:
+        error = refusal.code
+    if on_step:
+        on_step()
+    return Episode(
+        trial=trial,
+        success=env.success and error is None,
+        outcome=env.outcome(),
+        steps=env.steps,
+        latency_ms=tuple(watched.latency_ms),
+        batch_sizes=tuple(
+            int(chunk.timing_ms["batch_size"]) for chunk in watched.chunks if "batch_size" in chunk.timing_ms
+        ),
+        interventions=sum(chunk.safety.status != "ok" for chunk in watched.chunks),
+        error=error,
+        first=watched.chunks[0].actions if watched.chunks else None,
+    )
+
+
+def run_all(
+    trials: Sequence[Trial], make_policy: MakePolicy, setup: Setup, robots: int, title: str
+) -> list[Episode]:
+    """Run all trials on `robots` robots at once and return their episodes in the order of the trials.
+
+    Each robot is a thread with its own simulator, graphics context and policy: MuJoCo and EGL release the
+    interpreter lock, and a context must be made, used and closed in one thread.
+    """
+    pending: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in range(len(trials)):
+        pending.put(index)
+    done: dict[int, Episode] = {}
+
+    def drive(progress: tqdm) -> None:
+        with contextlib.closing(Tabletop()) as env, make_policy(env) as policy:
+            while (index := _take(pending)) is not None:
+                done[index] = run_episode(env, policy, trials[index], setup)
+                progress.update()
+
+    bar = tqdm(total=len(trials), unit="episode", desc=title, disable=None)  # none where nobody watches
+    with bar as progress, ThreadPoolExecutor(robots) as pool:
+        tasks = [pool.submit(drive, progress) for _ in range(min(robots, len(trials)))]
+        try:
+            wait(tasks, return_when=FIRST_EXCEPTION)
+        finally:
+            while _take(pending) is not None:  # after a failure the other robots end their episode and stop
+                pass
+        for task in tasks:
+            task.result()
+    return [done[index] for index in range(len(trials))]
+
+
+def _take(pending: "queue.SimpleQueue[int]") -> int | None:
+    try:
+        return pending.get_nowait()
+    except queue.Empty:
+        return None

@@ -1,0 +1,129 @@
+"""Episodes as pictures: an animation of a few robots side by side, and a contact sheet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from client import Policy
+from vla.envs.tabletop import CONTROL_HZ, EPISODE_STEPS, Tabletop
+from vla.evaluation.conditions import Trial
+from vla.evaluation.episodes import Episode, Setup, run_episode
+
+# Edge of a picture, margin, and the heights of the lines above and below a picture [pixels].
+PICTURE = 240
+MARGIN = 10
+HEAD = 40
+FOOT = 24
+COLUMNS = 6
+# How long the animation rests on its last picture [ms].
+REST_MS = 2000
+
+_PAPER = (250, 250, 248)
+_INK = (28, 30, 34)
+_FAINT = (120, 124, 132)
+_GOOD = (22, 128, 60)
+_BAD = (190, 40, 40)
+_PANEL = PICTURE + MARGIN
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One episode with its pictures: after the reset and after every step."""
+
+    episode: Episode
+    frames: tuple[Image.Image, ...]
+
+
+def record(env: Tabletop, policy: Policy, trial: Trial, setup: Setup) -> Recording:
+    """Run one trial and keep a picture, 240 x 240 RGB, of every control step."""
+    frames: list[Image.Image] = []
+    # Drawn at twice the size and averaged: the edges are smooth.
+    episode = run_episode(
+        env, policy, trial, setup, lambda: frames.append(Image.fromarray(env.render(2 * PICTURE)).reduce(2))
+    )
+    return Recording(episode, tuple(frames))
+
+
+def animate(recordings: Sequence[Recording], path: Path) -> None:
+    """Write the episodes side by side as a GIF at the control rate; one that is over rests on its end."""
+    length = max(len(recording.frames) for recording in recordings)
+    sheets = [_moment(recordings, step) for step in range(length)]
+    # One palette for all frames, taken from the first and the last: colours do not flicker.
+    sample = Image.fromarray(np.concatenate([np.asarray(sheets[0]), np.asarray(sheets[-1])]))
+    palette = sample.quantize(256, Image.Quantize.MEDIANCUT)
+    images = [sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets]
+    step_ms = round(1000 / CONTROL_HZ)
+    durations = [step_ms] * (length - 1) + [REST_MS]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)
+
+
+def contact_sheet(recordings: Sequence[Recording], path: Path) -> None:
+    """Write a PNG: an episode a row, six moments from its first to its last picture."""
+    row = HEAD + PICTURE + FOOT
+    sheet = Image.new("RGB", (COLUMNS * _PANEL + MARGIN, len(recordings) * row + MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, recording in enumerate(recordings):
+        top = MARGIN + index * row
+        trial = recording.episode.trial
+        draw.text((MARGIN, top + 4), f"“{trial.command}”", _INK, _font(20))
+        for column, moment in enumerate(np.linspace(0, len(recording.frames) - 1, COLUMNS).round()):
+            left = MARGIN + column * _PANEL
+            sheet.paste(recording.frames[int(moment)], (left, top + HEAD - 6))
+            _caption(draw, recording, int(moment), left, top + HEAD + PICTURE - 4)
+    sheet.save(path, optimize=True)
+
+
+def _moment(recordings: Sequence[Recording], step: int) -> Image.Image:
+    """Draw all episodes at one step, side by side, the command above each."""
+    sheet = Image.new("RGB", (len(recordings) * _PANEL + MARGIN, HEAD + PICTURE + FOOT + MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, recording in enumerate(recordings):
+        left, moment = MARGIN + index * _PANEL, min(step, len(recording.frames) - 1)
+        draw.multiline_text(
+            (left, HEAD - 3),
+            _wrapped(f"“{recording.episode.trial.command}”"),
+            _INK,
+            _font(14),
+            anchor="ld",
+            spacing=2,
+        )
+        sheet.paste(recording.frames[moment], (left, HEAD))
+        _caption(draw, recording, moment, left, HEAD + PICTURE + 3)
+    return sheet
+
+
+def _caption(draw: ImageDraw.ImageDraw, recording: Recording, moment: int, left: int, top: int) -> None:
+    """Write the step on the left and, once the episode is over, its outcome on the right."""
+    draw.text((left, top), f"step {moment}", _FAINT, _font(14))
+    if moment == len(recording.frames) - 1:
+        text, colour = _outcome(recording.episode)
+        draw.text((left + PICTURE, top), text, colour, _font(14), anchor="ra")
+
+
+def _outcome(episode: Episode) -> tuple[str, tuple[int, int, int]]:
+    if episode.success:
+        return f"{episode.trial.goal.task}: success", _GOOD
+    if episode.error is not None:
+        return f"refused: {episode.error}", _BAD
+    if episode.outcome is not None:
+        return f"{episode.trial.goal.task}: wrong block, {episode.outcome}", _BAD
+    return f"not within {EPISODE_STEPS} steps", _BAD
+
+
+def _wrapped(text: str) -> str:
+    """Break a command into lines of a panel's width."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if _font(14).getlength(longer) <= PICTURE:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
