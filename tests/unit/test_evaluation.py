@@ -10,16 +10,19 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from client import ActionChunk, InvalidAnswer, PolicyError, SafetyReport
+from client import ActionChunk, InvalidAnswer, Observation, PolicyError, SafetyReport
+from client.observation import encode
 from vla.envs.commands import COLOURS, GOALS, HELD_OUT, Goal
 from vla.envs.expert import expert_action
 from vla.envs.tabletop import Tabletop
 from vla.evaluation.__main__ import Evaluation, evaluate, write
 from vla.evaluation.conditions import CONDITIONS, trials
 from vla.evaluation.episodes import Setup, observe, run_all, run_episode
-from vla.evaluation.policies import ExpertPolicy, RandomPolicy
+from vla.evaluation.policies import ArchivedPolicy, ExpertPolicy, RandomPolicy
 from vla.evaluation.render import animate, contact_sheet, record
 from vla.evaluation.report import Rate, largest_difference
+from vla_runtime.errors import InvalidValue
+from vla_runtime.policy import Policy
 
 NAMES = ("delta_x", "delta_y", "delta_z", "gripper")
 
@@ -164,6 +167,23 @@ def test_robots_at_once_give_what_one_robot_gives():
     for one, other in zip(alone, together, strict=True):
         assert (one.trial, one.outcome, one.steps) == (other.trial, other.outcome, other.steps)
     assert largest_difference(alone, together) == 0
+
+
+# The archive in-process
+
+
+def test_archived_policy_answers_as_the_runtime_does(tiny_archive, tiny_folder):
+    picture = np.random.default_rng(1).integers(0, 256, (96, 96, 3), np.uint8)
+    observation = Observation(encode(picture, "png"), "push the red block", [0.1, 0.5], seed=3)
+    row = {"image": observation.image, "command": "push the red block", "state": [0.1, 0.5], "seed": 3}
+    [expected] = Policy.load(tiny_folder).infer([row])
+    with ArchivedPolicy(tiny_archive) as policy:
+        answer = policy.infer(observation)
+        np.testing.assert_array_equal(answer.actions, expected.chunk.actions)
+        assert answer.action_names == ("delta_x", "gripper")
+        assert (answer.control_hz, answer.timing_ms["batch_size"]) == (10.0, 1)
+        with pytest.raises(InvalidValue, match=r"^must be a JSON array of 2 numbers"):
+            policy.infer(Observation(picture, "go", [0.1]))
 
 
 # Pictures and files
