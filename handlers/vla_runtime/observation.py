@@ -26,6 +26,9 @@ MAX_PIXELS = 16_000_000
 # Longest command [characters].
 MAX_COMMAND = 512
 MAX_SEED = 2**63 - 1
+# Longest deadline [ms]: a day.
+MAX_DEADLINE_MS = 86_400_000
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 # `_image` has a limit of its own, checked before any pixel is decoded; Pillow's would only warn.
 Image.MAX_IMAGE_PIXELS = None
@@ -96,8 +99,9 @@ def _image_field(row: Row, camera: str, spec: PolicySpec) -> str:
 
 
 def _image(row: Row, field: str) -> Image.Image:
+    data = _image_bytes(row[field], field)
     try:
-        picture = Image.open(io.BytesIO(_image_bytes(row[field], field)), formats=IMAGE_FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except Exception as error:  # damaged headers raise many types
         raise BadImage(field, "not a JPEG, PNG or WebP picture") from error
     if picture.width * picture.height > MAX_PIXELS:
@@ -151,7 +155,7 @@ def _state(row: Row, spec: PolicySpec) -> np.ndarray:
     for name, value in zip(names, values, strict=True):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidValue("state", f"{name} must be a number, got {_kind(value)}")
-        if not math.isfinite(value) or abs(value) > np.finfo(np.float32).max:
+        if not abs(value) <= LARGEST_FLOAT32:  # true of NaN as well
             raise InvalidValue("state", f"{name} must be finite")
     return np.asarray(values, np.float32)
 
@@ -167,9 +171,9 @@ def _seed(row: Row) -> int:
 def _deadline(row: Row, arrived_s: float) -> float:
     if row.get("deadline_ms") is None:
         return math.inf
-    expected = "a positive number of milliseconds"
+    expected = f"a positive number of milliseconds, at most {MAX_DEADLINE_MS}"
     value = _json_value(row["deadline_ms"], "deadline_ms", expected)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_DEADLINE_MS:
         raise InvalidValue("deadline_ms", f"must be {expected}")
     return arrived_s + value / 1000
 

@@ -1,0 +1,260 @@
+"""The request path in-process: isolation, padding, caching, deadlines, safety, and the archived example."""
+
+import math
+import shutil
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from vla_runtime.actions import normalise, unnormalise
+from vla_runtime.artifact import Artifact, Inputs
+from vla_runtime.errors import RequestError, SpecError, UnsafeAction
+from vla_runtime.observation import Row
+from vla_runtime.policy import Answer, Policy
+from vla_runtime.preprocessing import CommandTokenizer
+from vla_runtime.safety import enforce
+from vla_runtime.spec import PolicySpec, Safety
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_folder: Path) -> Policy:
+    return Policy.load(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def row(policy: Policy, tiny_folder: Path) -> Row:
+    return policy.example_row(tiny_folder)
+
+
+def actions(answer: Answer | RequestError) -> np.ndarray:
+    assert isinstance(answer, Answer), answer
+    return answer.chunk.actions
+
+
+def test_answers_in_physical_units(policy: Policy, row: Row) -> None:
+    answer = policy.infer([row])[0]
+
+    assert isinstance(answer, Answer)
+    assert (answer.chunk.actions.dtype, answer.chunk.actions.shape) == (np.float32, (4, 2))
+    assert np.abs(answer.chunk.actions[:, 0]).max() <= np.float32(0.03)
+    assert answer.chunk.attention is not None
+    assert answer.chunk.attention.sum() == pytest.approx(1, abs=1e-5)
+    assert answer.batch_size == 1
+    assert list(answer.timing_ms) == ["preprocess", "inference", "postprocess"]
+
+
+def test_each_request_of_a_batch_fails_or_succeeds_alone(policy: Policy, row: Row) -> None:
+    alone = actions(policy.infer([row])[0])
+    bad = [{**row, "image.front": b"x"}, {**row, "state": [1]}, {**row, "command": "word " * 100}, {}]
+
+    answers = policy.infer([row, bad[0], row, bad[1], bad[2], row, bad[3]])
+
+    codes = [answer.code if isinstance(answer, RequestError) else "ok" for answer in answers]
+    assert codes == ["ok", "bad_image", "ok", "invalid_value", "invalid_value", "ok", "missing_field"]
+    for index in (0, 2, 5):
+        np.testing.assert_allclose(actions(answers[index]), alone, atol=1e-6)
+    assert answers[0].batch_size == 3  # the refused ones were never computed
+
+
+def test_padding_and_company_do_not_change_an_answer(policy: Policy, row: Row) -> None:
+    commands = ["lift the red block", "push it", "reach", "go to the green cube now", "a b c d e"]
+    rows = [{**row, "command": command, "state": [0.1 * i, 0.5]} for i, command in enumerate(commands)]
+    alone = [actions(policy.infer([one])[0]) for one in rows]
+
+    together = policy.infer(rows)  # five, padded to eight
+
+    for one, answer in zip(alone, together, strict=True):
+        np.testing.assert_allclose(actions(answer), one, atol=1e-6)
+    assert not np.allclose(alone[0], alone[1], atol=1e-4)  # the command matters, so equality means something
+
+
+def test_more_requests_than_the_largest_bucket_are_split(policy: Policy, row: Row) -> None:
+    assert [actions(answer).shape for answer in policy.infer([row] * 19)] == [(4, 2)] * 19
+
+
+def test_expired_request_is_not_computed(policy: Policy, row: Row) -> None:
+    answers = policy.infer([{**row, "deadline_ms": 50}, row], [time.time() - 0.051] * 2)
+
+    assert isinstance(answers[0], RequestError)
+    assert answers[0].status == 504
+    assert answers[0].body()["error"] == {
+        "code": "deadline_expired",
+        "field": "deadline_ms",
+        "message": "expired before the request could be computed",
+    }
+    assert isinstance(answers[1], Answer)
+    assert answers[1].batch_size == 1
+
+
+class Fussy(Artifact):
+    """The real artifact, but a batch that holds a closed gripper (state 2 of 2 at its lower bound) fails."""
+
+    def __call__(self, observations: list[Inputs]) -> list:
+        if any(observation.state[1] == -1 for observation in observations):
+            raise RuntimeError("out of luck")
+        return super().__call__(observations)
+
+
+def test_failing_batch_is_retried_one_by_one(policy: Policy, row: Row, tiny_folder: Path) -> None:
+    tokenizer = CommandTokenizer(tiny_folder, policy.spec.tokenizer)
+    fussy = Policy(policy.spec, tokenizer, Fussy(tiny_folder, policy.spec), threads=2)
+
+    answers = fussy.infer([row, {**row, "state": [0.1, 0.0]}, row])
+
+    expected = actions(policy.infer([row])[0])
+    np.testing.assert_allclose(actions(answers[0]), expected, atol=1e-6)
+    np.testing.assert_allclose(actions(answers[2]), expected, atol=1e-6)
+    assert isinstance(answers[1], RequestError)
+    assert (answers[1].status, answers[1].code) == (503, "policy_failed")
+    assert answers[1].message == "the policy failed on this request"
+
+
+def test_repeated_command_is_encoded_once(tiny_folder: Path, row: Row) -> None:
+    policy = Policy.load(tiny_folder)  # the example's command is now cached
+    cached = policy._artifact._commands
+    before = len(cached)
+
+    policy.infer([row, {**row, "command": "lift"}, {**row, "command": "lift"}])
+
+    assert (before, len(cached)) == (1, 2)
+
+
+def test_cache_of_commands_is_bounded(tiny_folder: Path, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vla_runtime.artifact.CACHED_COMMANDS", 2)
+    policy = Policy.load(tiny_folder)
+    expected = actions(policy.infer([{**row, "command": "go 0"}])[0])
+
+    answers = policy.infer([{**row, "command": f"go {n}"} for n in range(5)])
+
+    assert len(policy._artifact._commands) == 2
+    np.testing.assert_allclose(actions(answers[0]), expected, atol=1e-6)
+
+
+@pytest.fixture
+def copied(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+
+
+def test_load_replays_the_example(copied: Path) -> None:
+    spec = PolicySpec.load(copied)
+    wrong = tuple((x + 0.01, g) for x, g in spec.example.actions)
+    example = msgspec.structs.replace(spec.example, actions=wrong)
+    msgspec.structs.replace(spec, example=example).save(copied)
+
+    message = (
+        r"^the archived example is answered differently: by 0\.33 in normalised units, at most 0\.001 is"
+    )
+    with pytest.raises(SpecError, match=message):
+        Policy.load(copied)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("policy.json", r"^policy\.json is missing in "),
+        ("policy.ts", r"^policy\.ts can't be loaded: "),
+        ("tokenizer.json", r"^tokenizer tokenizer\.json can't be read: "),
+    ],
+)
+def test_incomplete_archive_is_named(copied: Path, file: str, message: str) -> None:
+    (copied / file).unlink()
+
+    with pytest.raises(SpecError, match=message):
+        Policy.load(copied)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"size": 96', '"size": "96"', r"Expected `int`, got `str` - at `\$\.cameras\[0\]\.size`"),
+        ('"horizon": 4', '"horizont": 4', r"Object contains unknown field `horizont` - at `\$\.action`"),
+        ('"horizon": 4', '"horizon": 0', r"horizon must be positive, got 0 - at `\$\.action`"),
+        ('"low": -0.03', '"low": 0.03', r"delta_x: needs low < high, got 0\.03 and 0\.03"),
+        ('"mode": "clamp"', '"mode": "hold"', r"safety\.mode is 'hold', which needs safety\.hold_action"),
+        ('"actions",', '"action",', r"outputs must name 'actions', got \('action', 'attention'\)"),
+    ],
+)
+def test_contradictory_spec_is_refused(copied: Path, old: str, new: str, message: str) -> None:
+    path = copied / "policy.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+    with pytest.raises(SpecError, match=message):
+        PolicySpec.load(copied)
+
+
+def test_normalisation_has_an_exact_inverse(policy: Policy) -> None:
+    values = np.array([[-0.03, -1], [0.0, 0.25], [0.03, 1]], np.float32)
+
+    normalised = normalise(values, policy.spec.action)
+
+    np.testing.assert_allclose(normalised, [[-1, -1], [0, 0.25], [1, 1]], atol=1e-6)
+    np.testing.assert_allclose(unnormalise(normalised, policy.spec.action), values, atol=1e-8)
+
+
+CHUNK = np.array([[0.0, 0.0], [0.02, 0.5]], np.float32)
+TOO_FAR = np.array([[0.0, 0.0], [0.05, 0.5]], np.float32)
+NOT_A_NUMBER = np.array([[0.0, 0.0], [math.nan, 0.5]], np.float32)
+EXCEEDED = ("delta_x exceeds its limit by 0.02 m",)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "confidence", "safety", "expected", "status", "violations"),
+    [
+        (CHUNK, None, Safety(), CHUNK, "ok", ()),
+        (TOO_FAR, None, Safety(), [[0, 0], [0.03, 0.5]], "clamped", EXCEEDED),
+        (TOO_FAR, None, Safety(mode="hold", hold_action=(0, 1)), [[0, 1], [0, 1]], "held", EXCEEDED),
+        (
+            NOT_A_NUMBER,
+            None,
+            Safety(hold_action=(0, 1)),
+            [[0, 1], [0, 1]],
+            "held",
+            ("delta_x is not finite",),
+        ),
+        (
+            CHUNK,
+            None,
+            Safety(max_step=(0.005, None)),
+            [[0, 0], [0.005, 0.5]],
+            "clamped",
+            ("delta_x exceeds its limit by 0.015 m",),
+        ),
+        (
+            CHUNK,
+            0.2,
+            Safety(min_confidence=0.5, hold_action=(0, 1)),
+            [[0, 1], [0, 1]],
+            "held",
+            ("confidence 0.200 is below 0.5",),
+        ),
+        (CHUNK, 0.6, Safety(min_confidence=0.5, hold_action=(0, 1)), CHUNK, "ok", ()),
+    ],
+)
+def test_safety_limits(  # noqa: PLR0917
+    policy: Policy,
+    chunk: np.ndarray,
+    confidence: float,
+    safety: Safety,
+    expected: list,
+    status: str,
+    violations: tuple,
+) -> None:
+    safe, report = enforce(chunk, confidence, policy.spec.action, safety)
+
+    np.testing.assert_array_equal(safe, np.asarray(expected, np.float32))
+    assert (report.status, report.violations) == (status, violations)
+
+
+@pytest.mark.parametrize(("chunk", "safety"), [(TOO_FAR, Safety(mode="reject")), (NOT_A_NUMBER, Safety())])
+def test_unsafe_action_is_rejected(policy: Policy, chunk: np.ndarray, safety: Safety) -> None:
+    with pytest.raises(
+        UnsafeAction, match=r"^the policy's action is outside its safety limits: delta_x "
+    ) as caught:
+        enforce(chunk, None, policy.spec.action, safety)
+
+    assert caught.value.status == 503
