@@ -14,7 +14,6 @@ import yaml
 from torch import Tensor, nn
 
 from export.errors import ExportError
-from export.export import Options, export
 from export.trace import trace
 from export.verify import verify
 from vla.models import Sizes
