@@ -239,8 +239,11 @@ class TorchServe:
             return False
         if answer.status_code == 404:  # the archives are registered before the port opens
             raise self._failed(f"TorchServe did not load {self.archive.path.name}")
-        workers = answer.json()[0]["workers"] if answer.ok else []
-        return bool(workers) and all(worker["status"] == "READY" for worker in workers)
+        if not answer.ok:
+            return False
+        (model,) = answer.json()
+        ready = [worker for worker in model["workers"] if worker["status"] == "READY"]
+        return len(ready) >= max(1, model["minWorkers"])
 
     def _failed(self, what: str) -> StartFailed:
         said = [match[1] for line in self._log if (match := re.search(r" MODEL_LOG - (.*)", line))]
