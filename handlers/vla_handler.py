@@ -14,9 +14,13 @@ from typing import Any
 import msgspec
 import torch
 from ts.context import Context
+from ts.metrics.metric_abstract import MetricAbstract
+from ts.metrics.metric_cache_errors import MetricsCacheKeyError
+from ts.metrics.metric_type_enum import MetricTypes
 
 from vla_runtime import wire
 from vla_runtime.errors import RequestError
+from vla_runtime.metrics import CATALOGUE, Meter, Metric
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
 
@@ -44,6 +48,8 @@ class VlaHandler:
         started = time.perf_counter()
         self.policy = Policy.load(Path(properties["model_dir"]), device, threads)
         self.policy.warm_up()
+        self.meter = Meter(self.policy)
+        self.metrics = {metric: _metric(context, metric) for metric in CATALOGUE}
         self.initialized = True
         spec, took_s = self.policy.spec, time.perf_counter() - started
         logger.info("policy %s %s on %s, ready after %.1f s", spec.name, spec.version, device, took_s)
@@ -61,8 +67,20 @@ class VlaHandler:
             logger.exception("the device is lost; a fresh worker takes over")
             os._exit(1)
         queue_ms = [(received_s - arrived) * 1000 for arrived in arrived_s]
+        self._report(headers, answers, queue_ms)
         bodies = map(self._body, headers, rows, answers, queue_ms)
         return [_send(context, index, headers[index], body) for index, body in enumerate(bodies)]
+
+    def _report(
+        self,
+        headers: Sequence[Mapping[str, str]],
+        answers: Sequence[Answer | RequestError],
+        queue_ms: Sequence[float],
+    ) -> None:
+        """Add one batch to the metrics; a question about the policy itself is no request."""
+        counted = [index for index, header in enumerate(headers) if header.get("describe") != "True"]
+        for reading in self.meter.readings([answers[i] for i in counted], [queue_ms[i] for i in counted]):
+            self.metrics[reading.metric].add_or_update(reading.value, list(reading.labels))
 
     def _body(
         self,
@@ -97,6 +115,16 @@ def _send(
     reply, media_type = wire.serialise(body, headers.get("accept", ""))
     context.set_response_content_type(index, media_type)
     return reply
+
+
+def _metric(context: Context, metric: Metric) -> MetricAbstract:
+    """Return TorchServe's metric; one that its `metrics.yaml` does not declare is reported and not served."""
+    kind, cache = MetricTypes(metric.kind), context.metrics
+    assert cache is not None
+    try:
+        return cache.get_metric(metric.name, kind)
+    except MetricsCacheKeyError:
+        return cache.add_metric_to_cache(metric.name, metric.unit, list(metric.labels), kind)
 
 
 def _headers(context: Context, index: int) -> dict[str, str]:

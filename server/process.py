@@ -205,6 +205,7 @@ class TorchServe:
             "grpc_management_port": self.port + 4,
             # Sockets lie in the instance's folder; the number matters only where they are TCP ports.
             "initial_worker_port": self.port + 10,
+            "metrics_config": ROOT / "metrics.yaml",
             "model_store": path.parent,
             "load_models": f"{self.archive.name}={path.name}",
         }

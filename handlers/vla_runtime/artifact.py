@@ -61,9 +61,11 @@ class Artifact:
         except (RuntimeError, ValueError) as error:
             raise SpecError(f"{path.name} can't be loaded: {str(error).splitlines()[0]}") from error
         self._spec = spec
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         # ids -> (command [Lc, Dc], command_mask [Lc]) on the device
         self._commands: OrderedDict[bytes, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        # Observations computed, and commands encoded for them.
+        self.computed = self.encoded = 0
 
     @torch.inference_mode()
     def __call__(self, observations: Sequence[Inputs]) -> list[Outputs]:
@@ -83,6 +85,7 @@ class Artifact:
             self._tensor([row.state for row in rows]),
             self._tensor([row.noise for row in rows]),
         )
+        self.computed += count
         arrays = {name: outputs[name].float().cpu().numpy() for name in self._spec.artifact.outputs}
         return [_outputs(arrays, row) for row in range(count)]
 
@@ -99,6 +102,7 @@ class Artifact:
             if key not in self._commands:
                 command, mask = self._module.encode_command(self._tensor([row.ids]), self._tensor([row.mask]))
                 self._commands[key] = command[0], mask[0]
+                self.encoded += 1
             self._commands.move_to_end(key)
         encoded = [self._commands[key] for key in keys]
         while len(self._commands) > CACHED_COMMANDS:
@@ -106,7 +110,7 @@ class Artifact:
         return torch.stack([command for command, _ in encoded]), torch.stack([mask for _, mask in encoded])
 
     def _tensor(self, arrays: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(arrays)).to(self._device)
+        return torch.from_numpy(np.stack(arrays)).to(self.device)
 
 
 def _outputs(arrays: dict[str, np.ndarray], row: int) -> Outputs:

@@ -64,6 +64,16 @@ class Policy:
         policy.check_example(folder)
         return policy
 
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is computed."""
+        return self._artifact.device
+
+    @property
+    def command_uses(self) -> tuple[int, int]:
+        """How many commands so far were found in the cache, and how many had to be encoded."""
+        return self._artifact.computed - self._artifact.encoded, self._artifact.encoded
+
     def infer(
         self, rows: Sequence[Row | RequestError], arrived_s: Sequence[float] | None = None
     ) -> list[Answer | RequestError]:
