@@ -14,14 +14,15 @@ Every file defines `Config`, a frozen dataclass with `tiny()` and `base()` prese
 
 Images and state come normalised; a policy without state or noise gets zero-width tensors. Both methods
 must trace with a dynamic batch size: no Python branch or loop over the batch, no size read as an int.
-For training, `Model.loss(batch) -> dict[str, Tensor]` gives the terms to be summed.
+For training, `Model.loss(batch: Batch) -> dict[str, Tensor]` gives the terms to be summed. A model's `config`
+holds what it was made with, and makes the same model again without any other file.
 """
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 ARCHITECTURES = ("command_attention", "clip")
 
@@ -43,6 +44,24 @@ class Sizes:
     horizon: int
     # Dimensions of an action.
     action: int
+
+
+class Batch(NamedTuple):
+    """Samples to learn from: B frames, and for each of them K commands and the actions these call for.
+
+    Rows of a frame's commands are adjacent: row `b * K + k` is command k of frame b.
+    """
+
+    images: Tensor  # float32 [B, C, 3, H, W], normalised
+    state: Tensor  # float32 [B, S], normalised
+    input_ids: Tensor  # int64 [B * K, L]
+    attention_mask: Tensor  # int64 [B * K, L]
+    actions: Tensor  # float32 [B * K, T, A], normalised
+
+    @property
+    def commands_per_frame(self) -> int:
+        """K."""
+        return len(self.actions) // len(self.images)
 
 
 def module_of(architecture: str) -> Any:

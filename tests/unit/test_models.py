@@ -1,0 +1,183 @@
+"""Every architecture keeps the contract of `vla.models`."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+
+from vla.models import ARCHITECTURES, Batch, Sizes, build, module_of
+
+pytestmark = [
+    # What tracing looks at inside transformers, which warns of its own properties and of sizes it compares.
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+]
+SIZES = Sizes(cameras=2, image_size=96, context_length=16, vocabulary=49408, state=4, horizon=8, action=3)
+END = 49407
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request):
+    torch.manual_seed(0)
+    made = build(request.param, asdict(module_of(request.param).Config.tiny()), SIZES)
+    for parameter in made.parameters():  # fresh word vectors are zero: all commands would be equal
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return made.eval()
+
+
+def commands(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw commands of various lengths, padded with end tokens: int64 [rows, 16] twice."""
+    random = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 40_000, (rows, SIZES.context_length), generator=random)
+    length = torch.arange(rows).remainder(9)[:, None] + 4
+    place = torch.arange(SIZES.context_length)[None]
+    return torch.where(place < length - 1, ids, END), (place < length).long()
+
+
+def observations(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw images, state and noise."""
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randn(rows, SIZES.cameras, 3, SIZES.image_size, SIZES.image_size, generator=random)
+    return images, torch.randn(rows, SIZES.state, generator=random), torch.zeros(rows, 0, 0)
+
+
+def act(model, rows: int, seed: int = 0):
+    images, state, noise = observations(rows, seed)
+    with torch.inference_mode():
+        return model.act(images, *model.encode_command(*commands(rows, seed)), state, noise)
+
+
+def test_shapes_and_dtypes(model):
+    command, mask = model.encode_command(*commands(5))
+    assert command.dtype == torch.float32
+    assert mask.dtype == torch.bool
+    assert command.shape[:2] == mask.shape
+    answer = act(model, 5)
+    assert answer["actions"].shape == (5, SIZES.horizon, SIZES.action)
+    assert answer["actions"].dtype == torch.float32
+    attention = answer["attention"]
+    assert attention.shape[:2] == (5, SIZES.cameras)
+    assert (attention >= 0).all()
+    torch.testing.assert_close(attention.sum((2, 3)), torch.ones(5, SIZES.cameras))
+
+
+def test_traces_with_a_dynamic_batch(model):
+    images, state, noise = observations(2)
+    with torch.no_grad():
+        inputs = {
+            "encode_command": commands(2),
+            "act": (images, *model.encode_command(*commands(2)), state, noise),
+        }
+        traced = torch.jit.trace_module(model, inputs, strict=False, check_trace=False)
+    for rows in (1, 3, 32):
+        with torch.inference_mode():
+            for mine, its in zip(
+                model.encode_command(*commands(rows, 1)),
+                traced.encode_command(*commands(rows, 1)),
+                strict=True,
+            ):
+                torch.testing.assert_close(its, mine, atol=1e-5, rtol=0)
+        expected, answer = act(model, rows, 1), act(traced, rows, 1)
+        assert answer.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(answer[name], value, atol=1e-5, rtol=0)
+
+
+def test_padding_of_a_command_is_not_read(model):
+    ids, mask = commands(3)
+    images, state, noise = observations(3)
+    with torch.inference_mode():
+        full = model.act(images, *model.encode_command(ids, mask), state, noise)["actions"]
+        other = torch.where(mask.bool(), ids, 123)
+        replaced = model.act(images, *model.encode_command(other, mask), state, noise)["actions"]
+        longest = int(mask.sum(1).max())
+        cut = model.act(images, *model.encode_command(ids[:, :longest], mask[:, :longest]), state, noise)
+    torch.testing.assert_close(replaced, full, atol=1e-5, rtol=0)
+    torch.testing.assert_close(cut["actions"], full, atol=1e-5, rtol=0)
+
+
+def test_masked_rows_of_an_encoded_command_are_not_read(model):
+    images, state, noise = observations(3)
+    with torch.inference_mode():
+        command, mask = model.encode_command(*commands(3))
+        expected = model.act(images, command, mask, state, noise)["actions"]
+        spoilt = torch.where(mask.unsqueeze(-1), command, torch.full_like(command, 1e3))
+        answer = model.act(images, spoilt, mask, state, noise)["actions"]
+    torch.testing.assert_close(answer, expected, atol=1e-5, rtol=0)
+
+
+def test_a_row_does_not_depend_on_its_batch(model):
+    together, images_and_more = act(model, 4)["actions"], observations(4)
+    images, state, noise = (part[2:3] for part in images_and_more)
+    ids, mask = (part[2:3] for part in commands(4))
+    with torch.inference_mode():
+        alone = model.act(images, *model.encode_command(ids, mask), state, noise)["actions"]
+    torch.testing.assert_close(alone, together[2:3], atol=1e-5, rtol=0)
+
+
+def test_loss_reaches_image_state_and_command(model):
+    images, state, _ = observations(2)
+    ids, mask = commands(6)
+    images.requires_grad_()
+    state.requires_grad_()
+    batch = Batch(images, state, ids, mask, torch.randn(6, SIZES.horizon, SIZES.action))
+    torch.stack(list(model.loss(batch).values())).sum().backward()
+    assert images.grad.abs().amax((1, 2, 3, 4)).min() > 0
+    assert state.grad.abs().sum() > 0
+    words = [value for value in model.parameters() if value.shape[0] == SIZES.vocabulary]
+    assert len(words) == 1
+    assert words[0].grad[ids[mask.bool()]].abs().sum(-1).min() > 0
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_loss_is_that_of_act(model):
+    images, state, _ = observations(2)
+    ids, mask = commands(6)
+    actions = torch.randn(6, SIZES.horizon, SIZES.action)
+    with torch.inference_mode():
+        loss = model.loss(Batch(images, state, ids, mask, actions))["actions"]
+        twin = [part.repeat_interleave(3, 0) for part in (images, state)]
+        answer = model.act(twin[0], *model.encode_command(ids, mask), twin[1], torch.zeros(6, 0, 0))[
+            "actions"
+        ]
+    torch.testing.assert_close(loss, (answer - actions).abs().mean())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_unfitting_picture_size_is_refused(architecture):
+    config = asdict(module_of(architecture).Config.tiny())
+    with pytest.raises(ValueError, match=r"image_size must be a multiple of \d+, got 97"):
+        build(architecture, config, SIZES.__class__(**(asdict(SIZES) | {"image_size": 97})))
+
+
+def test_unknown_architecture_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown architecture 'rt1'; available: command_attention, clip"):
+        build("rt1", {}, SIZES)
+
+
+@pytest.mark.parametrize("image_size", [96, 64])
+def test_clip_takes_a_local_checkpoint(tmp_path, image_size):
+    transformers = pytest.importorskip("transformers")
+    text = {"hidden_size": 8, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = text | {"image_size": 96, "patch_size": 16, "num_hidden_layers": 2}
+    torch.manual_seed(1)
+    original = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision)).eval()
+    original.save_pretrained(tmp_path)
+    sizes = Sizes(**(asdict(SIZES) | {"image_size": image_size}))
+    config = asdict(module_of("clip").Config.tiny()) | {"checkpoint": str(tmp_path)}
+    model = build("clip", config, sizes).eval()
+    assert (model.config.text_inner, model.config.vision_layers, model.config.checkpoint) == (24, 2, None)
+    ids, mask = commands(3)
+    with torch.inference_mode():
+        expected = original.text_model(input_ids=ids).last_hidden_state
+        torch.testing.assert_close(model.text(input_ids=ids).last_hidden_state, expected)
+        images = torch.randn(1, 3, image_size, image_size)
+        if image_size == 96:
+            expected = original.vision_model(pixel_values=images).last_hidden_state
+            torch.testing.assert_close(model.vision(pixel_values=images).last_hidden_state, expected)
+    again = build("clip", asdict(model.config), sizes)
+    again.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="reads 77 tokens of a vocabulary of 49408"):
+        build("clip", config, Sizes(**(asdict(SIZES) | {"context_length": 78})))

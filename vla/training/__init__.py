@@ -1,0 +1,1 @@
+"""Training: demonstrations in, a checkpoint folder out."""

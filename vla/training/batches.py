@@ -1,0 +1,102 @@
+"""From a data set to batches: frames, several commands for each of them, and the actions these call for."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from vla.data.demonstrations import Demonstrations
+from vla.envs.commands import GOALS, HELD_OUT, PHRASES, held_out, phrase
+from vla.models import Batch
+from vla.training.checkpoint import Config, Frame
+from vla_runtime.actions import normalise
+from vla_runtime.errors import SpecError
+from vla_runtime.preprocessing import normalise_pictures
+
+# Streams of randomness under one seed, so that step `i` draws the same batch in whatever run it happens.
+SPLIT, TRAIN, VALIDATE = range(3)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Draws batches; the same `(seed, step)` always gives the same one."""
+
+    dataset: Demonstrations
+    config: Config
+    seed: int
+    # Share of the episodes held out for validation, at least one episode.
+    validation_share: float
+    # Share of the commands that are drawn from all goals; the rest is the goal that the episode pursued.
+    counterfactual: float
+
+    def __post_init__(self) -> None:
+        goals = tuple(tuple(goal) for goal in GOALS)
+        if self.dataset.description.goals != goals:
+            raise SpecError("the data set's goals are not those of vla.envs.commands: collect it again")
+        if self.dataset.description.episodes < 2:
+            raise SpecError("the data set needs two episodes at least: one to train on, one to validate on")
+
+    @cached_property
+    def frames(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the training frames and of the validation frames; no episode has both: int64 [M]."""
+        episodes = self.dataset.description.episodes
+        order = np.random.default_rng([self.seed, SPLIT]).permutation(episodes)
+        held = np.isin(self.dataset.episode, order[: max(1, round(episodes * self.validation_share))])
+        return np.flatnonzero(~held), np.flatnonzero(held)
+
+    def train(self, step: int, frames: int, commands: int) -> Batch:
+        """Draw `frames` training frames with `commands` commands each, in training phrasings."""
+        random = np.random.default_rng([self.seed, TRAIN, step])
+        rows = random.choice(self.frames[0], frames)
+        goals = random.integers(len(GOALS), size=(frames, commands))
+        kept = random.random(goals.shape) >= self.counterfactual
+        goals = np.where(kept, self.dataset.goal[rows, None], goals)
+        wordings = random.integers(1 << 16, size=goals.shape)
+        return self._batch(rows, goals, self._phrases[0], wordings)
+
+    def validation(self, frames: int, commands: int) -> Batch:
+        """Draw validation frames, the same ones every time, with commands in held-out phrasings."""
+        random = np.random.default_rng([self.seed, VALIDATE])
+        rows = random.choice(self.frames[1], frames)
+        goals = random.integers(len(GOALS), size=(frames, commands))
+        return self._batch(rows, goals, self._phrases[1], random.integers(1 << 16, size=goals.shape))
+
+    def example(self) -> Frame:
+        """Return the first validation frame, told what its episode pursued in a held-out phrasing."""
+        row = int(self.frames[1][0])
+        command = held_out(GOALS[int(self.dataset.goal[row])], 0)
+        return Frame(self.dataset.images[row][None], command, np.array(self.dataset.state[row]))
+
+    @cached_property
+    def _phrases(self) -> tuple[list[list[tuple[np.ndarray, np.ndarray]]], ...]:
+        """Tokens and mask of every goal's phrasings: the training ones, then the held-out ones."""
+        tokenizer = self.config.command_tokenizer()
+        return tuple(
+            [[tokenizer(say(goal, index)) for index in range(len(forms[goal.task]))] for goal in GOALS]
+            for say, forms in ((phrase, PHRASES), (held_out, HELD_OUT))
+        )
+
+    def _batch(
+        self,
+        rows: np.ndarray,
+        goals: np.ndarray,
+        phrases: list[list[tuple[np.ndarray, np.ndarray]]],
+        wordings: np.ndarray,
+    ) -> Batch:
+        """Gather frames `rows` [B] under the goals [B, K], said in the given wordings [B, K]."""
+        data = self.dataset
+        said = [phrases[goal] for goal in goals.flat]
+        said = [forms[wording % len(forms)] for forms, wording in zip(said, wordings.flat, strict=True)]
+        ids, mask = (torch.from_numpy(np.stack(part)) for part in zip(*said, strict=True))  # [B * K, L]
+        longest = int(mask.sum(1).max())
+        pictures = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2).unsqueeze(1)  # [B, 1, 3, H, W]
+        state = data.state[rows] if self.config.state else np.zeros((len(rows), 0), np.float32)
+        actions = data.actions[rows[:, None], goals].reshape(-1, *data.actions.shape[2:])
+        return Batch(
+            images=normalise_pictures(pictures, self.config.cameras),
+            state=torch.from_numpy(normalise(state, self.config.state) if self.config.state else state),
+            input_ids=ids[:, :longest],
+            attention_mask=mask[:, :longest],
+            actions=torch.from_numpy(normalise(actions, self.config.action)),
+        )

@@ -1,0 +1,212 @@
+"""Imitation learning: regression of action chunks on demonstrations, under counterfactual commands.
+
+Every frame is trained with several commands, each with the expert's answer to it: without these a policy
+guesses its goal from the picture and ignores the words.
+"""
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+import torch
+from torch.optim import AdamW
+from tqdm import tqdm
+
+from vla.data import demonstrations
+from vla.data.demonstrations import Demonstrations
+from vla.data.statistics import Statistics, Summary
+from vla.models import Batch, build, module_of
+from vla.training import checkpoint, provenance
+from vla.training.batches import Batches
+from vla.training.curve import draw
+from vla.training.progress import Point, Progress, plain, restore, store
+from vla.training.settings import Settings
+from vla_runtime import spec
+
+PAD_ID = 49407
+# Share of the steps in which the learning rate rises, and where it starts as a share of the highest.
+WARM_UP, START = 0.3, 0.04
+# Frames, and commands of each, in a validation on the way and in the last one.
+VALIDATION, LAST_VALIDATION = (256, 2), (1024, 4)
+# Sent in place of an action that is not finite: stand still, fingers closed, so that a held block stays held.
+HOLD_ACTION = (0.0, 0.0, 0.0, 1.0)
+
+
+def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Config:
+    """Train, and write the checkpoint and its training curve into `settings.out`.
+
+    Args:
+        settings: the run
+        stop_after: end after so many steps, a multiple of `validate_every`, as if interrupted: no checkpoint
+
+    Raises:
+        SpecError: the data set does not fit the policy, or the run to resume has other settings.
+        DatasetError: the data set is incomplete.
+        ValueError: no architecture has this name.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    dataset = Demonstrations.load(settings.data)
+    config = describe(settings, dataset)
+    model: Any = build(settings.architecture, config.model, config.sizes())
+    config = msgspec.structs.replace(config, model=asdict(model.config))
+    batches = Batches(dataset, config, settings.seed, settings.validation_share, settings.counterfactual)
+    progress = _optimise(settings, batches, model.to(settings.device), stop_after or settings.steps)
+    if stop_after is None:
+        _finish(settings, batches, model.cpu(), progress)
+    return config
+
+
+def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
+    """Return what the policy will be, with the statistics of the data set's labels and states."""
+    about, statistics = dataset.description, Statistics.compute(dataset)
+    preset = module_of(settings.architecture).Config
+    preset = preset() if settings.preset == "default" else getattr(preset, settings.preset)()
+    values = asdict(preset)
+    if settings.pretrained:
+        values["checkpoint"] = str(settings.pretrained)
+    state = _vector(about.state, statistics.state, settings)
+    action = _vector(about.action, statistics.action, settings)
+    return checkpoint.Config(
+        name=settings.architecture,
+        architecture=settings.architecture,
+        model=values,
+        cameras=(spec.Camera(name=about.camera, size=about.image_size),),
+        tokenizer=spec.Tokenizer(
+            file="tokenizer.json", context_length=settings.context_length, pad_id=PAD_ID
+        ),
+        state=spec.Vector(**state),
+        action=spec.ActionSpace(**action, horizon=about.horizon, control_hz=about.control_hz),
+        safety=spec.Safety(mode="clamp", hold_action=HOLD_ACTION),
+        training=plain(settings),
+    )
+
+
+def _vector(
+    dimensions: Sequence[demonstrations.Dimension], summary: Summary, settings: Settings
+) -> dict[str, Any]:
+    return {
+        "dimensions": tuple(spec.Dimension(**msgspec.structs.asdict(each)) for each in dimensions),
+        "normalisation": settings.normalisation,
+        "statistics": spec.Statistics(mean=summary.mean, std=summary.std, q01=summary.q01, q99=summary.q99),
+    }
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """Return the one-cycle schedule's rate at a step (Smith & Topin 2018): half a cosine up, half down."""
+    rise = max(1, round(WARM_UP * settings.steps))
+    if step < rise:
+        share = START + (1 - START) * (1 - math.cos(math.pi * step / rise)) / 2
+    else:
+        share = (1 + math.cos(math.pi * (step - rise) / max(1, settings.steps - rise))) / 2
+    return settings.learning_rate * share
+
+
+def _optimise(settings: Settings, batches: Batches, model: Any, until: int) -> Progress:
+    """Run the steps up to `until`; saves the run at every validation."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = AdamW(trained, weight_decay=settings.weight_decay)
+    progress = Progress(settings=_comparable(settings))
+    if settings.resume:
+        progress = restore(settings.out, progress.settings, model, optimiser)
+    begin_s, losses, error = time.monotonic() - progress.wall_s, [], float("nan")
+    bar = tqdm(range(progress.step, until), initial=progress.step, total=settings.steps, unit="step")
+    for step in bar:
+        losses.append(_step(settings, batches, model, optimiser, step))
+        if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
+            loss, losses = sum(losses) / len(losses), []
+            error = validate(batches, model, settings.device, *VALIDATION)
+            point = Point(step=step + 1, loss=loss, learning_rate=learning_rate(step, settings), error=error)
+            progress = Progress(
+                settings=progress.settings,
+                points=(*progress.points, point),
+                wall_s=time.monotonic() - begin_s,
+            )
+            store(settings.out, progress, model, optimiser)
+            bar.set_postfix(loss=f"{loss:.4f}", rate=f"{point.learning_rate:.1e}", error=_short(error))
+    return progress
+
+
+def _step(settings: Settings, batches: Batches, model: Any, optimiser: AdamW, step: int) -> float:
+    """Make one optimiser step, which depends on nothing but the weights, the seed and its number."""
+    torch.manual_seed(settings.seed * 1_000_003 + step)
+    model.train()
+    batch = _to(batches.train(step, settings.batch, settings.commands), settings.device)
+    loss = torch.stack(list(model.loss(batch).values())).sum()
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(step, settings)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+    optimiser.step()
+    return loss.item()
+
+
+@torch.inference_mode()
+def validate(batches: Batches, model: Any, device: str, frames: int, commands: int) -> tuple[float, ...]:
+    """Return the mean absolute error on held-out episodes, told in held-out phrasings.
+
+    Returns:
+        one number a dimension, mean over the chunk [action unit]
+    """
+    model.eval()
+    batch = _to(batches.validation(frames, commands), device)
+    command, mask = model.encode_command(batch.input_ids, batch.attention_mask)
+    errors = []
+    for start in range(0, len(batch.actions), 256):
+        rows = torch.arange(start, min(start + 256, len(batch.actions)), device=device)
+        frame = rows // batch.commands_per_frame
+        noise = torch.zeros_like(batch.actions[rows])
+        answer = model.act(batch.images[frame], command[rows], mask[rows], batch.state[frame], noise)
+        errors.append((answer["actions"] - batch.actions[rows]).abs().mean(1))
+    scale = torch.from_numpy(batches.config.action.scale)
+    return tuple((torch.cat(errors).mean(0).cpu() * scale).tolist())
+
+
+def _finish(settings: Settings, batches: Batches, model: Any, progress: Progress) -> None:
+    """Write the checkpoint, measure it as it was written, draw the curve."""
+    config, example, out = batches.config, batches.example(), settings.out
+    last = progress.points[-1]
+    about = {
+        "command_line": shlex.join(["python", "-m", "vla.training", *sys.argv[1:]]),
+        "seed": settings.seed,
+        "commit": provenance.commit(),
+        "dataset_sha256": provenance.digest(settings.data),
+        "frames": [len(part) for part in batches.frames],
+        "steps": last.step,
+        "wall_s": round(progress.wall_s, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "torch": str(torch.__version__),
+    }
+    checkpoint.save(out, config, model, example, about, half=settings.half)
+    _, model = checkpoint.load(out)
+    error = validate(batches, model, "cpu", *LAST_VALIDATION)
+    dimensions = config.action.dimensions
+    about["validation_error"] = {
+        f"{dimension.name} [{dimension.unit}]": value
+        for dimension, value in zip(dimensions, error, strict=True)
+    }
+    checkpoint.save(out, config, model, example, about, half=settings.half)
+    names, units = config.action.names, [dimension.unit for dimension in dimensions]
+    draw(out / "curve.png", progress.points, names, units)
+    print(f"{out}: {about['parameters']} parameters, {about['wall_s']} s, validation error {_short(error)}")
+
+
+def _comparable(settings: Settings) -> dict[str, Any]:
+    """Return the settings that a resumed run must share."""
+    free = ("out", "resume", "threads", "device", "half")
+    return {name: value for name, value in plain(settings).items() if name not in free}
+
+
+def _to(batch: Batch, device: str) -> Batch:
+    return Batch(*(part.to(device) for part in batch))
+
+
+def _short(error: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4f}" for value in error)

@@ -1,0 +1,87 @@
+"""What an interrupted run needs to continue to the same weights."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vla_runtime.errors import SpecError
+from vla_runtime.spec import Part, dumps, load
+
+STATE, TENSORS = "progress.json", "progress.safetensors"
+
+
+class Point(Part, frozen=True):
+    """The run as seen at one validation."""
+
+    # Steps done.
+    step: int
+    # Mean training loss since the last point.
+    loss: float
+    learning_rate: float
+    # Mean absolute error on validation frames, one a dimension [action unit].
+    error: tuple[float, ...]
+
+
+class Progress(Part, frozen=True):
+    """How far a run has come."""
+
+    settings: dict[str, Any]
+    points: tuple[Point, ...] = ()
+    # Time spent so far [s].
+    wall_s: float = 0.0
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.points[-1].step if self.points else 0
+
+
+def store(folder: Path, progress: Progress, model: nn.Module, optimiser: Optimizer) -> None:
+    """Write the run's state; an interruption leaves the state before it or this one, never a mixture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"weight.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimiser.state[parameter].items():
+            tensors[f"{key}.{name}"] = value
+    # The tensors name their step, so that a state and tensors of different steps are noticed.
+    tensors["step"] = torch.tensor(progress.step)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{TENSORS}.new")
+    (folder / f"{STATE}.new").write_bytes(dumps(progress))
+    for name in (TENSORS, STATE):
+        (folder / f"{name}.new").replace(folder / name)
+
+
+def restore(folder: Path, settings: dict[str, Any], model: nn.Module, optimiser: Optimizer) -> Progress:
+    """Fill model and optimiser with the state of an interrupted run.
+
+    Raises:
+        SpecError: there is no such run, or it has other settings.
+    """
+    progress = load(folder / STATE, Progress)
+    other = [name for name, value in settings.items() if progress.settings.get(name) != value]
+    if other:
+        raise SpecError(f"{folder} was run with another {', '.join(other)}: it can't be resumed with these")
+    tensors = load_file(folder / TENSORS)
+    if int(tensors.pop("step")) != progress.step:
+        raise SpecError(f"{folder}: {TENSORS} and {STATE} are of different steps: start again")
+    model.load_state_dict(_named(tensors, "weight."))
+    for name, parameter in model.named_parameters():
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        optimiser.state[parameter] = {
+            key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors
+        }
+    return progress
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Return settings as JSON gives them back, so that they can be compared."""
+    return msgspec.json.decode(msgspec.json.encode(settings, enc_hook=str))
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,30 @@
+"""Where a checkpoint comes from."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+
+def commit() -> str:
+    """Return the repository's commit, `+changes` where tracked files differ; `unknown` outside one."""
+    here = Path(__file__).parent
+    try:
+        head = _git("rev-parse", "HEAD", folder=here)
+        changed = _git("status", "--porcelain", "--untracked-files=no", folder=here)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed else "")
+
+
+def digest(folder: Path) -> str:
+    """Return the SHA-256 of a folder's files, their names included."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _git(*arguments: str, folder: Path) -> str:
+    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return answer.stdout.strip()

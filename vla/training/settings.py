@@ -1,0 +1,66 @@
+"""What a training run can be told; the command line is made from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vla_runtime.spec import Normalisation
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train a policy on demonstrations and write its checkpoint."""
+
+    # Which policy: a name of `vla.models.ARCHITECTURES`.
+    architecture: str = "command_attention"
+    # Which of the architecture's sizes.
+    preset: Literal["default", "tiny", "base"] = "default"
+    # Folder of the data set, as `python -m vla.data` writes it.
+    data: Path = Path("data/tabletop")
+    # Folder of the run: the checkpoint, its training curve, and what --resume needs.
+    out: Path = Path("runs/command_attention")
+    # Optimiser steps.
+    steps: int = 3000
+    # Frames in a batch.
+    batch: int = 64
+    # Commands that each frame of a batch is trained with.
+    commands: int = 8
+    # Highest learning rate of the one-cycle schedule.
+    learning_rate: float = 4e-3
+    # Weight decay of AdamW.
+    weight_decay: float = 0.01
+    # Largest norm of the gradient.
+    clip_norm: float = 1.0
+    # Share of the commands that are drawn from all goals; the rest is the goal that the episode pursued.
+    counterfactual: float = 0.8
+    # Rule that normalises the state and the actions.
+    normalisation: Normalisation = "bounds"
+    # Longest command [tokens].
+    context_length: int = 77
+    # Share of the episodes held out for validation.
+    validation_share: float = 0.05
+    # Seed of the weights, of the split and of every batch.
+    seed: int = 0
+    # Steps between validations, each of which also saves what --resume needs.
+    validate_every: int = 200
+    # Threads that torch computes with; 0: one a core.
+    threads: int = 0
+    # Where torch computes: cpu, cuda, cuda:1.
+    device: str = "cpu"
+    # Local folder of a pretrained CLIP checkpoint, for the architecture clip.
+    pretrained: Path | None = None
+    # Write the weights in float16, half the size.
+    half: bool = False
+    # Continue the run in `out`, which must have the same settings, to the same weights.
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "commands", "context_length", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.counterfactual <= 1:
+            raise ValueError(f"counterfactual must be from 0 to 1, got {self.counterfactual}")
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share}")
+        if self.pretrained is not None and self.architecture != "clip":
+            raise ValueError(f"pretrained is for the architecture clip, not {self.architecture}")
