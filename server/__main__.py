@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-import requests
-
 from server.errors import ServerError
 from server.java import JavaNotFound
 from server.process import Memory, TorchServe
+from server.warm_up import warm_up
 
 
 def main() -> int:
@@ -31,7 +30,7 @@ def main() -> int:
         archive = server.archive
         _say(f"starting {archive.name} {archive.version} from {options.archive} with {server.java}")
         with server:
-            _warm_up(server, options.warm_up_requests)
+            warm_up(server, options.warm_up_requests)
             _say(_greeting(server))
             status = server.wait()
     except (ServerError, JavaNotFound) as error:
@@ -46,24 +45,6 @@ def _stop(number: int, _frame: FrameType | None) -> None:
         signal.signal(other, signal.SIG_IGN)  # a second one must not interrupt the clean-up
     _say(f"{signal.Signals(number).name}: stopping")
     raise SystemExit(0)
-
-
-def _warm_up(server: TorchServe, count: int) -> None:
-    """Post the archived example: the Java front end is several times slower in its first hundred requests."""
-    if (example := server.archive.example) is None:
-        return
-    with requests.Session() as session:
-        for _ in range(count):
-            answer = session.post(
-                server.predictions_url,
-                files=example.images,
-                data=example.fields,
-                timeout=server.startup_timeout_s,
-            )
-            if not answer.ok:
-                raise ServerError(
-                    f"the archived example got {answer.status_code}: {answer.text}\n{server.log_tail()}"
-                )
 
 
 def _greeting(server: TorchServe) -> str:

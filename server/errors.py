@@ -1,9 +1,11 @@
 """What stops a server from serving; each message says what to do.
 
 ServerError
-├── ArchiveError   the archive is missing, damaged or no archive
+├── ArchiveError   the archive is missing, damaged, no archive, or not the one whose digest was given
 ├── PortTaken      something else listens on a port
-└── StartFailed    TorchServe or a worker ended, or was not ready in time; ends with the last log lines
+├── StartFailed    TorchServe or a worker ended, or was not ready in time; ends with the last log lines
+├── Stopped        TorchServe or its gate ended by itself, or requests were still open when the drain ended
+└── SwapError      a new version was not taken over; the old one serves on
 """
 
 
@@ -21,3 +23,11 @@ class PortTaken(ServerError):
 
 class StartFailed(ServerError):
     """The archive's workers did not become ready."""
+
+
+class Stopped(ServerError):
+    """A running replica ended by itself, or did not drain."""
+
+
+class SwapError(ServerError):
+    """A new version was not taken over."""

@@ -50,6 +50,7 @@ class TorchServe:
 
     `with TorchServe(archive, port=free_port()) as server:` returns when every worker is READY, and stops the
     process, its workers and its temporary folder at the end. `on_log` gets every line that TorchServe prints.
+    `model_api` lets archives of the same folder be registered over the management port, for `server.swap`.
 
     Raises:
         ArchiveError, PortTaken: before anything is started.
@@ -65,6 +66,7 @@ class TorchServe:
         host: str = "127.0.0.1",
         startup_timeout_s: float = 300.0,
         memory: Memory = Memory(),
+        model_api: bool = False,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.archive = Archive.open(archive)
@@ -72,6 +74,7 @@ class TorchServe:
         self.port = port
         self.startup_timeout_s = startup_timeout_s
         self.memory = memory
+        self.model_api = model_api
         self.java = find_java()
         self._on_log = on_log
         self._log: deque[str] = deque(maxlen=LOG_LINES)
@@ -109,9 +112,27 @@ class TorchServe:
         """Return the last lines that TorchServe and its workers printed, at most 500."""
         return "\n".join(list(self._log)[-lines:])
 
+    def poll(self) -> int | None:
+        """Return TorchServe's exit status when it ended by itself, None while it runs."""
+        return self._running().poll()
+
     def wait(self) -> int:
         """Block until TorchServe ends by itself, and return its exit status."""
         return self._running().wait()
+
+    def ready(self) -> bool:
+        """Whether all workers are READY; /ping says 200 with no model loaded, and while a worker is dead."""
+        try:
+            answer = requests.get(f"{self.management_url}/models/{self.archive.name}", timeout=5)
+        except requests.RequestException:
+            return False
+        if answer.status_code == 404:  # the archives are registered before the port opens
+            raise self._failed(f"TorchServe did not load {self.archive.path.name}")
+        if not answer.ok:
+            return False
+        (model,) = answer.json()
+        ready = [worker for worker in model["workers"] if worker["status"] == "READY"]
+        return len(ready) >= max(1, model["minWorkers"])
 
     def __enter__(self) -> Self:
         try:
@@ -208,6 +229,7 @@ class TorchServe:
             "metrics_config": ROOT / "metrics.yaml",
             "model_store": path.parent,
             "load_models": f"{self.archive.name}={path.name}",
+            "enable_model_api": str(self.model_api).lower(),
         }
         return "\n# Of this instance\n" + "".join(f"{key}={value}\n" for key, value in settings.items())
 
@@ -227,24 +249,10 @@ class TorchServe:
             if self._worker_ended.is_set():
                 time.sleep(0.5)  # for the rest of its log
                 raise self._failed(f"a worker of {self.archive.path.name} ended while it loaded")
-            if self._workers_ready():
+            if self.ready():
                 return
             time.sleep(0.1)
         raise self._failed(f"no worker was ready within {self.startup_timeout_s:g} s (--startup-timeout-s)")
-
-    def _workers_ready(self) -> bool:
-        """Ask for the model: /ping would say 200 with no model loaded, and while its worker is dead."""
-        try:
-            answer = requests.get(f"{self.management_url}/models/{self.archive.name}", timeout=5)
-        except requests.RequestException:
-            return False
-        if answer.status_code == 404:  # the archives are registered before the port opens
-            raise self._failed(f"TorchServe did not load {self.archive.path.name}")
-        if not answer.ok:
-            return False
-        (model,) = answer.json()
-        ready = [worker for worker in model["workers"] if worker["status"] == "READY"]
-        return len(ready) >= max(1, model["minWorkers"])
 
     def _failed(self, what: str) -> StartFailed:
         said = [match[1] for line in self._log if (match := re.search(r" MODEL_LOG - (.*)", line))]

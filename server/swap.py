@@ -1,0 +1,201 @@
+"""`python -m server.swap NEW.mar`: another version of the served policy, without a lost request.
+
+Registers the archive beside the served one, waits for its workers, posts its archived example, makes it the
+default, waits until the old version is idle, and removes that. Whatever fails before the old version is
+removed rolls back to it. The archive must lie in the model store, and TorchServe must run with `model_api`
+(images do). A restarted replica serves the archive that it is started with: name the new one there as well.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from server.archive import POLICY, Archive
+from server.digest import verify_digest
+from server.errors import ServerError, SwapError
+from server.warm_up import post_example
+
+# Largest difference between an answer and the archived one [units of the action]: other CPUs round otherwise.
+TOLERANCE = 1e-2
+WARM_UP_REQUESTS = 20
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One replica's change of version."""
+
+    new: Archive
+    # TorchServe's inference and management API.
+    inference_url: str
+    management_url: str
+    # The served model's name.
+    model: str
+    # Longest wait for the new version's workers, and for the old one to become idle [s].
+    timeout_s: float
+    # How long the old version must have nothing to do before it is removed [s]; longer than one batch takes.
+    settle_s: float
+
+    def run(self) -> str:
+        """Swap, and return the version that was replaced.
+
+        Raises:
+            SwapError: refused or failed; the old version serves on.
+        """
+        old = self._describe("")
+        if old["modelVersion"] == self.new.version:
+            raise SwapError(
+                f"{self.model} {self.new.version} is what is served; export with another --version"
+            )
+        try:
+            self._register(int(old["minWorkers"]))
+            self._check(f"{self.inference_url}/predictions/{self.model}/{self.new.version}")
+            self._make_default(self.new.version)
+            self._check(f"{self.inference_url}/predictions/{self.model}")
+        except BaseException:
+            self._roll_back(old["modelVersion"])
+            raise
+        self._wait_idle(old["modelVersion"])
+        self._manage("DELETE", f"/{old['modelVersion']}")
+        return old["modelVersion"]
+
+    def _register(self, workers: int) -> None:
+        query = {
+            "url": self.new.path.name,
+            "model_name": self.model,
+            "initial_workers": workers,
+            # Otherwise a thread of the front end waits, and the requests on it.
+            "synchronous": "false",
+        }
+        answer = requests.post(f"{self.management_url}/models", params=query, timeout=self.timeout_s)
+        _require_ok(answer, f"registering {self.new.path.name}")
+        _say(f"registered {self.model} {self.new.version}; waiting for its workers")
+        deadline = time.monotonic() + self.timeout_s
+        while time.monotonic() < deadline:
+            states = [worker["status"] for worker in self._describe(f"/{self.new.version}")["workers"]]
+            if len(states) >= workers and set(states) == {"READY"}:
+                return
+            if {"WORKER_ERROR", "WORKER_STOPPED"} & set(states):
+                raise SwapError(f"a worker of {self.model} {self.new.version} failed to load; see the log")
+            time.sleep(0.2)
+        raise SwapError(f"no worker of {self.model} {self.new.version} was ready within {self.timeout_s:g} s")
+
+    def _check(self, url: str) -> None:
+        """Post the archived example and compare the answer; several times, which warms the version up."""
+        if self.new.example is None:
+            raise SwapError(f"{self.new.path.name} has no example request to check it with")
+        expected = _example_actions(self.new.path)
+        with requests.Session() as session:
+            for _ in range(WARM_UP_REQUESTS):
+                answer = post_example(session, url, self.new.example, self.timeout_s)
+                _require_ok(answer, f"the archived example, posted to {url},")
+                body = answer.json()
+                if body["version"] != self.new.version:
+                    raise SwapError(f"{url} is answered by {body['version']}, expected {self.new.version}")
+                if (difference := _difference(body["actions"], expected)) > TOLERANCE:
+                    raise SwapError(f"{url} differs from the archived answer by {difference:.2g}")
+        _say(f"the archived example was answered as recorded by {url}")
+
+    def _wait_idle(self, version: str) -> None:
+        """Return when a version had an empty queue for `settle_s`; removing one drops what it has."""
+        deadline, idle_since = time.monotonic() + self.timeout_s, time.monotonic()
+        while time.monotonic() - idle_since < self.settle_s:
+            if time.monotonic() > deadline:
+                raise SwapError(f"{version} still has requests after {self.timeout_s:g} s; remove it by hand")
+            if self._describe(f"/{version}")["jobQueueStatus"]["pendingRequests"]:
+                idle_since = time.monotonic()
+            time.sleep(0.1)
+
+    def _make_default(self, version: str) -> None:
+        self._manage("PUT", f"/{version}/set-default")
+        _say(f"{self.model} {version} is the default")
+
+    def _roll_back(self, old: str) -> None:
+        """Make the old version the default again and remove the new one, as far as it got."""
+        self._manage("PUT", f"/{old}/set-default")
+        answer = requests.get(f"{self.management_url}/models/{self.model}/{self.new.version}", timeout=30)
+        if answer.ok:
+            self._wait_idle(self.new.version)
+            self._manage("DELETE", f"/{self.new.version}")
+        _say(f"rolled back to {self.model} {old}")
+
+    def _describe(self, version: str) -> dict[str, Any]:
+        return self._manage("GET", version).json()[0]
+
+    def _manage(self, method: str, path: str) -> requests.Response:
+        url = f"{self.management_url}/models/{self.model}{path}"
+        try:
+            answer = requests.request(method, url, timeout=self.timeout_s)
+        except requests.RequestException as error:
+            raise SwapError(f"{method} {url} failed: {error}") from error
+        _require_ok(answer, f"{method} {url}")
+        return answer
+
+
+def _require_ok(answer: requests.Response, what: str) -> None:
+    if not answer.ok:
+        raise SwapError(f"{what} got {answer.status_code}: {answer.text.strip()}")
+
+
+def _example_actions(archive: Path) -> list[list[float]]:
+    with zipfile.ZipFile(archive) as mar:
+        return json.loads(mar.read(POLICY))["example"]["actions"]
+
+
+def _difference(got: list[list[float]], expected: list[list[float]]) -> float:
+    """Return the largest difference of two chunks, infinity when their shapes differ."""
+    if [len(action) for action in got] != [len(action) for action in expected]:
+        return math.inf
+    return max(abs(a - b) for pair in zip(got, expected, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> int:
+    """Swap: 0. Refused or rolled back: 1."""
+    options = _parse()
+    try:
+        verify_digest(options.archive, options.sha256)
+        swap = Swap(
+            new=Archive.open(options.archive),
+            inference_url=f"http://127.0.0.1:{options.port}",
+            management_url=f"http://127.0.0.1:{options.port + 1}",
+            model=options.model,
+            timeout_s=options.timeout_s,
+            settle_s=options.settle_s,
+        )
+        old = swap.run()
+    except (ServerError, requests.RequestException) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    _say(f"{swap.model} {swap.new.version} serves; {old} is removed")
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m server.swap",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("archive", type=Path, help="the new version's archive, in the model store")
+    add("--sha256", help="its digest; default: the first word of <archive>.sha256")
+    add("--model", default="vla", help="name of the served model")
+    add("--port", type=int, default=8090, help="TorchServe's inference port on loopback; + 1 is management")
+    add("--timeout-s", type=float, default=120.0, help="longest wait for the new version to be ready [s]")
+    add("--settle-s", type=float, default=2.0, help="idle time of the old version before it is removed [s]")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

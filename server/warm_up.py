@@ -1,0 +1,33 @@
+"""Posts the archived example: the Java front end is several times slower in its first hundred requests."""
+
+import requests
+
+from server.archive import Example
+from server.errors import ServerError
+from server.process import TorchServe
+
+
+def warm_up(server: TorchServe, count: int) -> None:
+    """Post the archived example `count` times; an archive without one is left cold.
+
+    Raises:
+        ServerError: the example is refused.
+    """
+    if server.archive.example is None:
+        return
+    with requests.Session() as session:
+        for _ in range(count):
+            answer = post_example(
+                session, server.predictions_url, server.archive.example, server.startup_timeout_s
+            )
+            if not answer.ok:
+                raise ServerError(
+                    f"the archived example got {answer.status_code}: {answer.text}\n{server.log_tail()}"
+                )
+
+
+def post_example(
+    session: requests.Session, url: str, example: Example, timeout_s: float
+) -> requests.Response:
+    """Post an archived example request to `url`."""
+    return session.post(url, files=example.images, data=example.fields, timeout=timeout_s)
