@@ -17,7 +17,7 @@ from export.export import Options, export
 from server.process import TorchServe, free_port
 from vla.models import build, module_of
 from vla.training import checkpoint
-from vla_runtime.spec import ActionSpace, Camera, Dimension, Safety, Statistics, Tokenizer, Vector
+from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Safety, Statistics, Tokenizer, Vector
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "command_attention"
@@ -116,7 +116,7 @@ def write_checkpoint(folder: Path, architecture: str = "command_attention") -> P
         tokenizer=Tokenizer(file="tokenizer.json", context_length=77, pad_id=49407),
         state=vector(Vector, height=("m", 0.0, 0.5), gripper=("1", 0.0, 1.0)),
         action=vector(
-            ActionSpace, delta_x=("m", -0.03, 0.03), gripper=("1", -1.0, 1.0), horizon=4, control_hz=10.0
+            ContinuousSpace, delta_x=("m", -0.03, 0.03), gripper=("1", -1.0, 1.0), horizon=4, control_hz=10.0
         ),
         safety=Safety(),
         training={},

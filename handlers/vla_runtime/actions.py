@@ -1,18 +1,25 @@
-"""Action spaces: the policy's normalised output to a chunk of actions in physical units, and back."""
+"""Action spaces: what the policy returns to a chunk of actions that a robot understands, and back."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 
-from vla_runtime.safety import SafetyReport
-from vla_runtime.spec import ActionSpace, Vector
+from vla_runtime.artifact import Outputs
+from vla_runtime.safety import SafetyReport, enforce, enforce_discrete
+from vla_runtime.spec import ActionSpace, BinnedSpace, DiscreteSpace, Extra, PolicySpec, Vector
+
+# Largest difference of a replayed answer from the recorded one, in normalised units or in probability.
+EXAMPLE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class ActionChunk:
     """What the robot is to do next."""
 
-    # float32 [T, A], physical units.
+    # float32 [T, A], physical units; int64 [T], indices into the vocabulary of a discrete space.
     actions: np.ndarray
     space: ActionSpace
     # What the safety limits did to the actions.
@@ -21,6 +28,47 @@ class ActionChunk:
     confidence: float | None
     # float32 [C, h, w], where the command looks; None where the policy gives none.
     attention: np.ndarray | None
+    # float32 [T, V], sums to 1 over V; None unless the space is discrete.
+    probabilities: np.ndarray | None = None
+    # The policy's further outputs, ready to be serialised.
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def recordable(self) -> np.ndarray:
+        """What an example records: float32 [T, A] in physical units, or the probabilities [T, V]."""
+        return self.actions if self.probabilities is None else self.probabilities
+
+    def difference(self, recorded: np.ndarray) -> float:
+        """Return the largest difference from a recorded answer, in normalised units or in probability."""
+        difference = np.abs(self.recordable - recorded)
+        return float(
+            (difference if isinstance(self.space, DiscreteSpace) else difference / self.space.scale).max()
+        )
+
+
+def to_chunk(output: Outputs, spec: PolicySpec) -> ActionChunk:
+    """Turn one of the artifact's outputs into actions that may leave: decoded, limited, named.
+
+    Raises:
+        UnsafeAction: a limit is broken, and the spec says to reject or has nothing safe to send instead.
+    """
+    space, safety = spec.action, spec.safety
+    extras = {name: _extra(output.extras[name], extra) for name, extra in spec.artifact.extras.items()}
+    if isinstance(space, DiscreteSpace):
+        probabilities = softmax(output.actions)
+        confidence = output.confidence
+        if confidence is None:  # the least likely of the chosen actions
+            confidence = float(probabilities.max(-1).min())
+        indices, probabilities, report = enforce_discrete(probabilities, confidence, space, safety)
+        return ActionChunk(indices, space, report, confidence, output.attention, probabilities, extras)
+    actions = space.valid_rotations(unnormalise(output.actions, space))
+    actions, report = enforce(actions, output.confidence, space, safety)
+    return ActionChunk(actions, space, report, output.confidence, output.attention, None, extras)
+
+
+def example_tolerance(space: ActionSpace) -> float:
+    """Return how far a replayed example may be from its record: rounding, or one bin where it chose one."""
+    return 2.001 / space.bins if isinstance(space, BinnedSpace) else EXAMPLE_TOLERANCE
 
 
 def normalise(values: np.ndarray, vector: Vector) -> np.ndarray:
@@ -31,3 +79,49 @@ def normalise(values: np.ndarray, vector: Vector) -> np.ndarray:
 def unnormalise(values: np.ndarray, vector: Vector) -> np.ndarray:
     """The policy's units to physical ones, the inverse of `normalise`: float32 [..., dimensions]."""
     return (values * vector.scale + vector.shift).astype(np.float32)
+
+
+def encode_bins(values: torch.Tensor, bins: int) -> torch.Tensor:
+    """Return the bins of normalised values: float [...] to int64 [...]; beyond [-1, 1] the outermost bin."""
+    return ((values.float() + 1) * (bins / 2)).floor().clamp(0, bins - 1).long()
+
+
+def decode_bins(indices: torch.Tensor, bins: int) -> torch.Tensor:
+    """Return the bins' centres: int64 [...] to float32 [...] in (-1, 1), within half a bin of the value."""
+    return (indices.float() + 0.5) * (2 / bins) - 1
+
+
+def encode(actions: np.ndarray, space: BinnedSpace) -> np.ndarray:
+    """Physical units to bins: float32 [..., A] to int64 [..., A]."""
+    return encode_bins(torch.from_numpy(normalise(actions, space)), space.bins).numpy()
+
+
+def decode(indices: np.ndarray, space: BinnedSpace) -> np.ndarray:
+    """Bins to the physical units of their centres: int64 [..., A] to float32 [..., A]."""
+    return unnormalise(decode_bins(torch.from_numpy(indices), space.bins).numpy(), space)
+
+
+def encode_names(names: Sequence[str], space: DiscreteSpace) -> np.ndarray:
+    """Names of symbolic actions to int64 [len(names)].
+
+    Raises:
+        SpecError: the vocabulary lacks a name.
+    """
+    return np.array([space.index(name) for name in names], np.int64)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities: float32 [..., V] to the same shape; NaN where a row is not finite."""
+    finite = np.isfinite(logits).all(-1, keepdims=True)
+    safe = np.where(finite, logits, 0).astype(np.float64)
+    powers = np.exp(safe - safe.max(-1, keepdims=True))
+    return np.where(finite, powers / powers.sum(-1, keepdims=True), np.nan).astype(np.float32)
+
+
+def _extra(value: np.ndarray, extra: Extra) -> Any:
+    """Return one row of an extra output as plain values: numbers, or labels with their indices."""
+    if not extra.labels:
+        return value.tolist()
+    if value.ndim:
+        return [_extra(item, extra) for item in value]
+    return {"name": extra.labels[int(value)], "index": int(value)}

@@ -38,12 +38,14 @@ class Inputs:
 class Outputs:
     """What the policy says to one observation."""
 
-    # float32 [T, A], normalised
+    # float32 [T, A], normalised; the logits [T, V] of a discrete space
     actions: np.ndarray
     # In [0, 1]
     confidence: float | None
     # float32 [C, h, w]
     attention: np.ndarray | None
+    # One value of each output that the spec declares as an extra, float32 [...]
+    extras: dict[str, np.ndarray]
 
 
 class Artifact:
@@ -87,7 +89,7 @@ class Artifact:
         )
         self.computed += count
         arrays = {name: outputs[name].float().cpu().numpy() for name in self._spec.artifact.outputs}
-        return [_outputs(arrays, row) for row in range(count)]
+        return [self._outputs(arrays, row) for row in range(count)]
 
     def warm_up(self, observation: Inputs) -> None:
         """Run every bucket until the module's own optimisation is over."""
@@ -112,10 +114,10 @@ class Artifact:
     def _tensor(self, arrays: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.stack(arrays)).to(self.device)
 
-
-def _outputs(arrays: dict[str, np.ndarray], row: int) -> Outputs:
-    return Outputs(
-        actions=arrays["actions"][row],
-        confidence=float(arrays["confidence"][row]) if "confidence" in arrays else None,
-        attention=arrays["attention"][row] if "attention" in arrays else None,
-    )
+    def _outputs(self, arrays: dict[str, np.ndarray], row: int) -> Outputs:
+        return Outputs(
+            actions=arrays[self._spec.action.output][row],
+            confidence=float(arrays["confidence"][row]) if "confidence" in arrays else None,
+            attention=arrays["attention"][row] if "attention" in arrays else None,
+            extras={name: arrays[name][row] for name in self._spec.artifact.extras},
+        )

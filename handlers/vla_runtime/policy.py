@@ -11,12 +11,11 @@ from typing import Self, TypeVar
 import numpy as np
 import torch
 
-from vla_runtime.actions import ActionChunk, normalise, unnormalise
+from vla_runtime.actions import ActionChunk, example_tolerance, normalise, to_chunk
 from vla_runtime.artifact import Artifact, Inputs, Outputs
 from vla_runtime.errors import DeadlineExpired, PolicyFailed, RequestError, SpecError
 from vla_runtime.observation import Row, decode
 from vla_runtime.preprocessing import CommandTokenizer, noise, picture
-from vla_runtime.safety import enforce
 from vla_runtime.spec import PolicySpec
 
 logger = logging.getLogger(__name__)
@@ -25,8 +24,6 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 STAGES: tuple[str, ...] = ("preprocess", "inference", "postprocess")
-# Largest difference of the replayed example from its recorded answer, in normalised units.
-EXAMPLE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Policy:
         laps.append(time.perf_counter())
         outputs = self._compute([_isolated(_fresh, item) for item in inputs])
         laps.append(time.perf_counter())
-        chunks = [_isolated(self._decode, item) for item in outputs]
+        chunks = [_isolated(self._to_chunk, item) for item in outputs]
         laps.append(time.perf_counter())
         timing_ms = dict(zip(STAGES, (np.diff(laps) * 1000).tolist(), strict=True))
         size = sum(isinstance(item, Outputs) for item in outputs)
@@ -111,15 +108,14 @@ class Policy:
         if isinstance(answer, RequestError):
             raise SpecError(f"the archived example is refused: {answer.code}: {answer.message}") from answer
         recorded = np.asarray(self.spec.example.actions, np.float32)
-        if recorded.shape != answer.chunk.actions.shape:
-            raise SpecError(
-                f"the archived example has shape {recorded.shape}, got {answer.chunk.actions.shape}"
-            )
-        difference = float(np.abs((answer.chunk.actions - recorded) / self.spec.action.scale).max())
-        if not difference <= EXAMPLE_TOLERANCE:
+        shape, tolerance = answer.chunk.recordable.shape, example_tolerance(self.spec.action)
+        if recorded.shape != shape:
+            raise SpecError(f"the archived example has shape {recorded.shape}, got {shape}")
+        difference = answer.chunk.difference(recorded)
+        if not difference <= tolerance:
             raise SpecError(
                 f"the archived example is answered differently: by {difference:.2g} in normalised units, "
-                f"at most {EXAMPLE_TOLERANCE:g} is allowed"
+                f"at most {tolerance:.4g} is allowed"
             )
 
     def warm_up(self) -> None:
@@ -178,12 +174,8 @@ class Policy:
             return [PolicyFailed(None, "the policy failed on this request")]
         return [self._run([item])[0] for item in batch]
 
-    def _decode(self, output: Outputs) -> ActionChunk:
-        """Turn one output into safe actions in physical units."""
-        space = self.spec.action
-        actions = unnormalise(output.actions, space)
-        actions, report = enforce(actions, output.confidence, space, self.spec.safety)
-        return ActionChunk(actions, space, report, output.confidence, output.attention)
+    def _to_chunk(self, output: Outputs) -> ActionChunk:
+        return to_chunk(output, self.spec)
 
 
 def _isolated(step: Callable[[In], Out], item: In | RequestError) -> Out | RequestError:

@@ -107,5 +107,5 @@ def noise(seed: int, spec: PolicySpec) -> np.ndarray:
     """
     if not spec.artifact.stochastic:
         return np.zeros((0, 0), np.float32)
-    shape = (spec.action.horizon, len(spec.action.dimensions))
+    shape = (spec.action.horizon, spec.action.width)
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from vla_runtime.errors import UnsafeAction
-from vla_runtime.spec import ActionSpace, Safety
+from vla_runtime.spec import ContinuousSpace, DiscreteSpace, Safety
 
 # Share of a dimension's range that is rounding, moved back without a word.
 TOLERANCE = 1e-6
@@ -23,7 +23,7 @@ class SafetyReport:
 
 
 def enforce(
-    actions: np.ndarray, confidence: float | None, space: ActionSpace, safety: Safety
+    actions: np.ndarray, confidence: float | None, space: ContinuousSpace, safety: Safety
 ) -> tuple[np.ndarray, SafetyReport]:
     """Apply the spec's limits to one chunk.
 
@@ -48,23 +48,62 @@ def enforce(
         return limited, SafetyReport("ok", ())
     if safety.mode == "clamp" and not fatal:
         return limited, SafetyReport("clamped", violations)
-    if safety.mode == "reject" or safety.hold_action is None:
-        raise UnsafeAction(None, f"the policy's action is outside its safety limits: {'; '.join(violations)}")
+    _may_hold(safety, violations)
     held = np.broadcast_to(np.asarray(safety.hold_action, np.float32), actions.shape)
     return held, SafetyReport("held", violations)
 
 
+def enforce_discrete(
+    probabilities: np.ndarray, confidence: float, space: DiscreteSpace, safety: Safety
+) -> tuple[np.ndarray, np.ndarray, SafetyReport]:
+    """Choose the likeliest symbolic actions and apply the spec's limits.
+
+    There is nothing to clamp: a chunk that is not finite or not confident enough is held where a safe action
+    is declared, else refused.
+
+    Args:
+        probabilities: float32 [T, V], NaN where the policy's logits were not finite
+        confidence: in [0, 1]
+        space: the vocabulary
+        safety: the limits, and what to do beyond them
+
+    Returns:
+        the chosen actions int64 [T], their probabilities float32 [T, V] (all on the held action when held),
+        and what was done
+
+    Raises:
+        UnsafeAction: the spec says to reject, or there is nothing safe to send instead.
+    """
+    unknown = () if np.isfinite(probabilities).all() else ("the logits are not finite",)
+    violations = (*unknown, *_unconfident(confidence, safety))
+    if not violations:
+        return probabilities.argmax(-1), probabilities, SafetyReport("ok", ())
+    _may_hold(safety, violations)
+    hold = space.index(str(safety.hold_action))
+    held = np.full(len(probabilities), hold)
+    return held, np.eye(space.width, dtype=np.float32)[held], SafetyReport("held", violations)
+
+
+def _may_hold(safety: Safety, violations: tuple[str, ...]) -> None:
+    if safety.mode == "reject" or safety.hold_action is None:
+        raise UnsafeAction(None, f"the policy's action is outside its safety limits: {'; '.join(violations)}")
+
+
 def _unclampable(
-    actions: np.ndarray, confidence: float | None, space: ActionSpace, safety: Safety
+    actions: np.ndarray, confidence: float | None, space: ContinuousSpace, safety: Safety
 ) -> tuple[str, ...]:
     columns = zip(space.names, actions.T, strict=True)
     found = [f"{name} is not finite" for name, values in columns if not np.isfinite(values).all()]
-    if safety.min_confidence is not None and not (confidence or 0.0) >= safety.min_confidence:
-        found.append(f"confidence {confidence or 0.0:.3f} is below {safety.min_confidence}")
-    return tuple(found)
+    return (*found, *_unconfident(confidence, safety))
 
 
-def _limit(actions: np.ndarray, space: ActionSpace, safety: Safety) -> np.ndarray:
+def _unconfident(confidence: float | None, safety: Safety) -> tuple[str, ...]:
+    if safety.min_confidence is None or (confidence or 0.0) >= safety.min_confidence:
+        return ()
+    return (f"confidence {confidence or 0.0:.3f} is below {safety.min_confidence}",)
+
+
+def _limit(actions: np.ndarray, space: ContinuousSpace, safety: Safety) -> np.ndarray:
     limited = np.clip(actions, space.low, space.high)
     if safety.max_step is None:
         return limited
@@ -74,7 +113,7 @@ def _limit(actions: np.ndarray, space: ActionSpace, safety: Safety) -> np.ndarra
     return limited
 
 
-def _differences(actions: np.ndarray, limited: np.ndarray, space: ActionSpace) -> tuple[str, ...]:
+def _differences(actions: np.ndarray, limited: np.ndarray, space: ContinuousSpace) -> tuple[str, ...]:
     excess = np.abs(actions - limited).max(axis=0)  # [A]
     return tuple(
         f"{dimension.name} exceeds its limit by {over:.3g} {dimension.unit}"

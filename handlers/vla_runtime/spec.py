@@ -5,9 +5,6 @@ Sizes used in the docstrings of this package:
     L  tokens of a command           T  horizon [steps]    A  dimensions of an action
 """
 
-import hashlib
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -15,14 +12,46 @@ import msgspec
 import numpy as np
 
 from vla_runtime.errors import SpecError
+from vla_runtime.spaces import (
+    ActionSpace,
+    BinnedSpace,
+    ContinuousSpace,
+    Dimension,
+    DiscreteSpace,
+    Part,
+    Rotation,
+    Statistics,
+    Vector,
+    require,
+)
+
+# The spec's parts have one home to import from, whichever file defines them.
+__all__ = [
+    "FILE_NAME",
+    "KNOWN_OUTPUTS",
+    "ActionSpace",
+    "Artifact",
+    "BinnedSpace",
+    "Camera",
+    "ContinuousSpace",
+    "Dimension",
+    "DiscreteSpace",
+    "Example",
+    "Extra",
+    "Part",
+    "PolicySpec",
+    "Rotation",
+    "Safety",
+    "Statistics",
+    "Tokenizer",
+    "Vector",
+    "dumps",
+    "load",
+]
 
 FILE_NAME = "policy.json"
-
-Normalisation = Literal["bounds", "mean_std", "quantiles"]
-
-
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A part of the spec: immutable, and a misspelt or unknown key is an error, never ignored."""
+# What `act` may return besides the chunk; every other output is declared in the artifact's `extras`.
+KNOWN_OUTPUTS = ("actions", "logits", "confidence", "attention")
 
 
 class Camera(Part, frozen=True):
@@ -38,8 +67,8 @@ class Camera(Part, frozen=True):
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        _require(self.size > 0, f"camera {self.name!r}: size must be positive, got {self.size}")
-        _require(min(self.std) > 0, f"camera {self.name!r}: std must be positive, got {self.std}")
+        require(self.size > 0, f"camera {self.name!r}: size must be positive, got {self.size}")
+        require(min(self.std) > 0, f"camera {self.name!r}: std must be positive, got {self.std}")
 
 
 class Tokenizer(Part, frozen=True):
@@ -51,111 +80,25 @@ class Tokenizer(Part, frozen=True):
     pad_id: int
 
 
-class Dimension(Part, frozen=True):
-    """One named dimension of the state or of an action, with its physical unit and bounds."""
-
-    name: str
-    unit: str
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        finite = math.isfinite(self.low) and math.isfinite(self.high)
-        _require(
-            finite and self.low < self.high, f"{self.name}: needs low < high, got {self.low} and {self.high}"
-        )
-
-
-class Statistics(Part, frozen=True):
-    """Normalisation statistics of the training data, one number a dimension, in physical units."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    q01: tuple[float, ...]
-    q99: tuple[float, ...]
-
-    def sha256(self) -> str:
-        """Return the digest that names these statistics in provenance."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
-
-
-class Vector(Part, frozen=True):
-    """A vector of named dimensions and the rule that normalises it: `(x - shift) / scale`."""
-
-    dimensions: tuple[Dimension, ...]
-    normalisation: Normalisation
-    statistics: Statistics
-
-    def __post_init__(self) -> None:
-        for name, values in msgspec.structs.asdict(self.statistics).items():
-            _require(
-                len(values) == len(self.dimensions),
-                f"statistics.{name} has {len(values)} values for the dimensions {self.names}",
-            )
-        for dimension, scale in zip(self.dimensions, self.scale, strict=True):
-            _require(
-                math.isfinite(scale) and scale > 0,
-                f"{dimension.name}: {self.normalisation} normalisation needs a positive scale, got {scale}",
-            )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The dimensions' names, in order."""
-        return tuple(dimension.name for dimension in self.dimensions)
-
-    @property
-    def low(self) -> np.ndarray:
-        """Lower bounds: float32 [dimensions], physical units."""
-        return _float32([dimension.low for dimension in self.dimensions])
-
-    @property
-    def high(self) -> np.ndarray:
-        """Upper bounds: float32 [dimensions], physical units."""
-        return _float32([dimension.high for dimension in self.dimensions])
-
-    @property
-    def shift(self) -> np.ndarray:
-        """What normalisation subtracts: float32 [dimensions], physical units."""
-        low, high = self._range()
-        return _float32(self.statistics.mean) if self.normalisation == "mean_std" else (low + high) / 2
-
-    @property
-    def scale(self) -> np.ndarray:
-        """What normalisation divides by: float32 [dimensions], physical units."""
-        low, high = self._range()
-        return _float32(self.statistics.std) if self.normalisation == "mean_std" else (high - low) / 2
-
-    def _range(self) -> tuple[np.ndarray, np.ndarray]:
-        if self.normalisation == "quantiles":
-            return _float32(self.statistics.q01), _float32(self.statistics.q99)
-        return self.low, self.high
-
-
-class ActionSpace(Vector, frozen=True):
-    """A chunk of T actions of A continuous dimensions each."""
-
-    # Actions in a chunk [steps].
-    horizon: int
-    # Rate at which the robot is to execute them [Hz].
-    control_hz: float
-    kind: Literal["continuous"] = "continuous"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.horizon > 0, f"horizon must be positive, got {self.horizon}")
-        _require(self.control_hz > 0, f"control_hz must be positive, got {self.control_hz}")
-
-
 class Safety(Part, frozen=True):
     """What is done with an action outside the limits; see `safety.py`."""
 
     mode: Literal["clamp", "hold", "reject"] = "clamp"
     # Largest change between consecutive actions, one a dimension [action unit]; null: no limit.
     max_step: tuple[float | None, ...] | None = None
-    # The action that replaces a whole chunk when it is held [action unit].
-    hold_action: tuple[float, ...] | None = None
+    # The action that replaces a whole chunk when it is held [action unit]; a name in a discrete space.
+    hold_action: tuple[float, ...] | str | None = None
     # A chunk of lower confidence is held.
     min_confidence: float | None = None
+
+
+class Extra(Part, frozen=True):
+    """How an output beyond the known ones is shown in the answer's `extras`: as it is, or by label."""
+
+    # Names of the values of an output that holds indices; empty for plain numbers.
+    labels: tuple[str, ...] = ()
+    # Unit of plain numbers.
+    unit: str = "1"
 
 
 class Artifact(Part, frozen=True):
@@ -166,17 +109,23 @@ class Artifact(Part, frozen=True):
     buckets: tuple[int, ...]
     # Names of the values that `act` returns.
     outputs: tuple[str, ...]
+    # One for each output that is not in KNOWN_OUTPUTS.
+    extras: dict[str, Extra] = msgspec.field(default_factory=dict)
     # Whether `act` reads its noise input.
     stochastic: bool = False
     format: Literal["torchscript"] = "torchscript"
     precision: Literal["float32"] = "float32"
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             bool(self.buckets) and list(self.buckets) == sorted(set(self.buckets)) and self.buckets[0] >= 1,
             f"buckets must ascend from at least 1, got {self.buckets}",
         )
-        _require("actions" in self.outputs, f"outputs must name 'actions', got {self.outputs}")
+        further = sorted(set(self.outputs) - set(KNOWN_OUTPUTS))
+        require(
+            further == sorted(self.extras),
+            f"outputs {further} need a declaration each in extras, which has {sorted(self.extras)}",
+        )
 
 
 class Example(Part, frozen=True):
@@ -188,8 +137,10 @@ class Example(Part, frozen=True):
     # Physical units, as a client sends it.
     state: tuple[float, ...]
     seed: int
-    # [T][A], physical units, as the server answers.
+    # [T][A], physical units, as the server answers; probabilities [T][V] in a discrete space.
     actions: tuple[tuple[float, ...], ...]
+    # The T chosen actions in a discrete space.
+    names: tuple[str, ...] = ()
 
 
 class PolicySpec(Part, frozen=True):
@@ -215,25 +166,19 @@ class PolicySpec(Part, frozen=True):
 
     def __post_init__(self) -> None:
         names = [camera.name for camera in self.cameras]
-        _require(bool(names) and len(set(names)) == len(names), f"cameras need distinct names, got {names}")
+        require(bool(names) and len(set(names)) == len(names), f"cameras need distinct names, got {names}")
         sizes = {camera.size for camera in self.cameras}
-        _require(len(sizes) == 1, f"all cameras must have one size, got {sorted(sizes)}")
-        dimensions = self.action.names
-        for name in ("max_step", "hold_action"):
-            values = getattr(self.safety, name)
-            _require(
-                values is None or len(values) == len(dimensions),
-                f"safety.{name} has {len(values or ())} values for the action {dimensions}",
-            )
-        _require(
+        require(len(sizes) == 1, f"all cameras must have one size, got {sorted(sizes)}")
+        output = self.action.output
+        require(output in self.artifact.outputs, f"outputs must name {output!r}, got {self.artifact.outputs}")
+        require(
             self.safety.mode != "hold" or self.safety.hold_action is not None,
             "safety.mode is 'hold', which needs safety.hold_action",
         )
-        _require(
-            self.safety.min_confidence is None
-            or ("confidence" in self.artifact.outputs and self.safety.hold_action is not None),
-            "safety.min_confidence needs an artifact that returns 'confidence' and a safety.hold_action",
-        )
+        if isinstance(self.action, DiscreteSpace):
+            _check_discrete(self.action, self.safety, self.example)
+        else:
+            _check_limits(self.action, self.safety, "confidence" in self.artifact.outputs)
 
     @property
     def state_size(self) -> int:
@@ -276,10 +221,37 @@ def dumps(part: Part) -> bytes:
     return msgspec.json.format(msgspec.json.encode(part), indent=2) + b"\n"
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise SpecError(message)
+def _check_discrete(space: DiscreteSpace, safety: Safety, example: Example) -> None:
+    require(safety.max_step is None, "safety.max_step has no meaning for discrete actions")
+    hold = safety.hold_action
+    require(hold is None or isinstance(hold, str), f"safety.hold_action must name an action, got {hold}")
+    require(
+        safety.min_confidence is None or hold is not None,
+        "safety.min_confidence needs a safety.hold_action",
+    )
+    for name in (*example.names, *([hold] if isinstance(hold, str) else ())):
+        space.index(name)
 
 
-def _float32(values: Sequence[float]) -> np.ndarray:
-    return np.asarray(values, dtype=np.float32)
+def _check_limits(space: ContinuousSpace, safety: Safety, confident: bool) -> None:
+    for name in ("max_step", "hold_action"):
+        values = getattr(safety, name)
+        require(
+            values is None or (not isinstance(values, str) and len(values) == space.width),
+            f"safety.{name} has {len(values or ())} values for the action {space.names}",
+        )
+    require(
+        safety.min_confidence is None or (confident and safety.hold_action is not None),
+        "safety.min_confidence needs an artifact that returns 'confidence' and a safety.hold_action",
+    )
+    for name, step in zip(space.names, safety.max_step or (), strict=False):
+        require(
+            step is None or name not in space.rotating,
+            f"safety.max_step limits {name}, a part of a rotation, which would no longer be one",
+        )
+    if isinstance(safety.hold_action, tuple):
+        held = np.asarray(safety.hold_action, np.float32)
+        require(
+            np.allclose(space.valid_rotations(held), held, atol=1e-3),
+            f"safety.hold_action {safety.hold_action} holds a rotation that is none",
+        )

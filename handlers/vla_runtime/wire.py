@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from vla_runtime.actions import ActionChunk
 from vla_runtime.errors import InvalidValue, MalformedBody, RequestError, UnsupportedMediaType
 from vla_runtime.explanation import overlay
 from vla_runtime.observation import Row
@@ -57,11 +59,11 @@ def arrival(request_start: str, received_s: float) -> float:
 
 
 def answer_body(answer: Answer, spec: PolicySpec, queue_ms: float) -> dict[str, Any]:
-    """Return the answer of `/predictions`."""
+    """Return the answer of `/predictions`; `extras` only where the policy has any."""
     chunk = answer.chunk
+    extras = {"extras": chunk.extras} if chunk.extras else {}
     return {
-        # Seven digits are all that float32 holds.
-        "actions": [[float(f"{value:.7g}") for value in action] for action in chunk.actions.tolist()],
+        "actions": _actions(chunk),
         "action_names": chunk.space.names,
         "control_hz": chunk.space.control_hz,
         "confidence": chunk.confidence,
@@ -73,7 +75,21 @@ def answer_body(answer: Answer, spec: PolicySpec, queue_ms: float) -> dict[str, 
         },
         "policy": spec.name,
         "version": spec.version,
+        **extras,
     }
+
+
+def _actions(chunk: ActionChunk) -> list[Any]:
+    """Return T lists of A numbers, or T symbolic actions, each with the probabilities of all names."""
+    if chunk.probabilities is None:
+        return _rounded(chunk.actions, 7)  # all digits that float32 holds
+    names, indices = chunk.space.names, chunk.actions.tolist()
+    rows = zip(indices, _rounded(chunk.probabilities, 7), strict=True)
+    return [{"name": names[index], "index": index, "probabilities": row} for index, row in rows]
+
+
+def _rounded(table: np.ndarray, digits: int) -> list[list[float]]:
+    return [[float(f"{value:.{digits}g}") for value in row] for row in table.tolist()]
 
 
 def explanation(
@@ -89,10 +105,8 @@ def explanation(
         return InvalidValue(None, f"policy {spec.name} gives no attention map")
     if PNG in accept:
         return overlay(row, attention, spec)
-    maps = zip(spec.cameras, attention.tolist(), strict=True)
-    rounded = {
-        camera.name: [[float(f"{value:.4g}") for value in line] for line in lines] for camera, lines in maps
-    }
+    maps = zip(spec.cameras, attention, strict=True)
+    rounded = {camera.name: _rounded(lines, 4) for camera, lines in maps}
     return {"attention": rounded, "policy": spec.name, "version": spec.version}
 
 

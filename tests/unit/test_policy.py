@@ -174,7 +174,11 @@ def test_incomplete_archive_is_named(copied: Path, file: str, message: str) -> N
         ('"horizon": 4', '"horizon": 0', r"horizon must be positive, got 0 - at `\$\.action`"),
         ('"low": -0.03', '"low": 0.03', r"delta_x: needs low < high, got 0\.03 and 0\.03"),
         ('"mode": "clamp"', '"mode": "hold"', r"safety\.mode is 'hold', which needs safety\.hold_action"),
-        ('"actions",', '"action",', r"outputs must name 'actions', got \('action', 'attention'\)"),
+        (
+            '"actions",',
+            '"action",',
+            r"outputs \['action'\] need a declaration each in extras, which has \[\]",
+        ),
     ],
 )
 def test_contradictory_spec_is_refused(copied: Path, old: str, new: str, message: str) -> None:
