@@ -2,8 +2,9 @@
 
 import contextlib
 import queue
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from vla_runtime.errors import RequestError
 
 # Grey level of the picture in the condition `blank`.
 GREY = 127
+
+# Held whenever a graphics context is made, used or closed: with contexts at work in several threads at once,
+# Mesa's software renderer has crashed the process (once, in some 100 runs).
+_GRAPHICS = threading.Lock()
 
 # Makes one robot's policy: called with its simulator, in its thread; closed when the robot is done.
 MakePolicy = Callable[[Tabletop], AbstractContextManager[Policy]]
@@ -78,8 +83,11 @@ class Watched:
 def observe(env: Tabletop, trial: Trial, setup: Setup) -> Observation:
     """See, hear and measure what the trial's condition lets the robot see, hear and measure."""
     size = setup.image_size
-    blank = trial.condition == "blank"
-    picture = np.full((size, size, 3), GREY, np.uint8) if blank else env.render(size)
+    if trial.condition == "blank":
+        picture = np.full((size, size, 3), GREY, np.uint8)
+    else:
+        with _GRAPHICS:
+            picture = env.render(size)
     return Observation(encode(picture, setup.encoding), trial.command, env.state(), seed=trial.seed)
 
 
@@ -130,8 +138,8 @@ def run_all(
 ) -> list[Episode]:
     """Run all trials on `robots` robots at once and return their episodes in the order of the trials.
 
-    Each robot is a thread with its own simulator, graphics context and policy: MuJoCo and EGL release the
-    interpreter lock, and a context must be made, used and closed in one thread.
+    Each robot is a thread with its own simulator, graphics context and policy: a context must be made, used
+    and closed in one thread.
     """
     pending: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(trials)):
@@ -139,7 +147,7 @@ def run_all(
     done: dict[int, Episode] = {}
 
     def drive(progress: tqdm) -> None:
-        with contextlib.closing(Tabletop()) as env, make_policy(env) as policy:
+        with _simulator() as env, make_policy(env) as policy:
             while (index := _take(pending)) is not None:
                 done[index] = run_episode(env, policy, trials[index], setup)
                 progress.update()
@@ -155,6 +163,16 @@ def run_all(
         for task in tasks:
             task.result()
     return [done[index] for index in range(len(trials))]
+
+
+@contextlib.contextmanager
+def _simulator() -> Iterator[Tabletop]:
+    env = Tabletop()
+    try:
+        yield env
+    finally:
+        with _GRAPHICS:
+            env.close()
 
 
 def _take(pending: "queue.SimpleQueue[int]") -> int | None:
