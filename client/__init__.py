@@ -8,7 +8,7 @@ while True:
     robot.move(player.action(lambda: Observation(camera.read(), "lift the red block", robot.state())))
 """
 
-from client.chunk import ActionChunk, SafetyReport
+from client.chunk import ActionChunk, SafetyReport, Symbol
 from client.errors import InvalidAnswer, PolicyError, PolicyFailure, PolicyUnavailable
 from client.observation import Encoding, Image, Observation
 from client.player import ChunkPlayer, Policy
@@ -27,4 +27,5 @@ __all__ = [
     "PolicyUnavailable",
     "RemotePolicy",
     "SafetyReport",
+    "Symbol",
 ]

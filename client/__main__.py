@@ -1,6 +1,7 @@
 """Ask a served policy once and print its chunk: `python -m client photo.jpg "lift the red block"`."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -39,9 +40,13 @@ def table(chunk: ActionChunk) -> str:
         "",
         "  ".join(["step", "t [s]".rjust(6), *(name.rjust(width) for name in chunk.action_names)]),
     ]
-    for step, action in enumerate(chunk.actions):
-        numbers = (f"{value:+.4f}".rjust(width) for value in action)
-        lines.append("  ".join([f"{step:4d}", f"{step / chunk.control_hz:6.2f}", *numbers]))
+    if chunk.extras:
+        lines.insert(-2, f"extras      {json.dumps(chunk.extras)}")
+    chosen = [[symbol.name] for symbol in chunk.symbols] or [[]] * len(chunk.actions)
+    rows = [symbol.probabilities for symbol in chunk.symbols] or chunk.actions
+    for step, row in enumerate(rows):
+        numbers = (f"{value:+.4f}".rjust(width) for value in row)
+        lines.append("  ".join([f"{step:4d}", f"{step / chunk.control_hz:6.2f}", *numbers, *chosen[step]]))
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -22,13 +22,24 @@ class SafetyReport:
     violations: tuple[Any, ...] = ()
 
 
+@dataclass(frozen=True)
+class Symbol:
+    """One symbolic action of a discrete policy, such as `pick_up`."""
+
+    name: str
+    # Its place in the chunk's `action_names`.
+    index: int
+    # Of each name in `action_names`, in [0, 1].
+    probabilities: tuple[float, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class ActionChunk:
-    """The next T actions of A dimensions, to be executed at `control_hz`."""
+    """The next T actions, to be executed at `control_hz`: A numbers each, or symbols of a discrete policy."""
 
-    # float32 [T, A], physical units (the policy's description names them), finite.
+    # float32 [T, A], physical units (the policy's description names them), finite; [T, 0] with `symbols`.
     actions: NDArray[np.float32]
-    # A names.
+    # A names; all the names that a discrete policy chooses from.
     action_names: tuple[str, ...]
     # Rate at which the actions follow each other [Hz].
     control_hz: float
@@ -40,6 +51,10 @@ class ActionChunk:
     policy: str
     version: str
     request_id: str
+    # T symbolic actions of a discrete policy; empty for any other.
+    symbols: tuple[Symbol, ...] = ()
+    # The policy's further outputs by name, for instance the skill that it chose; empty for most.
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_answer(cls, answer: object) -> Self:
@@ -47,12 +62,17 @@ class ActionChunk:
 
         Raises:
             InvalidAnswer: a key is missing or of the wrong type, the actions are not [T, A] with a name for
-                each of the A, a number is not finite, or the safety status is unknown.
+                each of the A, a number is not finite, a symbol is not in the policy's vocabulary, or the
+                safety status is unknown.
         """
         body = _typed(answer, dict, "the answer")
         names = tuple(str(name) for name in _typed(_get(body, "action_names"), list, "action_names"))
+        rows = _typed(_get(body, "actions"), list, "actions")
+        symbols = tuple(_symbol(row, names) for row in rows if isinstance(row, dict))
+        if symbols and len(symbols) != len(rows):
+            raise InvalidAnswer("actions mix numbers and symbols")
         return cls(
-            actions=_actions(_get(body, "actions"), names),
+            actions=np.empty((len(rows), 0), np.float32) if symbols else _actions(rows, names),
             action_names=names,
             control_hz=_rate_hz(_get(body, "control_hz")),
             confidence=_confidence(body.get("confidence")),
@@ -61,7 +81,20 @@ class ActionChunk:
             policy=str(_get(body, "policy")),
             version=str(_get(body, "version")),
             request_id=str(_get(body, "request_id")),
+            symbols=symbols,
+            extras=dict(_typed(body.get("extras", {}), dict, "extras")),
         )
+
+
+def _symbol(row: dict[str, Any], names: tuple[str, ...]) -> Symbol:
+    name, index = _get(row, "name", "actions."), _get(row, "index", "actions.")
+    if not isinstance(index, int) or not 0 <= index < len(names) or names[index] != name:
+        raise InvalidAnswer(f"unknown action {name!r} at {index!r}; the policy has {', '.join(names)}")
+    given = _typed(_get(row, "probabilities", "actions."), list, "probabilities")
+    probabilities = tuple(_number(value, "probabilities") for value in given)
+    if len(probabilities) != len(names) or not all(0 <= value <= 1 for value in probabilities):
+        raise InvalidAnswer(f"probabilities must be {len(names)} numbers from 0 to 1, got {given}")
+    return Symbol(name, index, probabilities)
 
 
 def _actions(rows: object, names: tuple[str, ...]) -> NDArray[np.float32]:

@@ -9,11 +9,24 @@ Every file defines `Config`, a frozen dataclass with `tiny()` and `base()` prese
     act(images float32 [B, C, 3, H, W], command [B, Lc, Dc], command_mask [B, Lc],
         state float32 [B, S], noise float32 [B, T, A])
         -> {"actions": float32 [B, T, A] normalised,
+            or "logits": float32 [B, T, V], for a policy whose actions are discrete,
             "attention": float32 [B, C, h, w], optional, non-negative, sums to 1 over h and w,
-            "confidence": float32 [B], optional, in [0, 1]}
+            "confidence": float32 [B], optional, in [0, 1],
+            <name>: float32 or int64 [B, ...], any further output that `extras` declares}
 
-Images and state come normalised; a policy without state or noise gets zero-width tensors. Both methods
-must trace with a dynamic batch size: no Python branch or loop over the batch, no size read as an int.
+Images and state come normalised. Without a state, `state` is [B, 0]; `noise` is [B, 0, 0] for a model that
+does not read it. Both methods must be traceable by `torch.jit.trace` and `torch.export` with a dynamic batch
+size: no Python branch or loop over the batch, no size of it read as an int. They make no random number, so
+that a request's answer depends on nothing but the request. A binned head decodes inside `act`, by
+`vla_runtime.actions.decode_bins`, the inverse of the `encode_bins` that made its labels.
+
+Two attributes of the class or of the model tell export what the signature does not:
+
+    stochastic: bool          whether `act` reads `noise`: float32 [B, T, A], standard normal, drawn from the
+                              request's seed (A is V for logits); False where it is absent
+    extras: dict[str, Extra]  how answers show the further outputs (`vla_runtime.spec.Extra`): an output of
+                              indices by its labels, others as plain numbers; none where it is absent
+
 For training, `Model.loss(batch: Batch) -> dict[str, Tensor]` gives the terms to be summed. A model's `config`
 holds what it was made with, and makes the same model again without any other file.
 """
@@ -42,7 +55,7 @@ class Sizes:
     state: int
     # Actions in a chunk [steps].
     horizon: int
-    # Dimensions of an action.
+    # Dimensions of an action; names in the vocabulary of discrete actions.
     action: int
 
 
