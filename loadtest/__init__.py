@@ -1,0 +1,1 @@
+"""Load tests over HTTP that say which tier a host meets, and how many robots it carries."""

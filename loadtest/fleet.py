@@ -1,0 +1,118 @@
+"""What all clients of one load generator's process share: requests to send, the contract, the recording."""
+
+import gc
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import msgspec
+import numpy as np
+
+from loadtest import corpus
+from loadtest.contract import Contract, WrongAnswer
+from loadtest.samples import CLOSED, OK, REFUSED, TIMEOUT, WRONG, Beat, Recording, Sample, write
+
+# Different pictures of one size that a process prepares.
+PICTURES = 256
+# How often the process looks whether its timers fire in time [s].
+TIMER_S = 0.02
+# Largest share by which a robot's clock differs from the control rate, so that no two robots stay in phase.
+DRIFT = 0.005
+
+
+class Fleet:
+    """One process's clients."""
+
+    def __init__(self, contract: Contract, control_hz: float, deadline_ms: float, seed: int) -> None:
+        """Prepare what is to be sent, so that the run itself spends nothing on it.
+
+        Args:
+            contract: what a right answer looks like
+            control_hz: rate at which each robot asks [Hz]
+            deadline_ms: oldest age at which an answer is worth anything [ms]
+            seed: of pictures, states, phases and clocks
+        """
+        self.contract = contract
+        self.control_hz = control_hz
+        self.deadline_ms = deadline_ms
+        self.random = random.Random(seed)
+        self.ready_s = 0.0
+        self._seed = seed
+        self._numbers = itertools.count(seed * 10**9)
+        self._samples: list[Sample] = []
+        self._beats: list[Beat] = []
+        self._pools: dict[tuple[tuple[int, int], ...], list[bytes]] = {}
+
+    def pictures(self, sizes: tuple[tuple[int, int], ...]) -> Iterator[bytes]:
+        """Return one client's endless pictures of some sizes [pixels], never the same twice in a row."""
+        if sizes not in self._pools:
+            self._pools[sizes] = corpus.pictures(PICTURES * len(sizes), sizes, self._seed)
+            gc.freeze()
+        pool = self._pools[sizes]
+        start = self.random.randrange(len(pool))
+        return (corpus.numbered(pool[i % len(pool)], next(self._numbers)) for i in itertools.count(start))
+
+    def form(self, pictures: Iterator[bytes], command: str) -> bytes:
+        """Return the next request's body: a picture a camera, and a state inside the policy's bounds."""
+        contract = self.contract
+        fields = {"command": command, "deadline_ms": f"{self.deadline_ms:g}"}
+        if contract.state_low.size:
+            share = np.array([self.random.random() for _ in contract.state_low])
+            state = contract.state_low + share * (contract.state_high - contract.state_low)
+            fields["state"] = msgspec.json.encode(state.tolist()).decode()
+        return corpus.form({name: next(pictures) for name in contract.image_fields}, fields)
+
+    def record(self, sample: Sample) -> None:
+        """Keep one request."""
+        self._samples.append(sample)
+
+    def listen(self) -> None:
+        """Note every second how much CPU this process takes and how late its timers fire; never returns."""
+        while True:
+            started, cpu_s, late_s = time.perf_counter(), time.process_time(), 0.0
+            while (now := time.perf_counter()) < started + 1:
+                gevent.sleep(TIMER_S)
+                late_s = max(late_s, time.perf_counter() - now - TIMER_S)
+            cpu = (time.process_time() - cpu_s) / (time.perf_counter() - started)
+            self._beats.append(Beat(time.time(), cpu, late_s * 1000))
+
+    def save(self, path: Path) -> None:
+        """Write the recording."""
+        write(Recording(self.ready_s, self._samples, self._beats), path)
+
+
+def judge_answer(contract: Contract, status: int, body: bytes) -> tuple[str, str, int]:
+    """Return the outcome of an answer, what was wrong with it, and its batch's size."""
+    if status != 200:
+        code, message = error_of(body)
+        return f"{status} {code}", message, 0
+    try:
+        answer = contract.check(body)
+    except WrongAnswer as error:
+        return WRONG + error.kind, str(error), 0
+    return OK, "", int(answer.timing_ms.get("batch_size", 0))
+
+
+def error_of(body: bytes) -> tuple[str, str]:
+    """Return code and message of an error's body: the policy's own form, TorchServe's, or anything else."""
+    try:
+        parsed = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return "unreadable", repr(body[:100])
+    if isinstance(parsed, dict) and isinstance(parsed.get("error"), dict):
+        return str(parsed["error"].get("code")), str(parsed["error"].get("message"))
+    if isinstance(parsed, dict) and "type" in parsed:
+        return str(parsed["type"]), str(parsed.get("message"))
+    return "unreadable", repr(body[:100])
+
+
+def connection_class(error: BaseException | None) -> str:
+    """Return the class of a request that got no answer."""
+    if isinstance(error, ConnectionRefusedError):
+        return REFUSED
+    if isinstance(error, TimeoutError):  # also socket.timeout
+        return TIMEOUT
+    return CLOSED

@@ -1,0 +1,156 @@
+"""The report of a run: one structure, written as JSON and as a page that needs no network."""
+
+import os
+import platform
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadtest import page
+from loadtest.judge import ADVERSARY, Judgement, measured, percentile, window
+from loadtest.run import Result, Target
+from loadtest.samples import OK, Sample
+from loadtest.search import Capacity
+from loadtest.tiers import Tier
+from loadtest.watch import ServerNumbers
+
+SHOWN_PERCENTILES = (50.0, 90.0, 95.0, 99.0)
+
+
+class Second(msgspec.Struct, frozen=True):
+    """One second of the run."""
+
+    # [s] since the measurement began; negative in ramp and warm-up.
+    time_s: float
+    # Right answers and failed requests that ended in this second.
+    answers: int
+    failures: int
+    # Percentiles of the right answers' latency [ms]; None without any.
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """The server's memory at one moment."""
+
+    # [s] since the measurement began.
+    time_s: float
+    resident_gib: float
+    accelerator_gib: float | None
+
+
+class Generator(msgspec.Struct, frozen=True):
+    """How the load generator itself did, in the measurement."""
+
+    host: str
+    # Mean CPU of a process, of one core.
+    cpu: float
+    # 99th percentile of how late requests were sent [ms].
+    lag_p99_ms: float
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All that a run says."""
+
+    written: str
+    tier_name: str
+    tier: Tier
+    url: str
+    policy: str
+    verdict: str
+    judgement: Judgement
+    # Percentile or `max` -> latency of right answers [ms].
+    latency_ms: dict[str, float]
+    # Kind of client -> requests.
+    requests: dict[str, int]
+    # Right answers a second.
+    throughput_hz: float
+    # Size of the batch that an answer was computed in [requests] -> answers.
+    batch_sizes: dict[int, int]
+    seconds: list[Second]
+    memory: list[Moment]
+    generator: Generator
+    # What the server counted over the whole run; None when its metrics could not be read.
+    server: ServerNumbers | None
+    capacity: Capacity | None = None
+
+
+def of_run(
+    name: str,
+    target: Target,
+    description: Mapping[str, Any],
+    result: Result,
+    capacity: Capacity | None = None,
+) -> Report:
+    """Summarise a run, and the search that it belongs to."""
+    samples = measured(result.recording, result.tier)
+    robots = [sample for sample in samples if sample.user != ADVERSARY]
+    right = [sample for sample in robots if sample.outcome == OK]
+    latencies = [sample.latency_ms for sample in right]
+    latency_ms = {
+        f"p{percent:g}": percentile(latencies, percent) for percent in SHOWN_PERCENTILES if latencies
+    }
+    return Report(
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        tier_name=name,
+        tier=result.tier,
+        url=target.url,
+        policy=f"{description['name']} {description['version']}",
+        verdict=result.judgement.verdict,
+        judgement=result.judgement,
+        latency_ms=latency_ms | ({"max": max(latencies)} if latencies else {}),
+        requests=dict(Counter(sample.user for sample in samples)),
+        throughput_hz=len(right) / result.tier.duration_s,
+        batch_sizes=dict(sorted(Counter(sample.batch for sample in right if sample.batch).items())),
+        seconds=_seconds(result),
+        memory=[
+            Moment(
+                round(reading.time_s - result.begin_s, 2),
+                reading.resident / 2**30,
+                None if reading.accelerator is None else reading.accelerator / 2**30,
+            )
+            for reading in result.memory
+        ],
+        generator=_generator(result, robots),
+        server=result.server,
+        capacity=capacity,
+    )
+
+
+def write(report: Report, path: Path) -> tuple[Path, Path]:
+    """Write `path.json` and `path.html`, and return both."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    as_json, as_html = path.with_name(path.name + ".json"), path.with_name(path.name + ".html")
+    as_json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    as_html.write_text(page.render(report))
+    return as_json, as_html
+
+
+def _seconds(result: Result) -> list[Second]:
+    """Return every second of the run in which a robot's request ended."""
+    ended: dict[int, list[Sample]] = defaultdict(list)
+    for sample in result.recording.samples:
+        if sample.user != ADVERSARY:
+            ended[int((sample.end_s - result.begin_s) // 1)].append(sample)
+    seconds = []
+    for time_s in range(min(ended, default=0), max(ended, default=-1) + 1):
+        samples = ended[time_s]
+        latencies = [sample.latency_ms for sample in samples if sample.outcome == OK]
+        shown = [percentile(latencies, percent) if latencies else None for percent in (50, 95, 99)]
+        seconds.append(Second(time_s, len(latencies), len(samples) - len(latencies), *shown))
+    return seconds
+
+
+def _generator(result: Result, robots: list[Sample]) -> Generator:
+    begin, end = window(result.recording, result.tier)
+    beats = [beat.cpu for beat in result.recording.beats if begin <= beat.time_s < end]
+    return Generator(
+        host=f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores",
+        cpu=sum(beats) / len(beats) if beats else 0.0,
+        lag_p99_ms=percentile((sample.lag_ms for sample in robots), 99) if robots else 0.0,
+    )
