@@ -169,7 +169,7 @@ def test_clip_takes_a_local_checkpoint(tmp_path, image_size):
     config = asdict(module_of("clip").Config.tiny()) | {"checkpoint": str(tmp_path)}
     model = build("clip", config, sizes).eval()
     assert (model.config.text_inner, model.config.vision_layers, model.config.checkpoint) == (24, 2, None)
-    ids, mask = commands(3)
+    ids, _ = commands(3)
     with torch.inference_mode():
         expected = original.text_model(input_ids=ids).last_hidden_state
         torch.testing.assert_close(model.text(input_ids=ids).last_hidden_state, expected)

@@ -13,6 +13,7 @@ from vla.training.checkpoint import Config, Frame
 from vla_runtime.actions import normalise
 from vla_runtime.errors import SpecError
 from vla_runtime.preprocessing import normalise_pictures
+from vla_runtime.spec import ContinuousSpace, DiscreteSpace
 
 # Streams of randomness under one seed, so that step `i` draws the same batch in whatever run it happens.
 SPLIT, TRAIN, VALIDATE = range(3)
@@ -36,6 +37,17 @@ class Batches:
             raise SpecError("the data set's goals are not those of vla.envs.commands: collect it again")
         if self.dataset.description.episodes < 2:
             raise SpecError("the data set needs two episodes at least: one to train on, one to validate on")
+
+    @property
+    def space(self) -> ContinuousSpace:
+        """The policy's action space.
+
+        Raises:
+            SpecError: the actions are symbols, which these demonstrations do not have.
+        """
+        if isinstance(self.config.action, DiscreteSpace):
+            raise SpecError("the demonstrations have continuous actions, the policy discrete ones")
+        return self.config.action
 
     @cached_property
     def frames(self) -> tuple[np.ndarray, np.ndarray]:
@@ -98,5 +110,5 @@ class Batches:
             state=torch.from_numpy(normalise(state, self.config.state) if self.config.state else state),
             input_ids=ids[:, :longest],
             attention_mask=mask[:, :longest],
-            actions=torch.from_numpy(normalise(actions, self.config.action)),
+            actions=torch.from_numpy(normalise(actions, self.space)),
         )

@@ -63,7 +63,7 @@ class Config(Part, frozen=True):
             vocabulary=self.command_tokenizer().vocabulary,
             state=len(self.state.dimensions) if self.state else 0,
             horizon=self.action.horizon,
-            action=len(self.action.dimensions),
+            action=self.action.width,
         )
 
     def command_tokenizer(self) -> CommandTokenizer:

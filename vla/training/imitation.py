@@ -82,7 +82,7 @@ def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
             file="tokenizer.json", context_length=settings.context_length, pad_id=PAD_ID
         ),
         state=spec.Vector(**state),
-        action=spec.ActionSpace(**action, horizon=about.horizon, control_hz=about.control_hz),
+        action=spec.ContinuousSpace(**action, horizon=about.horizon, control_hz=about.control_hz),
         safety=spec.Safety(mode="clamp", hold_action=HOLD_ACTION),
         training=plain(settings),
     )
@@ -165,7 +165,7 @@ def validate(batches: Batches, model: Any, device: str, frames: int, commands: i
         noise = torch.zeros_like(batch.actions[rows])
         answer = model.act(batch.images[frame], command[rows], mask[rows], batch.state[frame], noise)
         errors.append((answer["actions"] - batch.actions[rows]).abs().mean(1))
-    scale = torch.from_numpy(batches.config.action.scale)
+    scale = torch.from_numpy(batches.space.scale)
     return tuple((torch.cat(errors).mean(0).cpu() * scale).tolist())
 
 
@@ -187,7 +187,7 @@ def _finish(settings: Settings, batches: Batches, model: Any, progress: Progress
     checkpoint.save(out, config, model, example, about, half=settings.half)
     _, model = checkpoint.load(out)
     error = validate(batches, model, "cpu", *LAST_VALIDATION)
-    dimensions = config.action.dimensions
+    dimensions = batches.space.dimensions
     about["validation_error"] = {
         f"{dimension.name} [{dimension.unit}]": value
         for dimension, value in zip(dimensions, error, strict=True)

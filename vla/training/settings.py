@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vla_runtime.spec import Normalisation
+from vla_runtime.spaces import Normalisation
 
 
 @dataclass(frozen=True)
