@@ -1,0 +1,245 @@
+"""Training on a handful of real frames: it learns, resumes, and refuses what is incomplete."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from vla.data.collection import Collection, collect
+from vla.data.demonstrations import Demonstrations
+from vla.envs.commands import HELD_OUT, PHRASES
+from vla.models import ARCHITECTURES
+from vla.training import checkpoint
+from vla.training.batches import Batches
+from vla.training.imitation import describe, learning_rate, train
+from vla.training.settings import Settings
+from vla_runtime.actions import unnormalise
+from vla_runtime.errors import SpecError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "tabletop"
+    collect(Collection(out=folder, episodes=6, horizon=2, image_size=32, workers=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(data, tmp_path_factory):
+    return Settings(
+        preset="tiny",
+        data=data,
+        out=tmp_path_factory.mktemp("run"),
+        steps=60,
+        batch=8,
+        commands=4,
+        validate_every=20,
+        validation_share=0.3,
+        threads=1,
+        seed=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(settings):
+    train(settings)
+    return settings.out
+
+
+def weights(folder):
+    return load_file(folder / checkpoint.WEIGHTS)
+
+
+def points(folder):
+    return json.loads((folder / "progress.json").read_text())["points"]
+
+
+def batches(settings, **changes):
+    dataset = Demonstrations.load(settings.data)
+    values = {"seed": 0, "validation_share": 0.3, "counterfactual": 0.8} | changes
+    return Batches(dataset, describe(settings, dataset), **values)
+
+
+def test_loss_falls(run):
+    losses = [point["loss"] for point in points(run)]
+    assert len(losses) == 3
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_resumed_run_ends_with_the_same_weights(settings, run, tmp_path):
+    interrupted = replace(settings, out=tmp_path)
+    train(interrupted, stop_after=40)
+    assert not (tmp_path / checkpoint.WEIGHTS).exists()
+    train(replace(interrupted, resume=True))
+    expected = weights(run)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    assert points(tmp_path) == points(run)
+
+
+def test_resuming_with_other_settings_is_refused(settings, run):
+    changed = replace(settings, resume=True, batch=16, learning_rate=1.0)
+    with pytest.raises(SpecError, match="was run with another batch, learning_rate: it can't be resumed"):
+        train(changed)
+
+
+def test_resuming_nothing_is_refused(settings, tmp_path):
+    with pytest.raises(SpecError, match=r"progress\.json is missing in"):
+        train(replace(settings, out=tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_checkpoint_round_trip(architecture, settings, tmp_path):
+    settings = replace(
+        settings, architecture=architecture, out=tmp_path, steps=2, half=True, validate_every=2
+    )
+    train(settings)
+    config, model = checkpoint.load(tmp_path)
+    assert not model.training
+    assert config.architecture == architecture
+    assert config.training["steps"] == 2
+    stored = weights(tmp_path)
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    for name, value in model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, stored[name].float())
+    checkpoint.save(
+        tmp_path / "again", config, model, batches(settings).example(), {"note": "copy"}, half=False
+    )
+    again, twin = checkpoint.load(tmp_path / "again")
+    assert again == config
+    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_checkpoint_says_where_it_comes_from(run, settings):
+    about = json.loads((run / checkpoint.PROVENANCE).read_text())
+    assert about["seed"] == 3
+    assert about["steps"] == 60
+    assert len(about["dataset_sha256"]) == 64
+    names = ["delta_x [m]", "delta_y [m]", "delta_z [m]", "gripper [1]"]
+    assert list(about["validation_error"]) == names
+    assert all(0 < value < 1 for value in about["validation_error"].values())
+    assert (run / "curve.png").is_file()
+
+
+def test_example_is_a_held_out_frame_in_physical_units(run, settings):
+    example = msgspec.json.decode((run / checkpoint.EXAMPLE).read_bytes(), type=checkpoint.Example)
+    dataset = Demonstrations.load(settings.data)
+    pixels = np.asarray(Image.open(run / example.images["front"]))
+    (row,) = np.flatnonzero((dataset.images == pixels).all((1, 2, 3)))
+    np.testing.assert_array_equal(np.float32(example.state), dataset.state[row])
+    drawn = batches(settings, seed=settings.seed)
+    assert row in drawn.frames[1]
+    assert example.command == drawn.example().command
+
+
+@pytest.mark.parametrize("part", ["state", "action"])
+def test_missing_statistics_are_refused(run, tmp_path, part):
+    shutil.copytree(run, tmp_path / "copy")
+    path = tmp_path / "copy" / checkpoint.CONFIG
+    config = json.loads(path.read_text())
+    del config[part]["statistics"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(SpecError) as refused:
+        checkpoint.load(tmp_path / "copy")
+    assert str(refused.value) == f"config.json: Object missing required field `statistics` - at `$.{part}`"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (checkpoint.WEIGHTS, None, "model.safetensors is missing in "),
+        (checkpoint.CONFIG, None, "config.json is missing in "),
+        (checkpoint.WEIGHTS, b"no weights", "model.safetensors does not fit the model of config.json"),
+    ],
+)
+def test_damaged_checkpoint_is_refused(run, tmp_path, file, content, message):
+    shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy" / file).unlink()
+    if content is not None:
+        (tmp_path / "copy" / file).write_bytes(content)
+    with pytest.raises(SpecError, match=message):
+        checkpoint.load(tmp_path / "copy")
+
+
+def test_weights_of_another_model_are_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "copy")
+    path = tmp_path / "copy" / checkpoint.CONFIG
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"model": config["model"] | {"channels": 16}}))
+    with pytest.raises(SpecError, match="does not fit the model"):
+        checkpoint.load(tmp_path / "copy")
+    path.write_text(json.dumps(config | {"model": config["model"] | {"chanels": 16}}))
+    with pytest.raises(SpecError, match="unexpected keyword argument 'chanels'"):
+        checkpoint.load(tmp_path / "copy")
+
+
+def test_batch_gives_each_frame_the_action_of_each_of_its_commands(settings):
+    drawn = batches(settings, counterfactual=1.0)
+    batch = drawn.train(step=5, frames=6, commands=3)
+    assert batch.commands_per_frame == 3
+    assert batch.images.shape == (6, 1, 3, 32, 32)
+    dataset, config = drawn.dataset, drawn.config
+    tokenizer = config.command_tokenizer()
+    said = {
+        tuple(tokenizer(form.format(colour=colour))[0][: batch.input_ids.shape[1]]): goal
+        for goal, (task, colour) in enumerate(dataset.description.goals)
+        for form in PHRASES[task]
+    }
+    physical = unnormalise(batch.actions.numpy(), drawn.space)
+    for index, ids in enumerate(batch.input_ids.numpy()):
+        goal = said[tuple(ids)]
+        state = unnormalise(batch.state.numpy()[index // 3], config.state)
+        row = np.abs(dataset.state - state).sum(1).argmin()
+        np.testing.assert_allclose(physical[index], dataset.actions[row, goal], atol=1e-6)
+
+
+def test_batches_depend_on_seed_and_step_alone(settings):
+    one, two = batches(settings).train(7, 4, 2), batches(settings).train(7, 4, 2)
+    assert all(torch.equal(*pair) for pair in zip(one, two, strict=True))
+    assert not torch.equal(one.actions, batches(settings).train(8, 4, 2).actions)
+    assert not torch.equal(one.actions, batches(settings, seed=1).train(7, 4, 2).actions)
+
+
+def test_split_is_by_episode_and_without_counterfactuals_goals_are_kept(settings):
+    drawn = batches(settings, counterfactual=0.0)
+    training, held = drawn.frames
+    episode = drawn.dataset.episode
+    assert not set(episode[training]) & set(episode[held])
+    assert len(training) + len(held) == len(episode)
+    batch = drawn.train(0, 4, 3)
+    actions = batch.actions.unflatten(0, (4, 3))
+    assert torch.equal(actions, actions[:, :1].expand_as(actions))
+
+
+def test_held_out_phrasings_are_not_trained():
+    assert all(not set(PHRASES[task]) & set(HELD_OUT[task]) for task in PHRASES)
+
+
+def test_learning_rate_rises_and_falls_to_zero():
+    settings = Settings(steps=100, learning_rate=1.0)
+    rates = [learning_rate(step, settings) for step in range(101)]
+    assert rates[0] == pytest.approx(0.04)
+    assert max(rates) == rates[30] == 1.0
+    assert rates[100] == pytest.approx(0.0, abs=1e-9)
+    assert all(math.isfinite(rate) for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"counterfactual": 1.5}, "counterfactual must be from 0 to 1, got 1.5"),
+        ({"validation_share": 1.0}, "validation_share must be between 0 and 1, got 1.0"),
+        ({"pretrained": "clip-vit"}, "pretrained is for the architecture clip, not command_attention"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**changes)
