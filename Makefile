@@ -9,6 +9,8 @@ SYSTEM_PYTHON ?= python3.11
 CHECKPOINT ?= checkpoints/command_attention
 ARCHIVE ?= model_store/vla.mar
 PORT ?= 8080
+# Which promises `make loadtest` judges: small, medium, large.
+TIER ?= small
 # Further options of the program that the verb runs: make evaluate ARGS="--episodes 24"
 ARGS ?=
 
@@ -17,7 +19,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export vla/models vla/training/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test check export train evaluate demos clean java rendering FORCE
+.PHONY: help run test check export train evaluate loadtest demos clean java rendering FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' Makefile
@@ -46,6 +48,9 @@ train: .venv/.train ## train a policy on the demonstrations
 evaluate: .venv/.train rendering $(ARCHIVE) ## run the archived policy in the simulator, closed loop
 	$(PYTHON) -m vla.evaluation --archive $(ARCHIVE) $(ARGS)
 
+loadtest: .venv/.loadtest ## load the server on PORT, judge whether it keeps TIER, write a report
+	$(PYTHON) -m loadtest --tier $(TIER) --url http://127.0.0.1:$(PORT) $(ARGS)
+
 clean: ## remove generated archives and caches; .venv, data and runs stay
 	rm -rf model_store/*.mar model_store/.checkpoint build .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
@@ -68,6 +73,11 @@ $(PYTHON):
 
 .venv/.dev: .venv/.train
 	$(PIP) install -e '.[dev]'
+	@touch $@
+
+# No torch: a load generator on a host of its own needs none.
+.venv/.loadtest: pyproject.toml | $(PYTHON)
+	$(PIP) install -e '.[loadtest]'
 	@touch $@
 
 # A Java runtime inside .venv where the machine has none that TorchServe can run on.

@@ -20,7 +20,7 @@ table { border-collapse: collapse; width: 100%; } caption { text-align: left; }
 th, td { text-align: left; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid #e3e7eb; }
 td { vertical-align: top; }
 th { color: #66727f; font-weight: 500; }
-td.kept, td.missed, td.not-judged { background: none; font-weight: 600; }
+td.kept, td.missed, td.not-judged { background: none; border-color: #e3e7eb; font-weight: 600; }
 td.kept { color: #2f855a; } td.missed { color: #c0322b; } td.not-judged { color: #66727f; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; } svg { width: 100%; height: auto; }
 @media (max-width: 700px) { .pair { grid-template-columns: 1fr; } }

@@ -75,12 +75,10 @@ def batches(report: "Report") -> str:
     """How many answers came from batches of which size."""
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=HALF)
-        sizes = list(report.batch_sizes)
-        axes.bar([str(size) for size in sizes], list(report.batch_sizes.values()), 0.8, color=BLUE)
+        axes.bar(list(report.batch_sizes), list(report.batch_sizes.values()), 0.8, color=BLUE)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(12, integer=True))
         axes.set_xlabel("requests in a batch")
         axes.set_ylabel("answers")
-        if len(sizes) > 16:
-            axes.xaxis.set_major_locator(ticker.MaxNLocator(12))
         return _svg(figure)
 
 
