@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vla_runtime.errors import SpecError
+from vla_runtime.module import load_module
 from vla_runtime.preprocessing import normalise_pictures
 from vla_runtime.spec import PolicySpec
 
@@ -55,13 +55,9 @@ class Artifact:
         """Load the module of an unpacked archive.
 
         Raises:
-            SpecError: the module is missing or can't be loaded.
+            SpecError: the module is missing, damaged, or compiled for another machine.
         """
-        path = folder / spec.artifact.file
-        try:
-            self._module = torch.jit.load(str(path), map_location=device).eval()
-        except (RuntimeError, ValueError) as error:
-            raise SpecError(f"{path.name} can't be loaded: {str(error).splitlines()[0]}") from error
+        self._module = load_module(folder, spec.artifact, device)
         self._spec = spec
         self.device = torch.device(device)
         # ids -> (command [Lc, Dc], command_mask [Lc]) on the device

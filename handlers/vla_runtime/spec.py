@@ -38,8 +38,11 @@ __all__ = [
     "DiscreteSpace",
     "Example",
     "Extra",
+    "Format",
     "Part",
+    "Platform",
     "PolicySpec",
+    "Precision",
     "Rotation",
     "Safety",
     "Statistics",
@@ -48,6 +51,9 @@ __all__ = [
     "dumps",
     "load",
 ]
+
+Format = Literal["torchscript", "pt2"]
+Precision = Literal["float32", "bfloat16"]
 
 FILE_NAME = "policy.json"
 # What `act` may return besides the chunk; every other output is declared in the artifact's `extras`.
@@ -101,6 +107,19 @@ class Extra(Part, frozen=True):
     unit: str = "1"
 
 
+class Platform(Part, frozen=True):
+    """What machine code depends on; a package runs on nothing else."""
+
+    device: Literal["cpu", "cuda"]
+    # Version of torch, without its build.
+    torch: str
+    # Instruction set of the processor, as torch names it, or the accelerator's, such as `sm_90`.
+    capability: str
+
+    def __str__(self) -> str:
+        return f"{self.device} ({self.capability}) under torch {self.torch}"
+
+
 class Artifact(Part, frozen=True):
     """The compiled policy: its file, and what its two methods take and give."""
 
@@ -113,13 +132,20 @@ class Artifact(Part, frozen=True):
     extras: dict[str, Extra] = msgspec.field(default_factory=dict)
     # Whether `act` reads its noise input.
     stochastic: bool = False
-    format: Literal["torchscript"] = "torchscript"
-    precision: Literal["float32"] = "float32"
+    format: Format = "torchscript"
+    # Of its matrix products and their weights; everything that goes in or comes out is float32.
+    precision: Precision = "float32"
+    # Where a `pt2` package runs; None for `torchscript`, which is portable.
+    platform: Platform | None = None
 
     def __post_init__(self) -> None:
         require(
             bool(self.buckets) and list(self.buckets) == sorted(set(self.buckets)) and self.buckets[0] >= 1,
             f"buckets must ascend from at least 1, got {self.buckets}",
+        )
+        require(
+            (self.platform is None) == (self.format == "torchscript"),
+            f"format {self.format!r} and platform {self.platform} contradict each other",
         )
         further = sorted(set(self.outputs) - set(KNOWN_OUTPUTS))
         require(
