@@ -23,9 +23,11 @@ OPEN, CLOSED = -1.0, 1.0
 # Fingertips this far above a block's centre reach it, and below it grasp it [m].
 REACH_ABOVE = 0.02
 GRASP_BELOW = 0.004
-# A grasp may close within this distance across the table and above the block's centre [m].
-GRASP_RADIUS = 0.014
-GRASP_CEILING = 0.012
+# A grasp closes within this distance across the table and above the block's centre [m], still descending. The
+# region is wide, so that many states of the data set show it: a policy that sees only the one state in which
+# the expert happens to close learns to leave the fingers as they are.
+GRASP_RADIUS = 0.017
+GRASP_CEILING = 0.025
 # The opening below which the fingers hold a block: a block leaves 0.625.
 HELD_OPENING = 0.70
 # Pushing: stand this far behind the block's centre, with the fingertips at this height [m].
