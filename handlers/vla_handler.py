@@ -6,6 +6,7 @@ TorchServe loads a handler file that defines exactly one class. Each row gets it
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class VlaHandler:
         started = time.perf_counter()
         self.policy = Policy.load(Path(properties["model_dir"]), device, threads)
         self.policy.warm_up()
-        self.meter = Meter(self.policy)
+        self.meter = Meter(self.policy, _place())
         self.metrics = {metric: _metric(context, metric) for metric in CATALOGUE}
         self.initialized = True
         spec, took_s = self.policy.spec, time.perf_counter() - started
@@ -125,6 +126,12 @@ def _metric(context: Context, metric: Metric) -> MetricAbstract:
         return cache.get_metric(metric.name, kind)
     except MetricsCacheKeyError:
         return cache.add_metric_to_cache(metric.name, metric.unit, list(metric.labels), kind)
+
+
+def _place() -> str:
+    """Return the number of this worker's socket, which the worker that replaces it inherits."""
+    sockets = (argument for argument in sys.argv if ".ts.sock." in argument)
+    return next(sockets, ".0").rpartition(".")[2]
 
 
 def _headers(context: Context, index: int) -> dict[str, str]:

@@ -57,6 +57,8 @@ class Meter:
     """Reads one worker's policy: `meter.readings(answers, queue_ms)` after every batch."""
 
     policy: Policy
+    # The label of this worker's memory: its place among the workers, which a restarted one takes over.
+    worker: str = "0"
     # Command encodings found in the cache and made, so far.
     _commands: tuple[int, int] = field(init=False)
     _memory_read_s: float = -float("inf")
@@ -96,12 +98,11 @@ class Meter:
         if time.monotonic() - self._memory_read_s < MEMORY_PERIOD_S:
             return
         self._memory_read_s = time.monotonic()
-        worker = str(os.getpid())
-        yield Reading(MEMORY, resident_bytes(), ("resident", worker))
+        yield Reading(MEMORY, resident_bytes(), ("resident", self.worker))
         if self.policy.device.type == "cuda":
             # All that is in use on the device: what a bound on the device's memory has to hold.
             free, total = torch.cuda.mem_get_info(self.policy.device)
-            yield Reading(MEMORY, total - free, ("accelerator", worker))
+            yield Reading(MEMORY, total - free, ("accelerator", self.worker))
 
 
 def resident_bytes() -> int:

@@ -1,0 +1,144 @@
+"""What a right answer is, and every way in which one is wrong."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest import contract
+from loadtest.contract import Contract, ContractError, WrongAnswer
+from loadtest.fleet import connection_class, error_of, judge_answer
+from loadtest.samples import CLOSED, OK, REFUSED, TIMEOUT
+
+DIMENSIONS = [
+    {"name": "x", "unit": "m", "low": -1.0, "high": 1.0},
+    {"name": "grip", "unit": "1", "low": 0.0, "high": 2.0},
+]
+DESCRIPTION: dict[str, Any] = {
+    "name": "clip",
+    "version": "1.0",
+    "cameras": [{"name": "front"}],
+    "state": None,
+    "action": {"dimensions": DIMENSIONS, "horizon": 3, "control_hz": 10.0},
+}
+ANSWER: dict[str, Any] = {
+    "actions": [[0.0, 1.0], [-1.0, 0.0], [1.0, 2.0]],
+    "action_names": ["x", "grip"],
+    "control_hz": 10.0,
+    "confidence": None,
+    "safety": {"status": "ok", "violations": []},
+    "timing_ms": {"queue": 0.0, "inference": 5.5, "batch_size": 4},
+    "policy": "clip",
+    "version": "1.0",
+    "request_id": "7",
+}
+CONTRACT = Contract.of(DESCRIPTION)
+
+
+def test_right_answer() -> None:
+    assert judge_answer(CONTRACT, 200, json.dumps(ANSWER).encode()) == (OK, "", 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome", "detail"),
+    [
+        ({"actions": [[0.0, 1.0]] * 2}, "shape", "actions have shape [2, 2], expected [3, 2]"),
+        ({"actions": [[0.0]] * 3}, "shape", "actions have shape [3, 1], expected [3, 2]"),
+        (
+            {"actions": [[0.0, 1.0], [0.0], [0.0, 1.0]]},
+            "shape",
+            "actions have shape [3, 1, 2], expected [3, 2]",
+        ),
+        ({"actions": []}, "shape", "actions have shape [0], expected [3, 2]"),
+        (
+            {"actions": [[0.0, 1.0], [0.0, 2.1], [0.0, 1.0]]},
+            "bounds",
+            "grip is 2.1 at step 1, outside its bounds",
+        ),
+        ({"actions": [[-1.1, 1.0]] * 3}, "bounds", "x is -1.1 at step 0, outside its bounds"),
+        ({"action_names": ["grip", "x"]}, "names", "action_names are grip, x, expected x, grip"),
+        ({"policy": "other"}, "policy", "other 1.0 at 10 Hz answered, expected clip 1.0 at 10 Hz"),
+        ({"control_hz": 5.0}, "policy", "clip 1.0 at 5 Hz answered, expected clip 1.0 at 10 Hz"),
+        ({"actions": None}, "form", "Expected `array`, got `null` - at `$.actions`"),
+        (
+            {"safety": {"status": "fine", "violations": []}},
+            "form",
+            "Invalid enum value 'fine' - at `$.safety.status`",
+        ),
+    ],
+)
+def test_wrong_answer(changes: dict[str, Any], outcome: str, detail: str) -> None:
+    body = json.dumps(ANSWER | changes).encode()
+
+    assert judge_answer(CONTRACT, 200, body) == (f"wrong answer: {outcome}", detail, 0)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400"])
+def test_what_is_not_finite_is_wrong(number: str) -> None:
+    body = json.dumps(ANSWER).replace("[-1.0, 0.0]", f"[-1.0, {number}]").encode()
+
+    with pytest.raises(WrongAnswer):
+        CONTRACT.check(body)
+
+
+def test_rounding_at_a_bound_is_right() -> None:
+    CONTRACT.check(json.dumps(ANSWER | {"actions": [[1.000001, 2.000001]] * 3}).encode())
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outcome", "detail"),
+    [
+        (
+            422,
+            b'{"error":{"code":"invalid_value","field":"state","message":"too short"}}',
+            "422 invalid_value",
+            "too short",
+        ),
+        (
+            503,
+            b'{"code":503,"type":"ServiceUnavailableException","message":"full"}',
+            "503 ServiceUnavailableException",
+            "full",
+        ),
+        (502, b"<html>", "502 unreadable", "b'<html>'"),
+        (404, b"[]", "404 unreadable", "b'[]'"),
+    ],
+)
+def test_refusal_keeps_its_code(status: int, body: bytes, outcome: str, detail: str) -> None:
+    assert judge_answer(CONTRACT, status, body) == (outcome, detail, 0)
+    assert error_of(body) == (outcome.split(" ", 1)[1], detail)
+
+
+def test_no_answer_has_a_class() -> None:
+    assert connection_class(ConnectionRefusedError()) == REFUSED
+    assert connection_class(TimeoutError()) == TIMEOUT
+    assert connection_class(ConnectionResetError()) == CLOSED
+
+
+def test_several_cameras_have_fields_of_their_own() -> None:
+    two = Contract.of(DESCRIPTION | {"cameras": [{"name": "front"}, {"name": "wrist"}]})
+
+    assert (CONTRACT.image_fields, two.image_fields) == (("image",), ("image.front", "image.wrist"))
+
+
+def test_description_without_an_action_is_refused() -> None:
+    with pytest.raises(ContractError, match="lacks what answers are checked by: 'action'"):
+        Contract.of({name: value for name, value in DESCRIPTION.items() if name != "action"})
+
+
+def test_description_is_read_from_an_archive_or_alone(tmp_path: Path) -> None:
+    text = json.dumps(DESCRIPTION)
+    with zipfile.ZipFile(tmp_path / "vla.mar", "w") as archive:
+        archive.writestr("policy.json", text)
+    (tmp_path / "policy.json").write_text(text)
+
+    assert contract.read(tmp_path / "vla.mar") == contract.read(tmp_path / "policy.json") == DESCRIPTION
+
+
+def test_unreadable_description_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"is neither an archive of a policy nor a policy\.json"):
+        contract.read(tmp_path / "missing.mar")
+    with pytest.raises(ContractError, match=r"name its archive instead: --policy vla\.mar"):
+        contract.fetch("http://127.0.0.1:9", "vla")
