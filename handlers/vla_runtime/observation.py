@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vla_runtime.errors import BadImage, InvalidValue, MissingField, TooLarge, UnknownField
-from vla_runtime.spec import PolicySpec
+from vla_runtime.spec import Dimension, PolicySpec
 
 Row = Mapping[str, object]
 
@@ -28,6 +28,8 @@ MAX_COMMAND = 512
 MAX_SEED = 2**63 - 1
 # Longest deadline [ms]: a day.
 MAX_DEADLINE_MS = 86_400_000
+# A measured value may leave its bounds by this share of their range: beyond that its unit is wrong.
+STATE_MARGIN = 0.5
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 # `_image` has a limit of its own, checked before any pixel is decoded; Pillow's would only warn.
@@ -152,12 +154,21 @@ def _state(row: Row, spec: PolicySpec) -> np.ndarray:
         raise InvalidValue("state", f"must be {expected}; got {_kind(values)}")
     if len(values) != len(names):
         raise InvalidValue("state", f"must be {expected}; got {len(values)} numbers")
-    for name, value in zip(names, values, strict=True):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidValue("state", f"{name} must be a number, got {_kind(value)}")
-        if not abs(value) <= LARGEST_FLOAT32:  # true of NaN as well
-            raise InvalidValue("state", f"{name} must be finite")
+    for dimension, value in zip(spec.state.dimensions, values, strict=True):
+        _check_measured(dimension, value)
     return np.asarray(values, np.float32)
+
+
+def _check_measured(dimension: Dimension, value: object) -> None:
+    name, low, high = dimension.name, dimension.low, dimension.high
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidValue("state", f"{name} must be a number, got {_kind(value)}")
+    if not abs(value) <= LARGEST_FLOAT32:  # true of NaN as well
+        raise InvalidValue("state", f"{name} must be finite")
+    margin = STATE_MARGIN * (high - low)
+    if not low - margin <= value <= high + margin:
+        limits = f"[{low:g}, {high:g}] {dimension.unit}"
+        raise InvalidValue("state", f"{name} is {value:g}, far outside {limits}: is the unit right?")
 
 
 def _seed(row: Row) -> int:

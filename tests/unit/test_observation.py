@@ -104,6 +104,13 @@ REFUSALS = [
     ({"state": [1e300, 1]}, 422, "invalid_value", "state", "height must be finite"),
     ({"state": [10**400, 1]}, 422, "invalid_value", "state", "height must be finite"),
     ({"deadline_ms": 10**400}, 422, "invalid_value", "deadline_ms", DEADLINE),
+    (
+        {"state": [120, 1]},
+        422,
+        "invalid_value",
+        "state",
+        "height is 120, far outside [0, 0.5] m: is the unit right?",
+    ),
     ({"state": [True, 1]}, 422, "invalid_value", "state", "height must be a number, got a boolean"),
     ({"state": ["1", 1]}, 422, "invalid_value", "state", "height must be a number, got text"),
     ({"seed": -1}, 422, "invalid_value", "seed", SEED),
