@@ -99,7 +99,7 @@ REFUSALS = [
     ({"state": [1]}, 422, "invalid_value", "state", f"must be {STATE}; got 1 numbers"),
     ({"state": b"[1,"}, 422, "invalid_value", "state", f"must be {STATE}; got text that is not JSON"),
     ({"state": {"a": 1}}, 422, "invalid_value", "state", f"must be {STATE}; got an object"),
-    ({"state": [1, math.nan]}, 422, "invalid_value", "state", "gripper must be finite"),
+    ({"state": [0.1, math.nan]}, 422, "invalid_value", "state", "gripper must be finite"),
     ({"state": b"[Infinity, 1]"}, 422, "invalid_value", "state", "height must be finite"),
     ({"state": [1e300, 1]}, 422, "invalid_value", "state", "height must be finite"),
     ({"state": [10**400, 1]}, 422, "invalid_value", "state", "height must be finite"),
