@@ -70,6 +70,10 @@ class Batch(NamedTuple):
     input_ids: Tensor  # int64 [B * K, L]
     attention_mask: Tensor  # int64 [B * K, L]
     actions: Tensor  # float32 [B * K, T, A], normalised
+    # What only the simulator knows, for models that learn parts of the task apart.
+    goal: Tensor  # int64 [B * K], what each command calls for, index into `vla.envs.commands.GOALS`
+    blocks: Tensor  # float32 [B, N, 3], centres of the N blocks of `vla.envs.commands.COLOURS` [m]
+    boxes: Tensor  # float32 [B, C, N, 4], the blocks' left, top, right and bottom in the pictures, in [0, 1]
 
     @property
     def commands_per_frame(self) -> int:

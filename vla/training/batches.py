@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from vla.data.demonstrations import Demonstrations
+from vla.envs.camera import boxes
 from vla.envs.commands import GOALS, HELD_OUT, PHRASES, held_out, phrase
 from vla.models import Batch
 from vla.training.checkpoint import Config, Frame
@@ -111,4 +112,7 @@ class Batches:
             input_ids=ids[:, :longest],
             attention_mask=mask[:, :longest],
             actions=torch.from_numpy(normalise(actions, self.space)),
+            goal=torch.from_numpy(goals.flatten()),
+            blocks=torch.from_numpy(data.blocks[rows]),
+            boxes=torch.from_numpy(boxes(data.blocks[rows])).unsqueeze(1),
         )

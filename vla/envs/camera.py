@@ -1,0 +1,60 @@
+"""Where the camera sees the blocks: labels for learning to find them, from the scene's description alone."""
+
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCENE = Path(__file__).with_name("tabletop.xml")
+
+
+class Camera(NamedTuple):
+    """A pinhole camera over square pictures."""
+
+    position: NDArray[np.float64]  # float64 [3], table frame [m]
+    axes: NDArray[np.float64]  # float64 [3, 3], rows: right, up and backwards, in the table frame
+    # Half the picture's edge at a distance of 1.
+    half_edge: float
+    # Half the edge of a block [m].
+    block_half: float
+
+
+def boxes(blocks: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return the smallest boxes around upright blocks, hidden ones too.
+
+    Args:
+        blocks: float [..., 3], the blocks' centres in the table frame [m], in front of the camera
+
+    Returns:
+        float32 [..., 4], left, top, right and bottom as shares of the picture's edge, in [0, 1]
+    """
+    camera = _front()
+    signs = np.stack(np.meshgrid(*[(-1, 1)] * 3), axis=-1).reshape(8, 3)
+    corners = np.asarray(blocks, np.float64)[..., None, :] + signs * camera.block_half  # [..., 8, 3]
+    right, up, back = np.moveaxis((corners - camera.position) @ camera.axes.T, -1, 0)
+    x = 0.5 + 0.5 * right / (-back * camera.half_edge)
+    y = 0.5 - 0.5 * up / (-back * camera.half_edge)
+    edges = np.stack([x.min(-1), y.min(-1), x.max(-1), y.max(-1)], axis=-1)
+    return edges.clip(0, 1).astype(np.float32)
+
+
+@cache
+def _front() -> Camera:
+    """Read the scene's camera; its second axis is made perpendicular to its first, as MuJoCo does it."""
+    scene = ElementTree.parse(SCENE).getroot()
+    camera, block = scene.find(".//camera[@name='front']"), scene.find(".//default[@class='block']/geom")
+    if camera is None or block is None:
+        raise ValueError(f"{SCENE.name} has no camera 'front' or no class 'block'")
+    x, y = np.array(camera.attrib["xyaxes"].split(), np.float64).reshape(2, 3)
+    x /= np.linalg.norm(x)
+    y -= x * (x @ y)
+    y /= np.linalg.norm(y)
+    return Camera(
+        position=np.array(camera.attrib["pos"].split(), np.float64),
+        axes=np.stack([x, y, np.cross(x, y)]),
+        half_edge=float(np.tan(np.radians(float(camera.attrib["fovy"])) / 2)),
+        block_half=float(block.attrib["size"].split()[0]),
+    )
