@@ -19,17 +19,20 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export vla/models vla/training/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test check export train evaluate loadtest demos clean java rendering FORCE
+.PHONY: help run test test-all check export train evaluate loadtest bench demos clean java rendering FORCE
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' Makefile
 	@echo "Options: PORT=$(PORT) CHECKPOINT=$(CHECKPOINT) ARCHIVE=$(ARCHIVE) ARGS='options of the program'"
 
 run: java $(ARCHIVE) ## serve the default policy: installs, exports, starts, prints a request to try
 	@exec $(PYTHON) -m server --archive $(ARCHIVE) --port $(PORT) $(ARGS)
 
-test: .venv/.dev java rendering ## run all tests
+test: .venv/.dev java rendering ## run the tests
 	$(PYTHON) -m pytest $(ARGS)
+
+test-all: .venv/.dev java rendering ## run the slow tests too: every export format, some minutes
+	$(PYTHON) -m pytest -m '' $(ARGS)
 
 check: .venv/.dev ## check format, lint and types
 	.venv/bin/ruff format --check .
@@ -47,6 +50,9 @@ train: .venv/.train ## train a policy on the demonstrations
 
 evaluate: .venv/.train rendering $(ARCHIVE) ## run the archived policy in the simulator, closed loop
 	$(PYTHON) -m vla.evaluation --archive $(ARCHIVE) $(ARGS)
+
+bench: .venv/.bench java rendering $(ARCHIVE) ## measure the served policy against the policy alone
+	$(PYTHON) -m bench $(ARGS)
 
 loadtest: .venv/.loadtest ## load the server on PORT, judge whether it keeps TIER, write a report
 	$(PYTHON) -m loadtest --tier $(TIER) --url http://127.0.0.1:$(PORT) $(ARGS)
@@ -76,6 +82,10 @@ $(PYTHON):
 	@touch $@
 
 # No torch: a load generator on a host of its own needs none.
+.venv/.bench: .venv/.train
+	$(PIP) install -e '.[bench]'
+	@touch $@
+
 .venv/.loadtest: pyproject.toml | $(PYTHON)
 	$(PIP) install -e '.[loadtest]'
 	@touch $@

@@ -1,0 +1,272 @@
+"""One archive, measured alone and served: every figure of the report, in one run."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import bodies, images
+from bench.alone import Alone, Process, Split
+from bench.bodies import Body, Target
+from bench.generator import Plan
+from bench.load import Answers, Latency, drive
+from bench.served import WARM_UP_S, Load, Served, settle, write_empty_archive
+from vla_runtime.observation import Row
+
+BODIES: tuple[Body, ...] = ("multipart", "msgpack")
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How thoroughly to measure."""
+
+    # Length of a phase of load, and of an in-process figure [s].
+    phase_s: float
+    figure_s: float
+    # Closed-loop clients of the load curve.
+    clients: tuple[int, ...]
+    # Open-loop arrival rates, as shares of the saturated throughput.
+    shares: tuple[float, ...]
+    # Alternations of in-process and served throughput that the ratio is taken over.
+    rounds: int
+    kinds: tuple[images.Kind, ...]
+    # Most different pictures of one kind.
+    pictures: int
+
+
+FULL = Depth(6.0, 2.0, (1, 2, 4, 8, 16, 32, 64), (0.25, 0.5, 0.75, 0.9), 3, images.KINDS, 512)
+QUICK = Depth(1.0, 0.2, (1, 8), (0.5,), 1, images.KINDS[:1], 64)
+
+
+@dataclass(frozen=True)
+class Lone:
+    """One client, one request after another."""
+
+    kind: str
+    body: Body
+    # Mean size of a request's picture [KB].
+    kilobytes: float
+    load: Load
+    # Artifact + preprocessing of the same pictures in-process.
+    alone: Latency
+    split: Split
+    # Time of the client to encode such a picture as JPEG [ms].
+    encode_ms: float
+
+    @property
+    def overhead_ms(self) -> float:
+        """What serving adds to the median."""
+        return self.load.answers.latency.p50_ms - self.alone.p50_ms
+
+
+@dataclass(frozen=True)
+class Round:
+    """In-process and served throughput, one right after the other [requests/s]."""
+
+    alone_hz: float
+    served: Load
+    # The same with no command seen before.
+    uncached: Load
+
+    @property
+    def served_share(self) -> float:
+        """Served over in-process."""
+        return self.served.answers.rate_hz / self.alone_hz
+
+    @property
+    def cached_gain(self) -> float:
+        """Repeated commands over commands never seen before."""
+        return self.served.answers.rate_hz / self.uncached.answers.rate_hz
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What is possible without a policy [requests/s]."""
+
+    # The load generator against an endpoint that does nothing.
+    generator: Answers
+    # TorchServe with a handler that does nothing, by kind of body.
+    front_end: dict[str, Load]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that was measured of one archive."""
+
+    policy: dict[str, Any]
+    alone: Alone
+    lone: list[Lone]
+    # Closed loop: clients -> load, pictures of the policy's own size.
+    closed: dict[int, Load]
+    # Saturated throughput with larger pictures: kind -> load.
+    saturated: dict[str, Load]
+    rounds: list[Round]
+    # Open loop: requested rate [1/s] -> load.
+    open: dict[float, Load]
+    peak_mib: dict[str, float]
+
+    @property
+    def served_share(self) -> float:
+        """Median of the rounds' served over in-process throughput."""
+        return median(one.served_share for one in self.rounds)
+
+    @property
+    def cached_gain(self) -> float:
+        """Median of the rounds' gain by cached commands."""
+        return median(one.cached_gain for one in self.rounds)
+
+    @property
+    def dip(self) -> float:
+        """The most by which more clients give less throughput than the peak at fewer, as a share of it."""
+        rates = [load.answers.rate_hz for load in self.closed.values()]
+        peaks = [max(rates[: index + 1]) for index in range(len(rates))]
+        return max(1 - rate / peak for rate, peak in zip(rates, peaks, strict=True))
+
+
+def measure(archive: Path, depth: Depth, say: Callable[[str], None]) -> Results:
+    """Measure one archive; `say` gets a line for every step."""
+    with tempfile.TemporaryDirectory() as folder, Process(archive) as alone:
+        policy = alone.describe()
+        state = (0.0,) * policy["state"]
+        say(f"{policy['name']}: in-process")
+        pictures = {kind.name: images.jpegs(kind, _count(kind, depth)) for kind in depth.kinds}
+        small = depth.kinds[0].name
+        in_process = alone.measure(_rows(pictures[small], state), depth.figure_s)
+        with Served(archive, state) as served:
+            run = _Run(depth, served, alone, Path(folder), pictures, say)
+            say("served: warming up")
+            served.load(run.pool(small, "multipart"), WARM_UP_S if depth is FULL else 1.0, clients=8)
+            lone = [run.lone(kind.name, body) for kind in depth.kinds for body in BODIES]
+            closed = {clients: run.closed(small, clients) for clients in depth.clients}
+            peak = max(closed, key=lambda clients: closed[clients].answers.rate_hz)
+            saturated = {kind.name: run.closed(kind.name, peak) for kind in depth.kinds[1:]}
+            bucket = max(in_process.policy_hz, key=lambda size: in_process.policy_hz[size])
+            rounds = [run.round(small, bucket, peak) for _ in range(depth.rounds)]
+            rate_hz = median(one.served.answers.rate_hz for one in rounds)
+            opened = {share * rate_hz: run.open(small, share * rate_hz) for share in depth.shares}
+            peak_mib = {"in-process": alone.peak_mib(), **served.peak_mib()}
+    return Results(policy, in_process, lone, closed, saturated, rounds, opened, peak_mib)
+
+
+def ceilings(folder: Path, depth: Depth, batch: int = 32) -> Ceilings:
+    """Measure what the load generator and TorchServe's front end can do at most."""
+    pictures = images.jpegs(depth.kinds[0], _count(depth.kinds[0], depth))
+    commands = bodies.repeated(len(pictures))
+    with _empty_endpoint() as port:
+        pool = bodies.requests(Target("127.0.0.1", port, "/", ()), pictures, commands, "multipart")
+        path = bodies.write(pool, folder / "empty.pool")
+        generator = drive(Plan("127.0.0.1", port, str(path), depth.phase_s, clients=16))
+    front_end = {}
+    with Served(write_empty_archive(folder / "empty.mar", batch), ()) as served:
+        for body in BODIES:
+            pool = bodies.write(
+                bodies.requests(served.target, pictures, commands, body), folder / "front.pool"
+            )
+            served.load(pool, WARM_UP_S if depth is FULL else 1.0, clients=32)
+            front_end[body] = served.load(pool, depth.phase_s, clients=32)
+    return Ceilings(generator, front_end)
+
+
+class _Run:
+    """The steps of one archive's measurement."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        depth: Depth,
+        served: Served,
+        alone: Process,
+        folder: Path,
+        pictures: dict[str, list[bytes]],
+        say: Callable[[str], None],
+    ) -> None:
+        self.depth, self.served, self.alone, self.folder = depth, served, alone, folder
+        self.pictures, self.say = pictures, say
+        self.kinds = {kind.name: kind for kind in depth.kinds}
+
+    def pool(self, kind: str, body: Body, *, repeated: bool = True) -> Path:
+        """Write requests with pictures of one kind, a different picture each."""
+        path = self.folder / f"{kind}.{body}.{'repeated' if repeated else 'different'}"
+        if not path.exists():
+            pictures = self.pictures[kind]
+            # More commands than the worker keeps.
+            commands = bodies.repeated(len(pictures)) if repeated else bodies.all_different(1100)
+            bodies.write(bodies.requests(self.served.target, pictures, commands, body), path)
+        return path
+
+    def lone(self, kind: str, body: Body) -> Lone:
+        """Measure one client, and the same pictures in-process right before and after."""
+        seconds = self.depth.phase_s
+        pictures = self.pictures[kind]
+        rows = _rows(pictures, self.served.target.state)
+        before = self.alone.latency(rows, seconds / 3)
+        settle()
+        load = self.served.load(self.pool(kind, body), seconds * 2 / 3, clients=1)
+        settle()
+        after = self.alone.latency(rows, seconds / 3)
+        quiet = min(before, after, key=lambda latency: latency.p50_ms)
+        split = self.alone.split(rows, min(1.0, seconds / 4))
+        size = sum(map(len, pictures)) / len(pictures) / 1000
+        lone = Lone(kind, body, size, load, quiet, split, images.encode_ms(self.kinds[kind]))
+        self.say(
+            f"  lone, {kind} {body}: p50 {load.answers.latency.p50_ms:.1f} ms, {lone.overhead_ms:+.1f} ms"
+        )
+        return lone
+
+    def closed(self, kind: str, clients: int) -> Load:
+        """Measure `clients` in closed loop."""
+        settle()
+        load = self.served.load(self.pool(kind, "multipart"), self.depth.phase_s, clients=clients)
+        self._tell(f"{clients} clients, {kind}", load)
+        return load
+
+    def open(self, kind: str, rate_hz: float) -> Load:
+        """Measure Poisson arrivals."""
+        settle()
+        load = self.served.load(self.pool(kind, "multipart"), self.depth.phase_s, rate_hz=rate_hz, seed=1)
+        self._tell(f"arrivals at {rate_hz:.1f}/s, {kind}", load)
+        return load
+
+    def round(self, kind: str, bucket: int, clients: int) -> Round:
+        """Measure saturated throughput in-process, served, and served with commands never seen before."""
+        seconds = self.depth.phase_s
+        alone_hz = self.alone.rate(_rows(self.pictures[kind], self.served.target.state), bucket, seconds)
+        load = self.closed(kind, clients)
+        uncached = self.served.load(self.pool(kind, "multipart", repeated=False), seconds, clients=clients)
+        one = Round(alone_hz, load, uncached)
+        self.say(f"  served / in-process {one.served_share:.2f}, cached / uncached {one.cached_gain:.2f}")
+        return one
+
+    def _tell(self, what: str, load: Load) -> None:
+        answers = load.answers
+        failed = f", {answers.failed} failed" if answers.failed else ""
+        self.say(f"  {what}: {answers.rate_hz:.1f}/s, p95 {answers.latency.p95_ms:.0f} ms{failed}")
+
+
+def _rows(pictures: list[bytes], state: tuple[float, ...]) -> list[Row]:
+    rows: list[Row] = [
+        {"image": picture, "command": command}
+        for picture, command in zip(pictures, bodies.repeated(len(pictures)), strict=True)
+    ]
+    return [{**row, "state": state} for row in rows] if state else rows
+
+
+def _count(kind: images.Kind, depth: Depth) -> int:
+    """Return how many pictures of a kind are made: fewer of the large ones."""
+    return min(depth.pictures, max(64, 100_000_000 // (kind.width * kind.height)))
+
+
+@contextmanager
+def _empty_endpoint() -> Iterator[int]:
+    command = [sys.executable, "-m", "bench.empty"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()

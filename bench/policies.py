@@ -1,0 +1,98 @@
+"""The policies that are measured, as archives."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.export import Options, export
+from vla.models import build, module_of
+from vla.training import checkpoint
+from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Safety, Statistics, Tokenizer, Vector
+
+ROOT = Path(__file__).resolve().parent.parent
+# What decides how a random policy is made: when it changes, the archive is made anew.
+SOURCES = ("bench/policies.py", "export", "handlers", "vla/models/clip.py", "vla/models/spatial.py")
+BUCKETS = (1, 2, 4, 8, 16, 32)
+
+
+def clip_b32() -> dict[str, Any]:
+    """Return the configuration of `vla.models.clip` with towers of CLIP ViT-B/32's sizes."""
+    return asdict(module_of("clip").Config.base()) | {"patch": 32}
+
+
+def random_archive(folder: Path, name: str, model: dict[str, Any], size: int, workers: int = 1) -> Path:
+    """Export a `clip` policy of random weights, or return it where it has been made by the same code.
+
+    Args:
+        folder: where the archive goes
+        name: the archive's name without `.mar`
+        model: values of `vla.models.clip.Config`
+        size: edge of the policy's picture [pixels]
+        workers: worker processes that the archive asks for
+
+    Returns:
+        the archive's path
+    """
+    digest = hashlib.sha256(repr((sorted(model.items()), size, workers)).encode())
+    for file in _files(SOURCES):
+        digest.update(file.read_bytes())
+    archive, made_by = folder / f"{name}.mar", folder / f"{name}.sha256"
+    if archive.is_file() and made_by.is_file() and made_by.read_text() == digest.hexdigest():
+        return archive
+    source = folder / f"{name}.checkpoint"
+    write_checkpoint(source, name, model, size)
+    export(Options(checkpoint=source, output=archive, buckets=BUCKETS, workers=workers))
+    made_by.write_text(digest.hexdigest())
+    return archive
+
+
+def write_checkpoint(folder: Path, name: str, model: dict[str, Any], size: int) -> None:
+    """Write a checkpoint of a `clip` policy with random weights, one camera and four state dimensions."""
+    config = checkpoint.Config(
+        name=name,
+        architecture="clip",
+        model=model,
+        cameras=(Camera(name="front", size=size),),
+        tokenizer=Tokenizer(file="tokenizer.json", context_length=77, pad_id=49407),
+        state=Vector(**_vector(("x", "m", 0.3), ("y", "m", 0.3), ("z", "m", 0.3), ("opening", "1", 1.0))),
+        action=ContinuousSpace(
+            **_vector(
+                ("delta_x", "m", 0.03), ("delta_y", "m", 0.03), ("delta_z", "m", 0.03), ("grip", "1", 1.0)
+            ),
+            horizon=8,
+            control_hz=10.0,
+        ),
+        safety=Safety(),
+        training={},
+    )
+    torch.manual_seed(0)
+    module = build("clip", model, config.sizes())
+    # Token embeddings start at zero, which would make every command alike.
+    torch.nn.init.normal_(module.get_parameter("text.embeddings.token_embedding.weight"), std=0.02)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
+    frame = checkpoint.Frame(pixels, "lift the red block", np.zeros(4, np.float32))
+    checkpoint.save(folder, config, module, frame, {"weights": "random, seed 0"}, half=False)
+
+
+def _vector(*dimensions: tuple[str, str, float]) -> dict[str, Any]:
+    """Describe dimensions (name, unit, bound): symmetric, normalised by their bounds."""
+    bounds = tuple(bound for *_, bound in dimensions)
+    low = tuple(-bound for bound in bounds)
+    return {
+        "dimensions": tuple(Dimension(name=n, unit=u, low=-bound, high=bound) for n, u, bound in dimensions),
+        "normalisation": "bounds",
+        "statistics": Statistics(mean=(0.0,) * len(bounds), std=(1.0,) * len(bounds), q01=low, q99=bounds),
+    }
+
+
+def _files(places: Iterable[str]) -> list[Path]:
+    found = [
+        sorted((ROOT / place).rglob("*.py")) if (ROOT / place).is_dir() else [ROOT / place]
+        for place in places
+    ]
+    return [file for files in found for file in files]

@@ -1,0 +1,114 @@
+"""The policy behind TorchServe: what its processes use, and load on it."""
+
+import json
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from bench.alone import peak_mib
+from bench.bodies import Target
+from bench.generator import Plan
+from bench.load import Answers, drive
+from server.process import TorchServe, free_port
+
+# Requests of a phase that warms the Java front end up: it is several times slower in its first hundreds.
+WARM_UP_S = 6.0
+
+EMPTY_HANDLER = """
+ANSWER = b'{"actions": [' + b"0" * 380 + b"]}"
+
+def handle(data, context):
+    return [ANSWER] * len(data) if data else None
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """A phase of load on a server."""
+
+    answers: Answers
+    # CPU time a request [ms] of the Java front end and of the workers.
+    front_end_cpu_ms: float
+    worker_cpu_ms: float
+
+
+class Served:
+    """A running server: `with Served(archive) as served: served.load(pool, ...)`."""
+
+    def __init__(self, archive: Path, state: tuple[float, ...]) -> None:
+        self._server = TorchServe(archive, port=free_port())
+        self.target = Target(
+            "127.0.0.1", self._server.port, f"/predictions/{self._server.archive.name}", state
+        )
+
+    def __enter__(self) -> Self:
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop()
+
+    def load(
+        self, pool: Path, seconds: float, *, clients: int = 0, rate_hz: float = 0.0, seed: int = 0
+    ) -> Load:
+        """Put load on the server for `seconds`, and wait for what is in flight.
+
+        Args:
+            pool: file of ready-made requests
+            seconds: how long requests are sent [s]
+            clients: closed loop of so many clients
+            rate_hz: or open-loop arrivals at this rate [1/s]
+            seed: of the arrivals
+        """
+        plan = Plan(self.target.host, self.target.port, str(pool), seconds, clients, rate_hz, seed)
+        before = self._cpu_s()
+        answers = drive(plan)
+        used = [after - start for after, start in zip(self._cpu_s(), before, strict=True)]
+        front_end_ms, workers_ms = (seconds / max(1, answers.requests) * 1000 for seconds in used)
+        return Load(answers, front_end_ms, workers_ms)
+
+    def peak_mib(self) -> dict[str, float]:
+        """Return the most memory resident so far [MiB]: the front end, and all workers together."""
+        workers = sum(peak_mib(worker.pid) for worker in self._workers())
+        return {"front end": peak_mib(self._server.pid), "workers": workers}
+
+    def _workers(self) -> list[psutil.Process]:
+        return psutil.Process(self._server.pid).children(recursive=True)
+
+    def _cpu_s(self) -> tuple[float, float]:
+        """Return the CPU time used so far [s] by the front end and by the workers."""
+        front_end = psutil.Process(self._server.pid).cpu_times()
+        workers = [worker.cpu_times() for worker in self._workers()]
+        return front_end.user + front_end.system, sum(times.user + times.system for times in workers)
+
+
+def write_empty_archive(path: Path, batch: int) -> Path:
+    """Write an archive whose handler answers at once: what the front end alone costs."""
+    model = {
+        "modelName": path.stem,
+        "modelVersion": "1.0",
+        "handler": "empty.py",
+        "configFile": "model-config.yaml",
+    }
+    manifest = {"runtime": "python", "archiverVersion": "0.12.0", "model": model}
+    with zipfile.ZipFile(path, "w") as mar:
+        mar.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        mar.writestr("empty.py", EMPTY_HANDLER)
+        lines = (
+            "minWorkers: 1",
+            "maxWorkers: 1",
+            f"batchSize: {batch}",
+            "maxBatchDelay: 1",
+            "jobQueueSize: 128",
+        )
+        mar.writestr("model-config.yaml", "\n".join(lines))
+    return path
+
+
+def settle() -> None:
+    """Wait a moment, so that a phase does not begin in the last one's shadow."""
+    time.sleep(0.3)
