@@ -64,7 +64,7 @@ def breaches(root: Path) -> list[str]:
 
 
 def allowed(name: str, rule: Rule, own: str) -> bool:
-    if name in rule.never or (name in PROGRAMS and name != own and own != "bench"):
+    if name in rule.never or (name in PROGRAMS and own not in {name, "bench"}):
         return False
     if name in OURS:
         return name in rule.ours
