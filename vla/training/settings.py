@@ -32,7 +32,7 @@ class Settings:
     # Largest norm of the gradient.
     clip_norm: float = 1.0
     # Share of the commands that are drawn from all goals; the rest is the goal that the episode pursued.
-    counterfactual: float = 0.8
+    counterfactual: float = 0.5
     # Rule that normalises the state and the actions.
     normalisation: Normalisation = "bounds"
     # Longest command [tokens].
