@@ -25,6 +25,12 @@ from vla.envs.tabletop import ACTION, ACTION_HIGH, CAMERA, CONTROL_HZ, STATE, Ta
 # Standard deviation of the noise on the executed action, as a share of the action bound: a third of the
 # episodes each. The labels stay the expert's own.
 NOISE_LEVELS = (0.0, 0.25, 0.6)
+# Longest episode [frames], and the share of follow-up goals that concern the same block.
+EPISODE_FRAMES = 30
+SAME_BLOCK = 0.5
+# Chance that a step repeats the last gripper command: so that fingers are seen open where they should close,
+# and a policy can't learn to command what they already do.
+STICKY = 0.6
 # Episode i of data set seed s is reset with s * SEED_STRIDE + i.
 SEED_STRIDE = 1_000_000
 
@@ -65,8 +71,8 @@ class Episode(NamedTuple):
     state: NDArray[np.float32]  # float32 [n, 4], physical units
     actions: NDArray[np.float32]  # float32 [n, G, T, 4], physical units
     blocks: NDArray[np.float32]  # float32 [n, 4, 3] [m]
-    goal: int
-    success: bool
+    goal: NDArray[np.int32]  # int32 [n], index in GOALS of the goal pursued
+    success: bool  # of the first goal
 
 
 def collect(config: Collection) -> Demonstrations:
@@ -92,21 +98,41 @@ def collect(config: Collection) -> Demonstrations:
 
 
 def demonstrate(index: int, seed: int, horizon: int, image_size: int) -> Episode:
-    """Collect episode ``index`` of the data set ``seed``; depends on nothing but its arguments."""
+    """Collect episode `index` of the data set `seed`; depends on nothing but its arguments.
+
+    A goal that is reached is followed by another one, for half of the time with the same block: so the data
+    set shows hands at, on and around blocks, where grasps are decided. Of single goals it would show few. A
+    push ends the episode, since how far its block was pushed can't be seen.
+    """
     env = _simulator()
-    goal = index % len(GOALS)
     level = NOISE_LEVELS[index // len(GOALS) % len(NOISE_LEVELS)]
-    noise = np.random.default_rng([seed, index])
-    env.reset(seed * SEED_STRIDE + index, GOALS[goal])
-    images, state, actions, blocks = [], [], [], []
-    while not env.over:
+    random = np.random.default_rng([seed, index])
+    goal = GOALS[index % len(GOALS)]
+    env.reset(seed * SEED_STRIDE + index, goal)
+    images, state, actions, blocks, goals = [], [], [], [], []
+    gripper = -1.0
+    while len(images) < EPISODE_FRAMES:
         images.append(env.render(image_size))
         state.append(env.state())
         blocks.append(env.blocks())
         actions.append([expert_chunk(env, each, horizon) for each in GOALS])
-        env.step(expert_action(env, env.goal) + noise.normal(0, level, 4) * ACTION_HIGH)
+        goals.append(GOALS.index(goal))
+        action = expert_action(env, goal)
+        gripper = gripper if random.random() < STICKY else action[3]
+        env.step(np.append(action[:3], gripper) + random.normal(0, level, 4) * ACTION_HIGH)
+        if env.happens(goal):
+            if goal.task == "push":
+                break
+            same = [each for each in GOALS if each.colour == goal.colour and each.task != goal.task]
+            choices = same if random.random() < SAME_BLOCK else GOALS
+            goal = choices[random.integers(len(choices))]
     return Episode(
-        np.stack(images), np.stack(state), np.array(actions, np.float32), np.stack(blocks), goal, env.success
+        np.stack(images),
+        np.stack(state),
+        np.array(actions, np.float32),
+        np.stack(blocks),
+        np.array(goals, np.int32),
+        env.success,
     )
 
 
@@ -138,10 +164,9 @@ def _write(folder: Path, episodes: list[Episode], config: Collection) -> None:
     begins = np.cumsum([0, *lengths])
     for index, (begin, episode) in enumerate(zip(begins[:-1], episodes, strict=True)):
         frames = slice(begin, begin + lengths[index])
-        for name in ("images", "state", "actions", "blocks"):
+        for name in ("images", "state", "actions", "blocks", "goal"):
             arrays[name][frames] = getattr(episode, name)
         arrays["episode"][frames] = index
-        arrays["goal"][frames] = episode.goal
     for array in arrays.values():
         array.flush()
     text = msgspec.json.format(msgspec.json.encode(description), indent=2)
