@@ -11,20 +11,11 @@ import numpy as np
 import requests
 from numpy.typing import NDArray
 
-# Share of a dimension's range that is rounding: float32 is sent with seven digits.
-TOLERANCE = 1e-6
+from loadtest.actions import ActionCheck, WrongAnswer, of
 
 
 class ContractError(RuntimeError):
     """The policy's description can't be read, so no answer could be checked."""
-
-
-class WrongAnswer(ValueError):
-    """An answer breaks the contract; `kind` is the class that a report counts it under."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class Safety(msgspec.Struct, frozen=True):
@@ -37,8 +28,8 @@ class Safety(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct, frozen=True):
     """The body of a successful `POST /predictions/<model>`."""
 
-    # [T][A], physical units
-    actions: list[list[float]]
+    # As the policy's action space says; see `loadtest/actions.py`.
+    actions: list[Any]
     action_names: list[str]
     control_hz: float
     confidence: float | None
@@ -60,12 +51,8 @@ class Contract:
     # float64 [S], physical units; S is 0 for a policy without state.
     state_low: NDArray[np.float64]
     state_high: NDArray[np.float64]
-    action_names: tuple[str, ...]
-    # float64 [A], physical units
-    action_low: NDArray[np.float64]
-    action_high: NDArray[np.float64]
-    # Actions in a chunk [steps].
-    horizon: int
+    actions: ActionCheck
+    # Rate at which the robot executes a chunk [Hz].
     control_hz: float
 
     @classmethod
@@ -84,10 +71,7 @@ class Contract:
                 cameras=tuple(camera["name"] for camera in description["cameras"]),
                 state_low=np.array([dimension["low"] for dimension in state]),
                 state_high=np.array([dimension["high"] for dimension in state]),
-                action_names=tuple(dimension["name"] for dimension in action["dimensions"]),
-                action_low=np.array([dimension["low"] for dimension in action["dimensions"]]),
-                action_high=np.array([dimension["high"] for dimension in action["dimensions"]]),
-                horizon=action["horizon"],
+                actions=of(action),
                 control_hz=action["control_hz"],
             )
         except (KeyError, TypeError) as error:
@@ -112,7 +96,7 @@ class Contract:
         except msgspec.DecodeError as error:
             raise WrongAnswer("form", str(error)) from error
         self._check_origin(answer)
-        self._check_actions(answer.actions)
+        self.actions.check(answer.actions)
         return answer
 
     def _check_origin(self, answer: Answer) -> None:
@@ -120,28 +104,9 @@ class Contract:
         if got != (self.policy, self.version, self.control_hz):
             expected = f"{self.policy} {self.version} at {self.control_hz:g} Hz"
             raise WrongAnswer("policy", f"{got[0]} {got[1]} at {got[2]:g} Hz answered, expected {expected}")
-        if tuple(answer.action_names) != self.action_names:
-            raise WrongAnswer(
-                "names",
-                f"action_names are {', '.join(answer.action_names)}, expected {', '.join(self.action_names)}",
-            )
-
-    def _check_actions(self, rows: list[list[float]]) -> None:
-        widths = {len(row) for row in rows}
-        if len(rows) != self.horizon or widths != {len(self.action_names)}:
-            shape = [len(rows), *sorted(widths)]
-            raise WrongAnswer(
-                "shape", f"actions have shape {shape}, expected {[self.horizon, len(self.action_names)]}"
-            )
-        actions = np.array(rows)  # float64 [T, A]
-        if not np.isfinite(actions).all():
-            raise WrongAnswer("not finite", "an action is not finite")
-        slack = TOLERANCE * (self.action_high - self.action_low)
-        outside = (actions < self.action_low - slack) | (actions > self.action_high + slack)
-        if outside.any():
-            step, column = np.argwhere(outside)[0]
-            name, value = self.action_names[column], actions[step, column]
-            raise WrongAnswer("bounds", f"{name} is {value:g} at step {step}, outside its bounds")
+        if tuple(answer.action_names) != self.actions.names:
+            got, expected = ", ".join(answer.action_names), ", ".join(self.actions.names)
+            raise WrongAnswer("names", f"action_names are {got}, expected {expected}")
 
 
 def fetch(management_url: str, model: str) -> dict[str, Any]:

@@ -28,6 +28,8 @@ FORM = f"multipart/form-data; boundary={BOUNDARY}"
 JPEG_QUALITY = 90
 # Standard deviation of a pixel's noise, of 255.
 NOISE = 3.0
+# Edge of the field of noise that pictures take theirs from; the largest picture [pixels].
+NOISE_EDGE = 1024
 
 
 @cache
@@ -53,9 +55,11 @@ def sources() -> tuple[Image.Image, ...]:
 def pictures(count: int, sizes: tuple[tuple[int, int], ...], seed: int) -> list[bytes]:
     """Return `count` JPEG files of different pixels, their sizes (width, height) taken in turn [pixels]."""
     random = np.random.default_rng(seed)
+    noise = random.normal(0, NOISE, (NOISE_EDGE, NOISE_EDGE, 3)).astype(np.float32)
     originals = sources()
     return [
-        _encode(_vary(originals[i % len(originals)], sizes[i % len(sizes)], random)) for i in range(count)
+        _encode(_vary(originals[i % len(originals)], sizes[i % len(sizes)], noise, random))
+        for i in range(count)
     ]
 
 
@@ -86,14 +90,16 @@ def _open(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def _vary(picture: Image.Image, size: tuple[int, int], random: np.random.Generator) -> NDArray[np.uint8]:
+def _vary(
+    picture: Image.Image, size: tuple[int, int], noise: NDArray[np.float32], random: np.random.Generator
+) -> NDArray[np.uint8]:
     """Crop a part of the picture, scale it to the size, light it differently and add noise."""
     edge = random.uniform(0.75, 1.0, 2) * picture.size
     left, top = random.uniform(0, 1, 2) * (picture.size - edge)
-    box = (left, top, left + edge[0], top + edge[1])
-    scaled = picture.resize(size, Image.Resampling.BILINEAR, box=box)
-    light = random.uniform(0.8, 1.2)
-    pixels = np.asarray(scaled, np.float32) * light + random.normal(0, NOISE, (size[1], size[0], 3))
+    scaled = picture.resize(size, Image.Resampling.BILINEAR, box=(left, top, left + edge[0], top + edge[1]))
+    width, height = size
+    x, y = random.integers(0, NOISE_EDGE - width + 1), random.integers(0, NOISE_EDGE - height + 1)
+    pixels = np.asarray(scaled, np.float32) * random.uniform(0.8, 1.2) + noise[y : y + height, x : x + width]
     return pixels.clip(0, 255).astype(np.uint8)
 
 

@@ -12,10 +12,11 @@ import msgspec
 import numpy as np
 
 from loadtest import corpus
-from loadtest.contract import Contract, WrongAnswer
+from loadtest.actions import WrongAnswer
+from loadtest.contract import Contract
 from loadtest.samples import CLOSED, OK, REFUSED, TIMEOUT, WRONG, Beat, Recording, Sample, write
 
-# Different pictures of one size that a process prepares.
+# Different pictures of one kind of client that a process prepares.
 PICTURES = 256
 # How often the process looks whether its timers fire in time [s].
 TIMER_S = 0.02
@@ -49,7 +50,7 @@ class Fleet:
     def pictures(self, sizes: tuple[tuple[int, int], ...]) -> Iterator[bytes]:
         """Return one client's endless pictures of some sizes [pixels], never the same twice in a row."""
         if sizes not in self._pools:
-            self._pools[sizes] = corpus.pictures(PICTURES * len(sizes), sizes, self._seed)
+            self._pools[sizes] = corpus.pictures(PICTURES, sizes, self._seed)
             gc.freeze()
         pool = self._pools[sizes]
         start = self.random.randrange(len(pool))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from loadtest import contract
-from loadtest.contract import Contract, ContractError, WrongAnswer
+from loadtest.actions import WrongAnswer
+from loadtest.contract import Contract, ContractError
 from loadtest.fleet import connection_class, error_of, judge_answer
 from loadtest.samples import CLOSED, OK, REFUSED, TIMEOUT
 
@@ -55,9 +56,9 @@ def test_right_answer() -> None:
         (
             {"actions": [[0.0, 1.0], [0.0, 2.1], [0.0, 1.0]]},
             "bounds",
-            "grip is 2.1 at step 1, outside its bounds",
+            "grip is 2.1 at step 1, outside 0 to 2",
         ),
-        ({"actions": [[-1.1, 1.0]] * 3}, "bounds", "x is -1.1 at step 0, outside its bounds"),
+        ({"actions": [[-1.1, 1.0]] * 3}, "bounds", "x is -1.1 at step 0, outside -1 to 1"),
         ({"action_names": ["grip", "x"]}, "names", "action_names are grip, x, expected x, grip"),
         ({"policy": "other"}, "policy", "other 1.0 at 10 Hz answered, expected clip 1.0 at 10 Hz"),
         ({"control_hz": 5.0}, "policy", "clip 1.0 at 5 Hz answered, expected clip 1.0 at 10 Hz"),
@@ -73,6 +74,39 @@ def test_wrong_answer(changes: dict[str, Any], outcome: str, detail: str) -> Non
     body = json.dumps(ANSWER | changes).encode()
 
     assert judge_answer(CONTRACT, 200, body) == (f"wrong answer: {outcome}", detail, 0)
+
+
+SYMBOLS = Contract.of(
+    DESCRIPTION
+    | {"action": {"kind": "discrete", "vocabulary": ["go", "stop"], "horizon": 2, "control_hz": 10.0}}
+)
+
+
+def symbols(*rows: tuple[str, int, list[float]]) -> bytes:
+    actions = [{"name": name, "index": index, "probabilities": shares} for name, index, shares in rows]
+    return json.dumps(ANSWER | {"actions": actions, "action_names": ["go", "stop"]}).encode()
+
+
+def test_symbolic_actions() -> None:
+    body = symbols(("go", 0, [0.9, 0.1]), ("stop", 1, [0.25, 0.75]))
+
+    assert judge_answer(SYMBOLS, 200, body) == (OK, "", 4)
+
+
+@pytest.mark.parametrize(
+    ("row", "outcome", "detail"),
+    [
+        (("stop", 0, [0.9, 0.1]), "names", "action 0 is 'stop' with index 0"),
+        (("fly", 2, [0.9, 0.1]), "names", "action 0 is 'fly' with index 2"),
+        (("go", 0, [0.9]), "shape", "probabilities have shape [2, 1, 2], expected [2, 2]"),
+        (("go", 0, [0.9, 0.2]), "bounds", "probabilities are negative, or their sum is not 1"),
+        (("go", 0, None), "form", "actions: Expected `array`, got `null` - at `$[0].probabilities`"),
+    ],
+)
+def test_wrong_symbolic_actions(row: tuple[str, int, list[float]], outcome: str, detail: str) -> None:
+    body = symbols(row, ("stop", 1, [0.25, 0.75]))
+
+    assert judge_answer(SYMBOLS, 200, body) == (f"wrong answer: {outcome}", detail, 0)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400"])
