@@ -1,6 +1,7 @@
 """The HTTP gate of a replica: nginx before TorchServe, which alone can stop without losing a request."""
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -67,7 +68,8 @@ class Gate:
             raise StartFailed("nginx is not installed here: the gate needs it (apt-get install nginx)")
         config = self._folder / "gate.conf"
         config.write_text(self._config())
-        self._process = subprocess.Popen([nginx, "-p", self._folder, "-e", "stderr", "-c", config])
+        command = [nginx, "-p", self._folder, "-e", "stderr", "-c", config]
+        self._process = subprocess.Popen(command, start_new_session=True)
         try:
             self._wait_open()
         except BaseException:
@@ -115,9 +117,9 @@ class Gate:
         process = self._running()
         if process.poll() is None:
             process.terminate()  # requests in flight are cut off: `drain` first
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # nginx's workers
+        process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -22,14 +22,16 @@ local REASONS = {
 }
 local RETRY_AFTER_S = { [429] = 1, [503] = 1 }
 
--- Answers with a status of the table above.
-function errors.refuse(status)
-    local code, message = unpack(REASONS[status] or REASONS[500])
+-- Answers with a status; the reason is a row of the table above, by default the status's own.
+function errors.refuse(status, reason)
+    local code, message = unpack(REASONS[reason or status] or REASONS[500])
     ngx.status = status
     ngx.header.content_type = "application/json"
     ngx.header["Retry-After"] = RETRY_AFTER_S[status]
     local body = '{"error": {"code": "%s", "field": null, "message": "%s"}, "request_id": "%s"}\n'
-    ngx.print(body:format(code, message, ngx.var.id))
+    body = body:format(code, message, ngx.var.id)
+    ngx.header.content_length = #body
+    ngx.print(body)
 end
 
 return errors

@@ -72,12 +72,14 @@ local function reply(answer)
         return errors.refuse(status == 507 and 500 or status == 502 and 503 or status)
     end
     if status >= 400 and not policys_own(answer) then
-        -- TorchServe's own 503 means that its queue is full.
-        return errors.refuse(status == 503 and 429 or status)
+        -- So TorchServe says that the model's queue is full.
+        local full = status == 503 and answer.body:find("has no worker to serve", 1, true)
+        return errors.refuse(full and 429 or status)
     end
     ngx.status = status
     ngx.header.content_type = answer.header["Content-Type"]
     ngx.var.torchserve_id = answer.header["x-request-id"] or ""
+    ngx.header.content_length = #answer.body
     ngx.print(answer.body)
 end
 

@@ -1,0 +1,35 @@
+"""What the tests of a deployment share: one replica that lasts, and the open proxy in front of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from replicas import Running, proxy, replica, write_version
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where archives, settings and logs of this session lie; nginx's workers may run as another user."""
+    made = tmp_path_factory.mktemp("deploy")
+    for place in (made, made.parent, made.parent.parent):
+        place.chmod(0o755)
+    return made
+
+
+@pytest.fixture(scope="session")
+def archive(folder: Path) -> Path:
+    return write_version(folder, "1.0")
+
+
+@pytest.fixture(scope="session")
+def lasting_replica(archive: Path, folder: Path) -> Iterator[Running]:
+    """A replica that no test stops."""
+    with replica(archive, folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def open_proxy(lasting_replica: Running, folder: Path) -> Iterator[Running]:
+    """The proxy in front of it, without keys."""
+    with proxy(folder, lasting_replica.port) as running:
+        yield running
