@@ -8,22 +8,29 @@ import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+import torch
 import tyro
 
 from export import archive
+from export.batch import Batch
+from export.errors import ExportError
+from export.lower import Lowered
+from export.package import package
+from export.target import Target
 from export.trace import trace
-from export.verify import verify
+from export.verify import SEEDS, TOLERANCES, Parity, verify
 from vla.training import checkpoint
 from vla_runtime.artifact import Artifact as RunningArtifact
 from vla_runtime.errors import RequestError, SpecError
+from vla_runtime.module import load_module, platform_of
 from vla_runtime.policy import Policy
 from vla_runtime.preprocessing import CommandTokenizer
-from vla_runtime.spec import Artifact, Example, PolicySpec
+from vla_runtime.spec import Artifact, Example, Format, PolicySpec, Precision, Vector
 
-ARTIFACT_FILE = "policy.ts"
+FILES: dict[Format, str] = {"torchscript": "policy.ts", "pt2": "policy.pt2"}
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,15 @@ class Options:
     buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     # Worker processes. One is best on a CPU.
     workers: int = 1
-    # Largest allowed difference between model and artifact, in normalised units.
-    tolerance: float = 1e-4
+    # torchscript runs anywhere; pt2 (AOTInductor) is machine code for this machine, and needs g++ here.
+    format: Format = "torchscript"
+    # Of the matrix products and their weights; bfloat16 halves the weights and rounds to 0.4 %.
+    precision: Precision = "float32"
+    # Where a pt2 runs: it is compiled for the device of this machine.
+    device: Literal["cpu", "cuda"] = "cpu"
+    # Allowed difference of model and artifact, in normalised units: the largest in float32 (default 1e-4),
+    # the root mean square in bfloat16 (default 0.05).
+    tolerance: float | None = None
 
 
 def export(options: Options) -> PolicySpec:
@@ -55,38 +69,78 @@ def export(options: Options) -> PolicySpec:
         ExportError: the traced artifact does not do what the model does.
     """
     config, model = checkpoint.load(options.checkpoint)
-    sizes, largest = config.sizes(), max(options.buckets)
-    stochastic = bool(getattr(model, "stochastic", False))
-    print(f"tracing {config.architecture} of {options.checkpoint}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        path = folder / ARTIFACT_FILE
-        outputs = trace(model, sizes, path, stochastic=stochastic)
-        parity = verify(model, path, sizes, largest, options.tolerance, stochastic=stochastic)
-        difference = parity["largest_difference"]
-        print(
-            f"verified at batch sizes {parity['batch_sizes']}: largest difference {difference:.1e}",
-            flush=True,
-        )
-        artifact = Artifact(
-            file=path.name, buckets=tuple(sorted(options.buckets)), outputs=outputs, stochastic=stochastic
-        )
-        spec = _describe(options, config, folder, artifact, parity)
+        artifact, found = _compile(options, config, model, folder)
+        spec = _describe(options, config, folder, artifact, found)
         archive.write(
             folder,
             options.output.stem,
             options.version,
-            archive.model_config(largest, options.workers),
+            archive.model_config(max(options.buckets), options.workers),
             options.output,
         )
-    _reopen(options.output)
+    _reopen(options.output, options.device)
     size, digest = options.output.stat().st_size, hashlib.sha256(options.output.read_bytes()).hexdigest()
     print(f"{options.output}: {size / 1e6:.1f} MB, SHA-256 {digest}", flush=True)
     return spec
 
 
+def _compile(
+    options: Options, config: checkpoint.Config, model: Any, folder: Path
+) -> tuple[Artifact, dict[str, Any]]:
+    """Make the artifact in a folder, and compare it with the model.
+
+    Returns:
+        the artifact's description, and what the comparison found, for the archive's provenance
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ExportError("device is 'cuda', but this machine has no GPU that torch can use")
+    target = Target(
+        largest_batch=max(options.buckets),
+        format=options.format,
+        precision=options.precision,
+        device=options.device,
+        stochastic=bool(getattr(model, "stochastic", False)),
+        output=config.action.output,
+    )
+    sizes, file = config.sizes(), FILES[target.format]
+    model = model.to(target.device)
+    lowered = Lowered(model, target.device) if target.precision == "bfloat16" else model
+    print(f"{target.format} in {target.precision}: {config.architecture} of {options.checkpoint}", flush=True)
+    make = trace if target.format == "torchscript" else package
+    artifact = Artifact(
+        file=file,
+        buckets=tuple(sorted(options.buckets)),
+        outputs=make(lowered, sizes, folder / file, target),
+        extras=dict(getattr(model, "extras", {})),
+        stochastic=target.stochastic,
+        format=target.format,
+        precision=target.precision,
+        platform=platform_of(target.device) if target.format == "pt2" else None,
+    )
+    tolerance = TOLERANCES[target.precision] if options.tolerance is None else options.tolerance
+    module = load_module(folder, artifact, target.device)
+    example = Batch.example(options.checkpoint, config, target)
+    parity = verify(model, module, sizes, target, tolerance=tolerance, examples=[example])
+    return artifact, _found(parity, tolerance, target, config)
+
+
+def _found(parity: Parity, tolerance: float, target: Target, config: checkpoint.Config) -> dict[str, Any]:
+    """Print what the comparison found, and return it for the provenance."""
+    summary = parity.summary()
+    print(
+        f"verified at batch sizes {list(parity.batch_sizes)}: largest difference "
+        f"{summary['largest_difference']:.1e}, root mean square {summary['root_mean_square']:.1e}",
+        flush=True,
+    )
+    judged = "largest_difference" if target.precision == "float32" else "root_mean_square"
+    about = {"batch_sizes": parity.batch_sizes, "seeds": SEEDS, "tolerance": tolerance, "judged_by": judged}
+    return {"parity": about | summary, "precision_loss": parity.loss(config.action)}
+
+
 def _describe(
-    options: Options, config: checkpoint.Config, folder: Path, artifact: Artifact, parity: dict[str, Any]
+    options: Options, config: checkpoint.Config, folder: Path, artifact: Artifact, found: dict[str, Any]
 ) -> PolicySpec:
     """Write `policy.json` and what it refers to into the artifact's folder, with the example's answer."""
     shutil.copy(checkpoint.TOKENIZER_FOLDER / config.tokenizer.file, folder)
@@ -106,45 +160,45 @@ def _describe(
         safety=config.safety,
         artifact=artifact,
         example=Example(images=source.images, command=source.command, state=source.state, seed=0, actions=()),
-        provenance=_provenance(options, config, parity),
+        provenance=_provenance(options, config) | found,
     )
-    spec = msgspec.structs.replace(spec, example=_answered(spec, folder))
+    spec = msgspec.structs.replace(spec, example=_answered(spec, folder, options.device))
     spec.save(folder)
     return spec
 
 
-def _answered(spec: PolicySpec, folder: Path) -> Example:
+def _answered(spec: PolicySpec, folder: Path, device: str) -> Example:
     """Record the policy's answer to the example request."""
     tokenizer = CommandTokenizer(folder, spec.tokenizer)
-    policy = Policy(spec, tokenizer, RunningArtifact(folder, spec), threads=1)
+    policy = Policy(spec, tokenizer, RunningArtifact(folder, spec, device), threads=1)
     answer = policy.infer([policy.example_row(folder)])[0]
     if isinstance(answer, RequestError):
         raise SpecError(f"the checkpoint's example is refused: {answer.message}")
-    actions = tuple(tuple(action) for action in answer.chunk.actions.tolist())
-    return msgspec.structs.replace(spec.example, actions=actions)
+    actions = tuple(tuple(row) for row in answer.chunk.recordable.tolist())
+    return msgspec.structs.replace(spec.example, actions=actions, names=answer.chunk.chosen)
 
 
-def _provenance(options: Options, config: checkpoint.Config, parity: dict[str, Any]) -> dict[str, Any]:
+def _provenance(options: Options, config: checkpoint.Config) -> dict[str, Any]:
     trained = options.checkpoint / checkpoint.PROVENANCE
     digests = {
         name: hashlib.sha256((options.checkpoint / name).read_bytes()).hexdigest()
         for name in (checkpoint.CONFIG, checkpoint.WEIGHTS)
     }
-    statistics = {"action": config.action.statistics.sha256()}
-    if config.state:
-        statistics["state"] = config.state.statistics.sha256()
+    vectors = {"action": config.action, "state": config.state}
+    statistics = {
+        name: vector.statistics.sha256() for name, vector in vectors.items() if isinstance(vector, Vector)
+    }
     packages = ("torch", "tokenizers", "pillow", "numpy")
     return {
         "checkpoint_sha256": digests,
         "statistics_sha256": statistics,
-        "parity": parity,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "training": msgspec.json.decode(trained.read_bytes()) if trained.is_file() else None,
     }
 
 
-def _reopen(path: Path) -> None:
+def _reopen(path: Path, device: str) -> None:
     """Load the written archive as a worker will; it replays its example."""
     with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(path) as archived:
         archived.extractall(temporary)
-        Policy.load(Path(temporary))
+        Policy.load(Path(temporary), device)

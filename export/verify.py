@@ -1,70 +1,100 @@
-"""Eager model against saved artifact: batch sizes and inputs that were not traced, several seeds."""
+"""Eager model against compiled artifact: batch sizes and inputs that were not traced, several seeds."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from export.batch import Batch
 from export.errors import ExportError
-from export.trace import TRACED_BATCH, Batch
+from export.target import Target
+from export.trace import TRACED_BATCH
 from vla.models import Sizes
+from vla_runtime.spec import ActionSpace, DiscreteSpace, Precision
 
 SEEDS = (1, 2)
+# Allowed difference in the outputs' own (normalised) units: the largest in float32, the root mean square in
+# bfloat16, whose 8 bits round every product to 0.4 %. Indices count as different or not: their share.
+TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.05}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the artifact is from the eager model in float32."""
+
+    batch_sizes: tuple[int, ...]
+    # Of every output: largest and root mean square difference; share of indices that differ, twice.
+    largest: dict[str, float]
+    typical: dict[str, float]
+    # Of the chunk [T, A], or of the probabilities of its names [T, V]: largest and mean difference a
+    # dimension, float32 [A] or [V], normalised.
+    chunk_largest: Tensor
+    chunk_mean: Tensor
+
+    def judged(self, precision: Precision) -> float:
+        """Return the number that the precision's tolerance limits."""
+        return max((self.largest if precision == "float32" else self.typical).values())
+
+    def summary(self) -> dict[str, float]:
+        """Return the largest and the root mean square difference of any output, in normalised units."""
+        return {
+            "largest_difference": max(self.largest.values()),
+            "root_mean_square": max(self.typical.values()),
+        }
+
+    def loss(self, space: ActionSpace) -> dict[str, dict[str, float]]:
+        """Return the largest and mean difference of each dimension in its unit, or of each probability."""
+        if isinstance(space, DiscreteSpace):
+            names, scale = [f"{name} [probability]" for name in space.names], [1.0] * space.width
+        else:
+            names = [f"{dimension.name} [{dimension.unit}]" for dimension in space.dimensions]
+            scale = space.scale.tolist()
+        columns = zip(names, scale, self.chunk_largest.tolist(), self.chunk_mean.tolist(), strict=True)
+        return {name: {"largest": unit * most, "mean": unit * mean} for name, unit, most, mean in columns}
 
 
 @torch.inference_mode()
 def verify(
-    model: nn.Module,
-    path: Path,
+    model: Any,
+    artifact: Any,
     sizes: Sizes,
-    largest_batch: int,
-    tolerance: float,
+    target: Target,
     *,
-    stochastic: bool = False,
-) -> dict[str, Any]:
-    """Compare every output at batch sizes 1, 3 and the largest.
+    tolerance: float,
+    examples: Sequence[Batch] = (),
+) -> Parity:
+    """Compare every output at batch sizes 1, 3 and the largest, and on the examples.
 
     Args:
-        model: the eager model, in evaluation mode
-        path: the saved artifact
+        model: the eager model, in evaluation mode and float32, on the target's device
+        artifact: the loaded artifact
         sizes: the policy's sizes
-        largest_batch: the largest bucket
-        tolerance: largest allowed absolute difference of any output, in the outputs' own (normalised) units
-        stochastic: whether the policy reads noise
-
-    Returns:
-        what was compared and the largest difference, for the archive's provenance
+        target: what the artifact is to be
+        tolerance: allowed difference, as TOLERANCES explains it
+        examples: further inputs to compare on
 
     Raises:
         ExportError: an output is missing, not finite, or differs in shape or value.
     """
-    artifact = torch.jit.load(str(path)).eval()
-    batch_sizes = sorted({1, 3, largest_batch} - {TRACED_BATCH})
-    differences = {
-        (count, seed): _difference(
-            model, artifact, Batch.random(sizes, count, seed, stochastic=stochastic), sizes
-        )
-        for count in batch_sizes
-        for seed in SEEDS
-    }
-    largest = max(differences.values())
-    if not largest <= tolerance:
-        count, seed = max(differences, key=lambda key: differences[key])
-        raise ExportError(
-            f"the artifact differs from the model by {largest:.2g} at batch size {count} (seed {seed}); "
-            f"at most {tolerance:g} is allowed. The trace froze something: keep `act` and `encode_command` "
-            f"free of branches, loops and Python numbers that depend on their inputs"
-        )
-    return {"batch_sizes": batch_sizes, "seeds": SEEDS, "largest_difference": largest, "tolerance": tolerance}
+    batch_sizes = tuple(sorted({1, 3, target.largest_batch} - {TRACED_BATCH}))
+    random = [Batch.random(sizes, count, seed, target) for count in batch_sizes for seed in SEEDS]
+    answers = [_compare(model, artifact, batch, sizes, target.output) for batch in (*random, *examples)]
+    parity = _measure(answers, target.output, batch_sizes)
+    if not parity.judged(target.precision) <= tolerance:
+        raise ExportError(_too_different(parity, target.precision, tolerance))
+    return parity
 
 
-def _difference(model: nn.Module, artifact: Any, batch: Batch, sizes: Sizes) -> float:
-    """Return the largest absolute difference of two answers of the same names and shapes."""
+def _compare(
+    model: Any, artifact: Any, batch: Batch, sizes: Sizes, output: str
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return both answers to one batch by output, after checking their names and shapes."""
     expected, got, count = batch.run(model), _run(artifact, batch), len(batch.ids)
     shapes = {name: list(value.shape) for name, value in got.items()}
     wanted = {name: list(value.shape) for name, value in expected.items()}
-    wanted["actions"] = [count, sizes.horizon, sizes.action]
+    wanted[output] = [count, sizes.horizon, sizes.action]
     if shapes != wanted:
         raise ExportError(
             f"at batch size {count} the artifact returns {shapes} instead of {wanted}: "
@@ -72,10 +102,10 @@ def _difference(model: nn.Module, artifact: Any, batch: Batch, sizes: Sizes) -> 
         )
     if not all(torch.isfinite(value).all() for value in got.values()):
         raise ExportError(f"at batch size {count} the artifact returns values that are not finite")
-    return max((expected[name] - got[name]).abs().max().item() for name in expected)
+    return {name: (value.cpu(), got[name].cpu()) for name, value in expected.items()}
 
 
-def _run(artifact: Any, batch: Batch) -> dict[str, torch.Tensor]:
+def _run(artifact: Any, batch: Batch) -> dict[str, Tensor]:
     try:
         return batch.run(artifact)
     except RuntimeError as error:
@@ -84,3 +114,40 @@ def _run(artifact: Any, batch: Batch) -> dict[str, torch.Tensor]:
             f"the artifact was traced at batch size {TRACED_BATCH} and fails at {len(batch.ids)}: "
             f"its batch size is baked in ({reason})"
         ) from error
+
+
+def _measure(
+    answers: Sequence[dict[str, tuple[Tensor, Tensor]]], output: str, batch_sizes: tuple[int, ...]
+) -> Parity:
+    largest, typical = {}, {}
+    for name in answers[0]:
+        pairs = [answer[name] for answer in answers]
+        differences = torch.cat([_difference(*pair).flatten() for pair in pairs])
+        share = not pairs[0][0].is_floating_point()
+        largest[name] = (differences.mean() if share else differences.max()).item()
+        typical[name] = (differences.mean() if share else differences.square().mean().sqrt()).item()
+    pairs = [answer[output] for answer in answers]
+    if output == "logits":
+        pairs = [(torch.softmax(a, -1), torch.softmax(b, -1)) for a, b in pairs]
+    chunk = torch.cat([_difference(*pair).flatten(0, 1) for pair in pairs])  # [B * T, A]
+    return Parity(batch_sizes, largest, typical, chunk.amax(0), chunk.mean(0))
+
+
+def _difference(expected: Tensor, got: Tensor) -> Tensor:
+    """Return absolute differences float32 [...]: of indices, 1 where they are not equal."""
+    return (expected - got).abs().float() if expected.is_floating_point() else (expected != got).float()
+
+
+def _too_different(parity: Parity, precision: Precision, tolerance: float) -> str:
+    differences = parity.largest if precision == "float32" else parity.typical
+    name = max(differences, key=lambda key: differences[key])
+    difference = f"the artifact's {name} differs from the model's by {differences[name]:.2g}"
+    if precision == "bfloat16":
+        return (
+            f"{difference} (root mean square) in bfloat16; at most {tolerance:g} is allowed: "
+            f"use float32, or allow more by --tolerance"
+        )
+    return (
+        f"{difference}; at most {tolerance:g} is allowed. The export froze something: keep `act` and "
+        f"`encode_command` free of branches, loops and Python numbers that depend on their inputs"
+    )

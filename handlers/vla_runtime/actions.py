@@ -38,6 +38,11 @@ class ActionChunk:
         """What an example records: float32 [T, A] in physical units, or the probabilities [T, V]."""
         return self.actions if self.probabilities is None else self.probabilities
 
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the T symbolic actions in a discrete space; none in any other."""
+        return () if self.probabilities is None else tuple(self.space.names[i] for i in self.actions)
+
     def difference(self, recorded: np.ndarray) -> float:
         """Return the largest difference from a recorded answer, in normalised units or in probability."""
         difference = np.abs(self.recordable - recorded)

@@ -1,0 +1,59 @@
+"""A model that computes its matrix products in bfloat16, whatever its own code says about precision.
+
+Weights of linear layers, convolutions and embeddings become bfloat16, half as large; autocast casts what is
+multiplied with them. Normalisation, recurrent layers and everything between stay in float32: casting a whole
+model breaks where its code mixes in a float32 mask or time step, and loses positions read from attention.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+# Layers whose weights stay in float32, and so must their inputs.
+EXACT = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm, nn.RNNBase)
+
+
+class Lowered(nn.Module):
+    """The same model, in evaluation mode; inputs and outputs stay float32."""
+
+    def __init__(self, model: nn.Module, device: str = "cpu") -> None:
+        super().__init__()
+        self.model: Any = copy.deepcopy(model)
+        self.kind = torch.device(device).type
+        for module in self.model.modules():
+            if isinstance(module, PRODUCTS):
+                module.to(torch.bfloat16)
+            if isinstance(module, nn.Embedding):
+                module.register_forward_hook(lambda _module, _inputs, output: output.float())
+            if isinstance(module, EXACT):
+                module.register_forward_pre_hook(lambda _module, inputs: _float(inputs))
+        self.eval()
+
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See `vla.models`."""
+        # No cache: a trace must not share a cast between calls.
+        with torch.autocast(self.kind, torch.bfloat16, cache_enabled=False):
+            command, mask = self.model.encode_command(input_ids, attention_mask)
+        return command.float(), mask
+
+    def act(
+        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """See `vla.models`."""
+        with torch.autocast(self.kind, torch.bfloat16, cache_enabled=False):
+            outputs = self.model.act(images, command, command_mask, state, noise)
+        return _float(outputs)
+
+
+def _float(values: Any) -> Any:
+    """Turn floating tensors into float32, also inside tuples and dicts; others stay as they are."""
+    if isinstance(values, Tensor):
+        return values.float() if values.is_floating_point() else values
+    if isinstance(values, tuple):
+        return tuple(_float(value) for value in values)
+    if isinstance(values, dict):
+        return {name: _float(value) for name, value in values.items()}
+    return values

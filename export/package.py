@@ -1,0 +1,95 @@
+"""A model to one AOTInductor package with the two methods `encode_command` and `act`.
+
+`torch.export` captures each method with a dynamic batch size, AOTInductor compiles it to machine code of this
+machine. g++ is needed here, not where the package is served. The bytes are not reproducible: the compiler
+writes the paths of its working files into its output. The archive's provenance still names what went in.
+"""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.batch import Batch
+from export.errors import ExportError
+from export.target import Target
+from export.trace import TRACED_BATCH
+from vla.models import Sizes
+from vla_runtime.module import METHODS
+
+
+class _Method(nn.Module):
+    """One method of a model as the `forward` that torch.export reads."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Call the method."""
+        return getattr(self.model, self.name)(*inputs)
+
+
+def package(model: Any, sizes: Sizes, path: Path, target: Target) -> tuple[str, ...]:
+    """Capture and compile both methods of a `torch.nn.Module` in evaluation mode; takes tens of seconds.
+
+    Args:
+        model: on the target's device, the only one that the package will run on
+        sizes: the policy's sizes
+        path: the package to write
+        target: its batch sizes and device
+
+    Returns:
+        the names of the values that `act` returns, sorted
+
+    Raises:
+        ExportError: there is no compiler, or the model can't be captured or compiled.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ExportError(
+            f"a .pt2 is compiled by {compiler}, which is not here: install it, or use torchscript"
+        )
+    batch = Batch.random(sizes, TRACED_BATCH, seed=0, target=target)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own inner workings
+        calls = batch.calls(model)
+        outputs = model.act(*calls["act"])
+        captured = {name: _capture(model, name, calls[name], target.largest_batch) for name in METHODS}
+        files = {name: _compile(model, captured[name], calls[name]) for name in METHODS}
+        torch._inductor.package.package_aoti(str(path), files)
+    return tuple(sorted(outputs))
+
+
+def _capture(model: nn.Module, name: str, inputs: tuple[Tensor, ...], largest: int) -> nn.Module:
+    """Capture one method for 1 to `largest` observations."""
+    batch = torch.export.Dim("batch", min=1, max=max(largest, TRACED_BATCH + 1))
+    try:
+        program = torch.export.export(
+            _Method(model, name), inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),)
+        )
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__}.{name} can't be captured with a dynamic batch size: {_reason(error)}"
+        ) from error
+    return program.module()
+
+
+def _compile(model: nn.Module, captured: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any]:
+    """Compile one captured method; returns the files that belong into the package."""
+    try:
+        files = torch._inductor.aot_compile(captured, inputs, options={"aot_inductor.package": True})  # pyright: ignore[reportArgumentType]
+    except Exception as error:
+        raise ExportError(f"{type(model).__name__} can't be compiled: {_reason(error)}") from error
+    # Not the sources, which are there for people.
+    return [file for file in files if not str(file).endswith(".cpp")]
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
