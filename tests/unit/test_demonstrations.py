@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla.data.collection import Collection, collect, demonstrate
+from vla.data.collection import EPISODE_FRAMES, Collection, collect, demonstrate
 from vla.data.demonstrations import DatasetError, Demonstrations
 from vla.data.statistics import Statistics, StatisticsError, Summary
 from vla.envs.commands import GOALS
@@ -70,11 +70,31 @@ def test_the_same_seed_gives_the_same_episode_in_any_process(dataset: Demonstrat
 
 def test_noise_moves_the_robot_but_not_the_labels() -> None:
     quiet, noisy = (demonstrate(index, seed=1, horizon=1, image_size=32) for index in (0, 24))
-    executed = np.diff(quiet.state[:, 0])
-    assert np.allclose(executed, quiet.actions[:-1, 0, 0, 0], atol=4e-3)
-    executed = np.diff(noisy.state[:, 0])
-    assert not np.allclose(executed, noisy.actions[:-1, 0, 0, 0], atol=4e-3)
-    assert np.abs(noisy.actions[..., :3]).max() <= np.float32(0.03)
+    for episode, follows in ((quiet, True), (noisy, False)):
+        moved = np.diff(episode.state[:, 0])
+        told = episode.actions[np.arange(len(moved)), episode.goal[:-1], 0, 0]
+        assert np.allclose(moved, told, atol=4e-3) is follows
+
+
+def test_a_reached_goal_is_followed_by_another_and_a_push_is_the_last() -> None:
+    for index in range(len(GOALS)):
+        episode = demonstrate(index, seed=1, horizon=1, image_size=32)
+        goals = [GOALS[goal] for goal in episode.goal]
+        assert goals[0] == GOALS[index]
+        changes = [here for here, after in zip(goals, goals[1:], strict=False) if here != after]
+        assert all(goal.task != "push" for goal in changes)
+        assert len(goals) == EPISODE_FRAMES or goals[-1].task == "push"
+
+
+def test_fingers_lag_behind_the_labels() -> None:
+    """Fingers are seen open under a label that closes them, for longer than one step."""
+    episodes = [demonstrate(index, seed=1, horizon=1, image_size=32) for index in range(4, 8)]
+    lagging = 0
+    for episode in episodes:
+        closing = episode.actions[np.arange(len(episode.goal)), episode.goal, 0, 3] > 0
+        lagging = max(lagging, int((closing & (episode.state[:, 3] > 0.9)).sum()))
+    assert lagging >= 2
+    assert np.abs(episodes[0].actions[..., :3]).max() <= np.float32(0.03)
 
 
 def test_an_existing_folder_is_kept(dataset: Demonstrations, config: Collection) -> None:
