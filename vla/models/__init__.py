@@ -37,7 +37,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-ARCHITECTURES = ("command_attention", "clip")
+ARCHITECTURES = (
+    "command_attention",
+    "early_fusion",
+    "clip",
+)
 
 
 @dataclass(frozen=True)
