@@ -40,6 +40,7 @@ from torch import Tensor, nn
 ARCHITECTURES = (
     "command_attention",
     "early_fusion",
+    "late_fusion",
     "clip",
 )
 
