@@ -41,6 +41,7 @@ ARCHITECTURES = (
     "command_attention",
     "early_fusion",
     "late_fusion",
+    "dense_fusion",
     "clip",
 )
 
