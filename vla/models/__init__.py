@@ -43,6 +43,7 @@ ARCHITECTURES = (
     "late_fusion",
     "dense_fusion",
     "clip",
+    "vl_transformer",
 )
 
 

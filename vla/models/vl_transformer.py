@@ -1,0 +1,157 @@
+"""CLIP's towers, one feature of each, and a perceptron over both.
+
+The class token stands for the picture, the end token for the command; both are projected to one width, and
+the perceptron sees them, their product and the state. That much is the usual sketch. But one vector has to
+carry every place on the table then, and a small run does not learn it. So the perceptron also sees where
+each head of the class token's last attention looks (soft arg-max, Levine et al. 2016), weighed by the
+command: nothing but what the tower computes anyhow and the sketch drops.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla.models import Batch, Sizes
+from vla.models.clip_towers import TowerConfig, towers
+from vla.models.language import EPSILON
+from vla.models.spatial import grid, multilayer
+
+
+@dataclass(frozen=True)
+class Config(TowerConfig):
+    """Sizes of the model."""
+
+    text_layers: int = 1
+    text_inner: int = 128
+    vision_width: int = 64
+    vision_layers: int = 2
+    # Heads also of the class token's attention that is read out.
+    vision_heads: int = 8
+    vision_inner: int = 128
+    # 64 patches of a picture, of which self-attention is cheap.
+    patch: int = 12
+    # Width that both features are projected to.
+    width: int = 64
+    # Weightings of the class token's heads that the command makes.
+    gates: int = 4
+    # Width and hidden layers of the perceptron.
+    hidden: int = 256
+    layers: int = 2
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests: seconds to train, too small to be good."""
+        return cls(
+            text_width=8,
+            text_heads=2,
+            text_inner=16,
+            vision_width=16,
+            vision_layers=1,
+            vision_heads=2,
+            vision_inner=32,
+            patch=16,
+            width=8,
+            gates=2,
+            hidden=16,
+            layers=1,
+        )
+
+    @classmethod
+    def base(cls) -> Self:
+        """The towers' sizes of CLIP ViT-B/32, for which pretrained weights are published."""
+        return cls(
+            text_width=512,
+            text_layers=12,
+            text_heads=8,
+            text_inner=2048,
+            vision_width=768,
+            vision_layers=12,
+            vision_heads=12,
+            vision_inner=3072,
+            patch=32,
+            width=512,
+            gates=8,
+            hidden=512,
+        )
+
+
+class Model(nn.Module):
+    """See `vla.models` for the signature; Lc is 1: the end token's projected feature.
+
+    `config` is what it was made with, the sizes of a checkpoint filled in and its path left out.
+
+    Raises:
+        ValueError: the pictures' size is no multiple of the patch, or the commands do not fit the checkpoint.
+        OSError: the checkpoint's folder is missing or holds no CLIP.
+    """
+
+    def __init__(self, config: Config, sizes: Sizes) -> None:
+        super().__init__()
+        self.config, self.text, self.vision = towers(config, sizes)
+        self.sizes, config = sizes, self.config
+        # Only the plain attention returns its weights.
+        self.vision.set_attn_implementation("eager")
+        self.edge = sizes.image_size // config.patch
+        self.project_text = nn.Linear(config.text_width, config.width)
+        self.normalise = nn.LayerNorm(config.width, eps=EPSILON)
+        self.project_vision = nn.Linear(config.vision_width, config.width)
+        heads = sizes.cameras * config.vision_heads
+        self.weigh = multilayer(config.width, 2 * config.width, 1, config.gates * heads)
+        self.centres: Tensor
+        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)
+        seen, outputs = 2 * sizes.cameras * config.width + 2 * config.gates, sizes.horizon * sizes.action
+        self.decide = multilayer(seen + config.width + sizes.state, config.hidden, config.layers, outputs)
+
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the text tower: float32 [N, 1, width], bool [N, 1].
+
+        The tower is causal and padding comes last, so that no token sees padding and it needs no mask.
+        """
+        end = self.text(input_ids=input_ids).pooler_output
+        command = self.normalise(self.project_text(end)).unsqueeze(1)
+        return command, torch.ones_like(command[..., 0], dtype=torch.bool)
+
+    def act(
+        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the normalised chunk and the class token's attention, its heads weighed by the command."""
+        seen, looks = self._look(images)
+        weights = self._weights(command)
+        # Each camera's share of the weights is made to sum to one.
+        shares = weights.mean(1).unflatten(1, (self.sizes.cameras, 1, -1)) + 1e-6  # [B, C, 1, heads]
+        attention = (shares / shares.sum(-1, keepdim=True) @ looks).squeeze(2)
+        return {
+            "actions": self._decide(seen, looks, weights, command, state),
+            "attention": attention.unflatten(-1, (self.edge, self.edge)),
+        }
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the mean squared distance of predicted from demonstrated chunks, both normalised."""
+        command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
+        seen, looks, state = (
+            part.repeat_interleave(batch.commands_per_frame, 0)
+            for part in (*self._look(batch.images), batch.state)
+        )
+        actions = self._decide(seen, looks, self._weights(command), command, state)
+        return {"actions": functional.mse_loss(actions, batch.actions)}
+
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class tokens, float32 [B, C, width], and where their heads look, [B, C, heads, P]."""
+        vision = self.vision(pixel_values=images.flatten(0, 1), output_attentions=True)
+        looks = vision.attentions[-1][:, :, 0, 1:]  # the class token on the patches
+        looks = (looks / looks.sum(-1, keepdim=True)).unflatten(0, (-1, self.sizes.cameras))
+        seen = self.project_vision(vision.pooler_output)
+        return seen.unflatten(0, (-1, self.sizes.cameras)), looks
+
+    def _weights(self, command: Tensor) -> Tensor:
+        """Return how the command weighs the class tokens' heads: float32 [B, gates, C * heads], sum to 1."""
+        return torch.softmax(self.weigh(command[:, 0]).unflatten(-1, (self.config.gates, -1)), dim=-1)
+
+    def _decide(self, seen: Tensor, looks: Tensor, weights: Tensor, command: Tensor, state: Tensor) -> Tensor:
+        where = (weights @ (looks @ self.centres).flatten(1, 2)).flatten(1)
+        both = (seen * command).flatten(1)
+        known = torch.cat([seen.flatten(1), both, where, command[:, 0], state], dim=-1)
+        return self.decide(known).unflatten(-1, (self.sizes.horizon, self.sizes.action))
