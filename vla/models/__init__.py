@@ -44,6 +44,7 @@ ARCHITECTURES = (
     "dense_fusion",
     "clip",
     "vl_transformer",
+    "cross_modal",
 )
 
 
