@@ -45,6 +45,7 @@ ARCHITECTURES = (
     "clip",
     "vl_transformer",
     "cross_modal",
+    "unified",
 )
 
 
