@@ -46,6 +46,7 @@ ARCHITECTURES = (
     "vl_transformer",
     "cross_modal",
     "unified",
+    "realtime",
 )
 
 
