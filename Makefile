@@ -11,6 +11,16 @@ ARCHIVE ?= model_store/vla.mar
 PORT ?= 8080
 # Which promises `make loadtest` judges: small, medium, large.
 TIER ?= small
+# Images are called IMAGE:cpu, IMAGE:cuda, IMAGE:proxy. MODEL_STORE is baked in; without it archives are mounted.
+IMAGE ?= vla-serve
+TARGETS ?= cpu proxy
+MODEL_STORE ?= docker/no-models
+# A pip.conf that names an index with torch's CPU wheels, when the configured one has none; WHEELS: a folder of them.
+PIP_CONF ?=
+WHEELS ?=
+ENGINE ?= docker
+COMPOSE ?= docker compose
+BUILD ?= $(ENGINE) build $(if $(PIP_CONF),--secret id=pipconf,src=$(PIP_CONF)) $(if $(WHEELS),--build-context wheelhouse=$(WHEELS))
 # Further options of the program that the verb runs: make evaluate ARGS="--episodes 24"
 ARGS ?=
 
@@ -19,7 +29,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export vla/models vla/training/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all check export train evaluate loadtest bench demos clean java rendering FORCE
+.PHONY: help run test test-all check export train evaluate loadtest bench demos clean java rendering nginx image image-run test-image deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' Makefile
@@ -28,10 +38,10 @@ help: ## list the verbs
 run: java $(ARCHIVE) ## serve the default policy: installs, exports, starts, prints a request to try
 	@exec $(PYTHON) -m server --archive $(ARCHIVE) --port $(PORT) $(ARGS)
 
-test: .venv/.dev java rendering ## run the tests
+test: .venv/.dev java rendering nginx ## run the tests
 	$(PYTHON) -m pytest $(ARGS)
 
-test-all: .venv/.dev java rendering ## run the slow tests too: every export format, some minutes
+test-all: .venv/.dev java rendering nginx ## run the slow tests too: every export format, some minutes
 	$(PYTHON) -m pytest -m '' $(ARGS)
 
 check: .venv/.dev ## check format, lint and types
@@ -56,6 +66,21 @@ bench: .venv/.bench java rendering $(ARCHIVE) ## measure the served policy again
 
 loadtest: .venv/.loadtest ## load the server on PORT, judge whether it keeps TIER, write a report
 	$(PYTHON) -m loadtest --tier $(TIER) --url http://127.0.0.1:$(PORT) $(ARGS)
+
+image: ## build the images IMAGE:TARGET of TARGETS: cpu, proxy, cuda
+	for target in $(TARGETS); do \
+	    $(BUILD) -f docker/Dockerfile --target $$target --build-arg MODEL_STORE=$(MODEL_STORE) -t $(IMAGE):$$target .; \
+	done
+
+image-run: $(ARCHIVE).sha256 ## run the images: one CPU replica of the default policy behind the proxy on PORT
+	MODELS=$(abspath $(dir $(ARCHIVE))) LISTEN=127.0.0.1:$(PORT) \
+	    $(COMPOSE) -f docker/compose.yaml --profile cpu up --no-build $(ARGS)
+
+test-image: .venv/.dev ## run the images hardened: a request, a stop under load, a killed server
+	IMAGE=$(IMAGE):cpu PROXY_IMAGE=$(IMAGE):proxy ENGINE=$(ENGINE) $(PYTHON) -m pytest -rA tests/deploy/test_images.py
+
+deploy-check: .venv/.deploy ## lint Dockerfile, scripts, compose file and Kubernetes manifests
+	docker/check
 
 clean: ## remove generated archives and caches; .venv, data and runs stay
 	rm -rf model_store/*.mar model_store/.checkpoint build .pytest_cache .ruff_cache
@@ -94,6 +119,17 @@ $(PYTHON):
 java: .venv/.train
 	@$(PYTHON) -c 'from server.java import find_java; find_java()' 2>/dev/null || $(PIP) install -e '.[java]'
 	@$(PYTHON) -c 'from server.java import find_java; print("Java:", find_java())'
+
+.venv/.deploy: .venv/.train
+	$(PIP) install -e '.[deploy]'
+	@touch $@
+
+nginx:
+	@scripts/nginx
+
+# Read before an image loads the archive.
+$(ARCHIVE).sha256: $(ARCHIVE)
+	sha256sum $< > $@
 
 rendering: .venv/.train
 	@scripts/rendering $(PYTHON)

@@ -40,7 +40,9 @@ def handle(data, ctx):
         out.append(json.dumps(body).encode())
     return out or None
 """
-CONFIG = "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 4\nmaxBatchDelay: 1\njobQueueSize: 16\nresponseTimeout: 30\n"
+CONFIG = (
+    "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 4\nmaxBatchDelay: 1\njobQueueSize: 16\nresponseTimeout: 30\n"
+)
 ACTIONS = [[0.5, -0.25]]
 
 

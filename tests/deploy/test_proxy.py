@@ -7,7 +7,9 @@ import ssl
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import requests
@@ -15,10 +17,15 @@ from closed_loop import in_flight
 from replicas import ROOT, Running, proxy
 
 
-def post(url: str, data: dict[str, str] | bytes = {"command": "x"}, **options: object) -> requests.Response:  # noqa: B006
-    files = {name: value for name, value in data.items()} if isinstance(data, dict) else None
-    body = None if isinstance(data, dict) else data
-    return requests.post(url, files=files, data=body, timeout=30, **options)  # pyright: ignore[reportArgumentType]
+def post(
+    url: str,
+    data: Mapping[str, str] | bytes = MappingProxyType({"command": "x"}),
+    headers: dict[str, str] | None = None,
+    verify: str | bool = True,
+    cert: tuple[str, str] | None = None,
+) -> requests.Response:
+    body, files = (data, None) if isinstance(data, bytes) else (None, dict(data))
+    return requests.post(url, body, files=files, headers=headers, verify=verify, cert=cert, timeout=30)
 
 
 def refusal(answer: requests.Response) -> tuple[int, str]:
@@ -57,7 +64,9 @@ def test_prediction_is_answered(open_proxy: Running) -> None:
         ("DELETE", "/predictions/vla", (405, "method_not_allowed")),
     ],
 )
-def test_only_predictions_pass(open_proxy: Running, method: str, path: str, expected: tuple[int, str]) -> None:
+def test_only_predictions_pass(
+    open_proxy: Running, method: str, path: str, expected: tuple[int, str]
+) -> None:
     request = requests.Request(method, open_proxy.url, data=b"").prepare()
     request.url = open_proxy.url + path  # as it is: `requests` would resolve `..`
     with requests.Session() as session:
@@ -182,9 +191,10 @@ def test_headers_that_command_torchserve_are_dropped(open_proxy: Running) -> Non
 def test_age_that_the_client_states_is_kept(open_proxy: Running) -> None:
     start = f"t={time.time() - 1:.3f}"
 
-    assert post(open_proxy.predictions_url, headers={"X-Request-Start": start}).json()["seen"][
-        "x-request-start"
-    ] == start
+    assert (
+        post(open_proxy.predictions_url, headers={"X-Request-Start": start}).json()["seen"]["x-request-start"]
+        == start
+    )
 
 
 def test_api_keys(lasting_replica: Running, folder: Path) -> None:
@@ -212,7 +222,12 @@ def test_api_keys(lasting_replica: Running, folder: Path) -> None:
 def test_missing_settings_are_refused(tmp_path: Path, settings: dict[str, str], said: str) -> None:
     environment = {"PATH": "/usr/bin:/bin", "FOLDER": str(tmp_path), "TLS_FOLDER": str(tmp_path), **settings}
     run = subprocess.run(
-        [ROOT / "docker/proxy/start"], env=environment, capture_output=True, text=True, timeout=10, check=False
+        [ROOT / "docker/proxy/start"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
     )
 
     assert run.returncode == 1

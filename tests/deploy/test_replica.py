@@ -53,11 +53,14 @@ def test_not_ready_before_it_stops(archive: Path, folder: Path) -> None:
 
 
 def test_stop_under_load_loses_nothing(archive: Path, folder: Path) -> None:
-    with replica(archive, folder) as running, proxy(folder, running.port) as front:
-        with Load(front.predictions_url, data={"sleep": "0.02"}) as load:
-            load.wait_for(100)
-            assert running.stop() == 0
-            time.sleep(0.5)
+    with (
+        replica(archive, folder) as running,
+        proxy(folder, running.port) as front,
+        Load(front.predictions_url, data={"sleep": "0.02"}) as load,
+    ):
+        load.wait_for(100)
+        assert running.stop() == 0
+        time.sleep(0.5)
 
     assert set(load.outcomes) == {200, 503}  # answered, or refused before it was taken
     assert load.wrong == []

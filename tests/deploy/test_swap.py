@@ -52,7 +52,11 @@ def test_swap_under_load(swapped_replica: Running, folder: Path) -> None:
     ("version", "broken", "reason"),
     [
         ("3.0", {"actions": [[0.5, 0.75]]}, "differs from the archived answer by 1\n"),
-        ("3.1", {"load": "raise ValueError('no statistics')"}, "a worker of vla 3.1 failed to load; see the log\n"),
+        (
+            "3.1",
+            {"load": "raise ValueError('no statistics')"},
+            "a worker of vla 3.1 failed to load; see the log\n",
+        ),
     ],
 )
 def test_broken_version_is_rolled_back(

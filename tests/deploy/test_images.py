@@ -1,0 +1,202 @@
+"""The built images, run as they are meant to run: read-only, without capabilities, as a user, within limits.
+
+Needs IMAGE and PROXY_IMAGE, and ENGINE (docker or podman) where they are: `make test-image` sets them.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+from closed_loop import Load
+from replicas import ROOT, STARTUP_TIMEOUT_S
+
+from server.archive import Archive
+from server.process import free_port
+
+IMAGE, PROXY_IMAGE = os.environ.get("IMAGE", ""), os.environ.get("PROXY_IMAGE", "")
+ENGINE = os.environ.get("ENGINE", "docker")
+HARDENED = [
+    *("--read-only", "--tmpfs", "/tmp:rw,nosuid,nodev,size=512m,mode=1777"),
+    *("--cap-drop=ALL", "--security-opt", "no-new-privileges", "--pids-limit=512", "--memory=3g"),
+]
+LARGEST_IMAGE_MB = 800
+
+pytestmark = pytest.mark.skipif(not (IMAGE and PROXY_IMAGE), reason="no images given: run `make test-image`")
+
+
+def engine(*arguments: object, check: bool = True) -> str:
+    run = subprocess.run(
+        [ENGINE, *map(str, arguments)], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert not check or run.returncode == 0, f"{ENGINE} {arguments}: {run.stderr}"
+    return run.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Container:
+    """A running container."""
+
+    name: str
+
+    @property
+    def running(self) -> bool:
+        return engine("inspect", "-f", "{{.State.Running}}", self.name) == "true"
+
+    @property
+    def status(self) -> int:
+        """Exit status; waits for the end."""
+        return int(engine("wait", self.name))
+
+    def logs(self) -> str:
+        run = subprocess.run([ENGINE, "logs", self.name], capture_output=True, text=True, check=False)
+        return run.stdout + run.stderr
+
+    def sh(self, command: str) -> str:
+        return engine("exec", self.name, "sh", "-c", command)
+
+
+@contextmanager
+def container(image: str, name: str, *options: object) -> Iterator[Container]:
+    engine("rm", "-f", name, check=False)
+    engine("run", "-d", "--name", name, *HARDENED, *options, image)
+    try:
+        yield Container(name)
+    finally:
+        engine("rm", "-f", name, check=False)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A replica behind the proxy, which listens on a port of this machine."""
+
+    server: Container
+    proxy: Container
+    url: str
+
+
+@pytest.fixture(scope="module")
+def store(policy_archive: Path) -> Path:
+    """A model store that the image's user may read."""
+    digest = subprocess.run(["sha256sum", policy_archive], capture_output=True, text=True, check=True)
+    policy_archive.with_name(policy_archive.name + ".sha256").write_text(digest.stdout)
+    for place in (policy_archive.parent, *policy_archive.parent.parents[:2]):
+        place.chmod(0o755)
+    policy_archive.chmod(0o644)
+    return policy_archive.parent
+
+
+@pytest.fixture
+def deployment(store: Path) -> Iterator[Deployment]:
+    name, port = f"vla-test-{os.getpid()}", free_port()
+    engine("network", "create", name)
+    options = ("--network", name, "-v", f"{store}:/models:ro")
+    try:
+        with container(IMAGE, f"{name}-server", *options) as server:
+            wait_until(lambda: healthy(server), server)
+            settings = ("-e", f"REPLICAS={address(server)}:8080", "-e", "AUTH=none", "-e", "RATE=100000r/s")
+            published = ("--network", name, "-p", f"127.0.0.1:{port}:8080")
+            with container(PROXY_IMAGE, f"{name}-proxy", *settings, *published) as proxy:
+                wait_until(lambda: healthy(proxy), proxy)
+                yield Deployment(server, proxy, f"http://127.0.0.1:{port}")
+    finally:
+        engine("network", "rm", name, check=False)
+
+
+def address(one: Container) -> str:
+    return engine("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", one.name)
+
+
+def healthy(one: Container) -> bool:
+    """Run the image's own HEALTHCHECK."""
+    check = engine("inspect", "-f", '{{join .Config.Healthcheck.Test " "}}', one.name)
+    arguments = [word for word in shlex.split(check.strip("[]")) if word not in ("CMD", "CMD-SHELL")]
+    run = subprocess.run([ENGINE, "exec", one.name, *arguments], capture_output=True, check=False, timeout=30)
+    return run.returncode == 0
+
+
+def wait_until(condition: object, one: Container) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + STARTUP_TIMEOUT_S
+    while not condition():
+        if not one.running or time.monotonic() > deadline:
+            pytest.fail(f"{one.name} did not get there:\n{one.logs()[-3000:]}")
+        time.sleep(0.2)
+
+
+def test_readmes_request_is_answered_by_a_hardened_container(deployment: Deployment) -> None:
+    (request,) = re.findall(
+        r"^curl -F image=.*?(?=\n```)", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    command = request.replace("http://127.0.0.1:8080", deployment.url).replace("curl ", "curl -sSf ", 1)
+
+    answer = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert answer.returncode == 0, answer.stderr
+    assert '"action_names":' in answer.stdout
+    for one in (deployment.server, deployment.proxy):
+        status = one.sh("cat /proc/1/status")
+        assert re.search(r"^Uid:\s+10001\s+10001\s", status, re.MULTILINE)
+        assert re.search(r"^CapEff:\s+0{16}$", status, re.MULTILINE)
+        assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+        assert (
+            one.sh(
+                "touch /app/x /models/x /etc/x 2>/dev/null; ls /app/x /models/x /etc/x 2>/dev/null | wc -l"
+            )
+            == "0"
+        )
+    assert requests.get(deployment.url + "/metrics", timeout=10).status_code == 404
+
+
+def test_stop_under_load_loses_nothing(deployment: Deployment, store: Path) -> None:
+    example = Archive.open(store / "vla.mar").example
+    assert example is not None
+    with Load(f"{deployment.url}/predictions/vla", files=example.images, data=example.fields) as load:
+        load.wait_for(200)
+        engine("stop", "-t", 60, deployment.server.name)
+        time.sleep(0.5)
+
+    print(f"stopped under load: {dict(load.outcomes)}")
+    assert deployment.server.status == 0
+    assert set(load.outcomes) == {200, 503}  # answered, or refused with Retry-After before it was taken
+    assert load.wrong == []
+
+
+def test_killed_jvm_is_an_error(deployment: Deployment) -> None:
+    deployment.server.sh("kill -9 $(cat /proc/[0-9]*/stat | awk '$2 == \"(java)\" {print $1}')")
+
+    assert deployment.server.status == 1
+    assert "error: TorchServe ended by itself with status -9" in deployment.server.logs()
+    answer = requests.post(f"{deployment.url}/predictions/vla", data=b"x", timeout=30)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+def test_wrong_archive_is_not_started(store: Path) -> None:
+    engine_run = [ENGINE, "run", "--rm", *HARDENED, "-v", f"{store}:/models:ro", IMAGE, "--sha256", "0" * 64]
+    run = subprocess.run(engine_run, capture_output=True, text=True, timeout=60, check=False)
+
+    assert run.returncode == 1
+    assert f"expected {'0' * 64}: not loaded" in run.stderr
+
+
+def test_image_is_small() -> None:
+    size_mb = int(engine("image", "inspect", "-f", "{{.Size}}", IMAGE)) / 1e6
+    print(f"{IMAGE}: {size_mb:.0f} MB")
+
+    assert size_mb <= LARGEST_IMAGE_MB
+    assert "pip" not in engine(
+        "run",
+        "--rm",
+        "--entrypoint",
+        "sh",
+        IMAGE,
+        "-c",
+        "ls /opt/venv/bin /usr/bin | grep -E '^(pip|gcc|cc|g\\+\\+)' || true",
+    )
