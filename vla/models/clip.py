@@ -6,39 +6,22 @@ arg-max, Levine et al. 2016), a few features of what they see, the state and the
 actions. The read-out is narrow on purpose: a decoder over pooled features learns its demonstrations by heart.
 """
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from vla.models import Batch, Sizes
+from vla.models.clip_towers import TowerConfig, towers
 from vla.models.spatial import attend, grid, multilayer, read_out
-
-# The end of text in CLIP's vocabulary; its feature stands for the whole command.
-END_ID = 49407
-POSITIONS = "embeddings.position_embedding.weight"
 
 
 @dataclass(frozen=True)
-class Config:
-    """Sizes of the model; those of the towers come from `checkpoint` where one is given."""
+class Config(TowerConfig):
+    """Sizes of the model."""
 
-    text_width: int = 64
-    text_layers: int = 2
-    text_heads: int = 4
-    # Width of the perceptrons in the tower's layers.
-    text_inner: int = 256
-    vision_width: int = 128
-    vision_layers: int = 3
-    vision_heads: int = 4
-    vision_inner: int = 256
-    # Edge of a patch [pixels].
-    patch: int = 8
-    activation: str = "quick_gelu"
     # Width that both towers are projected to.
     width: int = 64
     # Queries that the command makes; their attention is reported.
@@ -48,10 +31,6 @@ class Config:
     # Width and hidden layers of the action decoder.
     hidden: int = 256
     layers: int = 2
-    # Whether the towers keep their weights in training; for pretrained ones.
-    frozen: bool = False
-    # Local folder of a CLIP checkpoint as transformers saves it; None: fresh weights.
-    checkpoint: str | None = None
 
     @classmethod
     def tiny(cls) -> Self:
@@ -105,13 +84,8 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
-        if config.checkpoint:
-            config, self.text, self.vision = _pretrained(Path(config.checkpoint), config, sizes)
-        else:
-            self.text, self.vision = _fresh(config, sizes)
+        config, self.text, self.vision = towers(config, sizes)
         self.config, self.sizes = config, sizes
-        self.text.requires_grad_(not config.frozen)
-        self.vision.requires_grad_(not config.frozen)
         width, edge = config.width, sizes.image_size // config.patch
         self.text_projection = nn.Linear(config.text_width, width)
         self.vision_projection = nn.Linear(config.vision_width, width)
@@ -178,84 +152,3 @@ class Model(nn.Module):
         summary = (torch.softmax(importance, dim=1) * command).sum(1)
         known = torch.cat([seen, state, command[:, 0], summary], dim=-1)
         return self.decide(known).unflatten(-1, (self.sizes.horizon, self.sizes.action))
-
-
-def _fresh(config: Config, sizes: Sizes) -> tuple[CLIPTextModel, CLIPVisionModel]:
-    """Make both towers with fresh weights."""
-    if sizes.image_size % config.patch:
-        raise ValueError(f"image_size must be a multiple of {config.patch}, got {sizes.image_size}")
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=sizes.vocabulary,
-            hidden_size=config.text_width,
-            intermediate_size=config.text_inner,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_heads,
-            max_position_embeddings=sizes.context_length,
-            hidden_act=config.activation,
-            eos_token_id=END_ID,
-        )
-    )
-    # Zero vectors: a word that training never met is less of a disturbance.
-    nn.init.zeros_(text.embeddings.token_embedding.weight)
-    vision = CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=config.vision_width,
-            intermediate_size=config.vision_inner,
-            num_hidden_layers=config.vision_layers,
-            num_attention_heads=config.vision_heads,
-            image_size=sizes.image_size,
-            patch_size=config.patch,
-            hidden_act=config.activation,
-        )
-    )
-    return text, vision
-
-
-def _pretrained(folder: Path, config: Config, sizes: Sizes) -> tuple[Config, CLIPTextModel, CLIPVisionModel]:
-    """Load both towers from a local checkpoint, fitted to the policy's commands and pictures."""
-    options: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32}
-    old_text = CLIPTextModel.from_pretrained(folder, **options)
-    old_vision = CLIPVisionModel.from_pretrained(folder, **options)
-    config = _sizes_of(config, old_text.config, old_vision.config)
-    longest, vocabulary = old_text.config.max_position_embeddings, old_text.config.vocab_size
-    if sizes.context_length > longest or sizes.vocabulary != vocabulary:
-        raise ValueError(
-            f"{folder} reads {longest} tokens of a vocabulary of {vocabulary}; the policy has "
-            f"context_length {sizes.context_length} and a vocabulary of {sizes.vocabulary}"
-        )
-    text, vision = _fresh(config, sizes)
-    weights = old_text.state_dict()
-    text.load_state_dict(weights | {POSITIONS: weights[POSITIONS][: sizes.context_length]})
-    weights = old_vision.state_dict()
-    edge = sizes.image_size // config.patch
-    vision.load_state_dict(weights | {POSITIONS: _resample(weights[POSITIONS], edge)})
-    return config, text, vision
-
-
-def _sizes_of(config: Config, text: CLIPTextConfig, vision: CLIPVisionConfig) -> Config:
-    return replace(
-        config,
-        text_width=text.hidden_size,
-        text_layers=text.num_hidden_layers,
-        text_heads=text.num_attention_heads,
-        text_inner=text.intermediate_size,
-        vision_width=vision.hidden_size,
-        vision_layers=vision.num_hidden_layers,
-        vision_heads=vision.num_attention_heads,
-        vision_inner=vision.intermediate_size,
-        patch=vision.patch_size,
-        activation=text.hidden_act,
-        checkpoint=None,
-    )
-
-
-def _resample(positions: Tensor, edge: int) -> Tensor:
-    """Fit the patches' position vectors, float32 [1 + p * p, D], to `edge` x `edge` patches (bicubic)."""
-    first, patches = positions[:1], positions[1:]
-    old = round(len(patches) ** 0.5)
-    if old == edge:
-        return positions
-    square = patches.T.unflatten(1, (old, old)).unsqueeze(0)  # [1, D, p, p]
-    fitted = functional.interpolate(square, size=(edge, edge), mode="bicubic", align_corners=False)
-    return torch.cat([first, fitted.squeeze(0).flatten(1).T])
