@@ -49,6 +49,9 @@ def package(model: Any, sizes: Sizes, path: Path, target: Target) -> tuple[str, 
     Raises:
         ExportError: there is no compiler, or the model can't be captured or compiled.
     """
+    # Takes seconds to import, for this format only.
+    from torch._inductor.package.package import package_aoti  # noqa: PLC0415
+
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ExportError(
@@ -61,11 +64,11 @@ def package(model: Any, sizes: Sizes, path: Path, target: Target) -> tuple[str, 
         outputs = model.act(*calls["act"])
         captured = {name: _capture(model, name, calls[name], target.largest_batch) for name in METHODS}
         files = {name: _compile(model, captured[name], calls[name]) for name in METHODS}
-        torch._inductor.package.package_aoti(str(path), files)
+        package_aoti(str(path), files)
     return tuple(sorted(outputs))
 
 
-def _capture(model: nn.Module, name: str, inputs: tuple[Tensor, ...], largest: int) -> nn.Module:
+def _capture(model: nn.Module, name: str, inputs: tuple[Tensor, ...], largest: int) -> torch.fx.GraphModule:
     """Capture one method for 1 to `largest` observations."""
     batch = torch.export.Dim("batch", min=1, max=max(largest, TRACED_BATCH + 1))
     try:
@@ -79,10 +82,11 @@ def _capture(model: nn.Module, name: str, inputs: tuple[Tensor, ...], largest: i
     return program.module()
 
 
-def _compile(model: nn.Module, captured: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any]:
+def _compile(model: nn.Module, captured: torch.fx.GraphModule, inputs: tuple[Tensor, ...]) -> list[Any]:
     """Compile one captured method; returns the files that belong into the package."""
+    options = {"aot_inductor.package": True}
     try:
-        files = torch._inductor.aot_compile(captured, inputs, options={"aot_inductor.package": True})  # pyright: ignore[reportArgumentType]
+        files: Any = torch._inductor.aot_compile(captured, inputs, options=options)
     except Exception as error:
         raise ExportError(f"{type(model).__name__} can't be compiled: {_reason(error)}") from error
     # Not the sources, which are there for people.

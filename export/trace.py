@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.jit._trace import TracerWarning
 
 from export.batch import Batch
 from export.errors import ExportError
@@ -31,7 +32,7 @@ def trace(model: Any, sizes: Sizes, path: Path, target: Target) -> tuple[str, ..
         outputs = model.act(*methods["act"])
         with warnings.catch_warnings():
             # Of what a trace may freeze; whether it did, `verify` finds out.
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", TracerWarning)
             # Not strict: `act` returns a dict.
             traced = torch.jit.trace_module(model, methods, strict=False, check_trace=False)
     except Exception as error:

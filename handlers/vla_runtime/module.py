@@ -67,7 +67,7 @@ class _Package:
 
     def __init__(self, path: Path, artifact: Artifact, device: str) -> None:
         # Only this format needs the compiler's side of torch, which takes seconds to import.
-        from torch._inductor.package import load_package  # noqa: PLC0415
+        from torch._inductor.package.package import load_package  # noqa: PLC0415
 
         here = platform_of(device)
         if artifact.platform != here:
