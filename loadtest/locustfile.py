@@ -23,6 +23,7 @@ import gevent
 from gevent.pool import Group
 from locust import FastHttpUser, constant, events, task
 from locust.env import Environment
+from locust.runners import WorkerRunner
 
 from loadtest import corpus
 from loadtest.contract import Contract, fetch, read
@@ -206,6 +207,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--adversaries", type=int, default=0, help="Adversary clients among the users")
     add("--same-clock", type=int, default=1, help="1: tell the server when each request was sent")
     add("--seed", type=int, default=0, help="of pictures, states, phases and clocks")
+    add("--stop-after-s", type=float, default=0.0, help="end this long after all clients run [s]; 0: never")
     add("--recording", default="", help="folder for what this process records")
 
 
@@ -230,8 +232,11 @@ def _prepare(environment: Environment, **_: Any) -> None:
 
 @events.spawning_complete.add_listener
 def _ready(**_: Any) -> None:
-    for fleet in _fleets.values():
+    for environment, fleet in _fleets.items():
         fleet.ready_s = time.time()
+        options: Any = environment.parsed_options
+        if options.stop_after_s and environment.runner and not isinstance(environment.runner, WorkerRunner):
+            gevent.spawn_later(options.stop_after_s, environment.runner.quit)
 
 
 @events.quitting.add_listener

@@ -116,8 +116,7 @@ def _command(target: Target, tier: Tier, policy: Path, *, generators: int, seed:
         "-H": target.url,
         "-u": users,
         "-r": users / tier.ramp_s if tier.ramp_s else users,
-        # In whole seconds, as Locust wants it; what is beyond the measurement is not counted.
-        "-t": f"{round(tier.ramp_s + tier.warm_up_s + tier.duration_s + 1.5)}s",
+        "--stop-after-s": tier.warm_up_s + tier.duration_s,
         "--stop-timeout": 30,
         "--exit-code-on-error": 0,
         "--loglevel": "WARNING",

