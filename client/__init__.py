@@ -8,15 +8,20 @@ while True:
     robot.move(player.action(lambda: Observation(camera.read(), "lift the red block", robot.state())))
 """
 
+from client.ahead import AheadPlayer
 from client.chunk import ActionChunk, SafetyReport, Symbol
 from client.errors import InvalidAnswer, PolicyError, PolicyFailure, PolicyUnavailable
 from client.observation import Encoding, Image, Observation
 from client.player import ChunkPlayer, Policy
-from client.remote import RemotePolicy
+from client.realtime import Counts, RealTime, Run
+from client.remote import Body, RemotePolicy
 
 __all__ = [
     "ActionChunk",
+    "AheadPlayer",
+    "Body",
     "ChunkPlayer",
+    "Counts",
     "Encoding",
     "Image",
     "InvalidAnswer",
@@ -25,7 +30,9 @@ __all__ = [
     "PolicyError",
     "PolicyFailure",
     "PolicyUnavailable",
+    "RealTime",
     "RemotePolicy",
+    "Run",
     "SafetyReport",
     "Symbol",
 ]

@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -55,35 +55,62 @@ class Observation:
             return {f"image.{camera}": image for camera, image in self.image.items()}
         return {"image": self.image}
 
-    def encoded(self, encoding: Encoding = "jpeg") -> dict[str, bytes]:
-        """Return the pictures' file bytes by field; arrays are encoded, bytes stay as they are."""
+    def encoded(self, encoding: Encoding = "jpeg", size: int | None = None) -> dict[str, bytes]:
+        """Return the pictures' file bytes by field; arrays are encoded, bytes stay as they are.
+
+        Args:
+            encoding: of arrays
+            size: cut arrays to what a policy of this picture size sees [pixels]; None: send them whole
+        """
         return {
-            field: image if isinstance(image, bytes) else encode(image, encoding)
+            field: image if isinstance(image, bytes) else encode(image, encoding, size)
             for field, image in self.images.items()
         }
 
-    def values(self) -> dict[str, str]:
-        """Return the other fields as the wire's text; absent ones are left out."""
-        fields = {"command": self.command}
+    def values(self) -> dict[str, Any]:
+        """Return the other fields as plain values; absent ones are left out."""
+        fields: dict[str, Any] = {"command": self.command}
         if self.state is not None:
             # float() of a float32 prints the digits of a double, which the server reads back exactly.
-            fields["state"] = json.dumps([float(value) for value in self.state])
+            fields["state"] = [float(value) for value in self.state]
         if self.seed is not None:
-            fields["seed"] = str(self.seed)
+            fields["seed"] = self.seed
         if self.deadline_ms is not None:
-            fields["deadline_ms"] = str(self.deadline_ms)
+            fields["deadline_ms"] = self.deadline_ms
         return fields
 
+    def texts(self) -> dict[str, str]:
+        """Return the same as the text of form fields: numbers and lists in JSON."""
+        return {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in self.values().items()
+        }
 
-def encode(image: NDArray[np.uint8], encoding: Encoding) -> bytes:
-    """Encode a picture, uint8 [H, W, 3] RGB, as JPEG of quality 95 (4:4:4) or as PNG."""
+
+def encode(image: NDArray[np.uint8], encoding: Encoding, size: int | None = None) -> bytes:
+    """Encode a picture, uint8 [H, W, 3] RGB, as JPEG of quality 95 (4:4:4) or as PNG.
+
+    With `size`, its shortest edge is first brought to `size` pixels (bicubic) and the central square cut out,
+    as the server would do; a picture that is smaller stays whole, for the server to enlarge.
+    """
     buffer = io.BytesIO()
     picture = PIL.Image.fromarray(image)
+    if size is not None and min(picture.size) >= size:
+        picture = _square(picture, size)
     if encoding == "jpeg":
         picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     else:
         picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _square(picture: PIL.Image.Image, size: int) -> PIL.Image.Image:
+    width, height = picture.size
+    short = min(width, height)
+    resized = (int(size * width / short), int(size * height / short))
+    left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
+    smaller = picture.resize(resized, PIL.Image.Resampling.BICUBIC)
+    return smaller.crop((left, top, left + size, top + size))
 
 
 def _check_image(field: str, image: object) -> None:

@@ -7,8 +7,10 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import msgspec
 import numpy as np
 
+MSGPACK = "application/msgpack"
 ANSWER = {
     "actions": [[0.01, -0.02, 1.0], [0.02, -0.01, 1.0]],
     "action_names": ["x", "y", "grip"],
@@ -32,8 +34,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.status, self.answer, self.kind, self.wait_s = 200, json.dumps(ANSWER), "application/json", 0.0
+        # Requests, counted from 1, whose connection is closed without a byte of an answer.
+        self.hang_up_on: set[int] = set()
         self.connections: set[int] = set()
-        self.requests: list[tuple[str, dict[str, str], dict[str, tuple[str | None, bytes]]]] = []
+        self.requests: list[tuple[str, dict[str, str], dict]] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -44,9 +48,13 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.connections.add(self.client_address[1])
-        self.server.requests.append((self.path, headers, parts(headers["content-type"], body)))
+        self.server.requests.append((self.path, headers, fields(headers["content-type"], body)))
         time.sleep(self.server.wait_s)
-        answer = self.server.answer.encode()
+        if len(self.server.requests) in self.server.hang_up_on:
+            self.close_connection = True
+            return
+        answer = self.server.answer
+        answer = answer if isinstance(answer, bytes) else answer.encode()
         self.send_response(self.server.status)
         self.send_header("Content-Type", self.server.kind)
         self.send_header("Content-Length", str(len(answer)))
@@ -55,6 +63,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+def fields(content_type, body):
+    """Take a body apart by its content type."""
+    return msgspec.msgpack.decode(body) if content_type == MSGPACK else parts(content_type, body)
 
 
 def parts(content_type, body):

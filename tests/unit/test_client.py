@@ -7,10 +7,11 @@ import socket
 import threading
 import time
 
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
-from policy_server import ANSWER, PICTURE, Server, running_server
+from policy_server import ANSWER, MSGPACK, PICTURE, Server, running_server
 
 from client import (
     ActionChunk,
@@ -110,6 +111,66 @@ def test_a_closed_connection_is_opened_anew(server, policy):
     policy.close()
     policy.infer(OBSERVATION)
     assert len(server.connections) == 2
+
+
+def test_msgpack_is_one_raw_body_both_ways(server):
+    server.answer, server.kind = msgspec.msgpack.encode(ANSWER), MSGPACK
+    with RemotePolicy(server.url, body="msgpack") as policy:
+        chunk = policy.infer(Observation({"front": PICTURE}, "größer", [0.5], seed=7, deadline_ms=80))
+    _, headers, fields = server.requests[0]
+    assert (headers["content-type"], headers["accept"]) == (MSGPACK, MSGPACK)
+    image = fields.pop("image.front")
+    assert PIL.Image.open(io.BytesIO(image)).format == "JPEG"
+    assert fields == {"command": "größer", "state": [0.5], "seed": 7, "deadline_ms": 80}
+    np.testing.assert_array_equal(chunk.actions, np.asarray(ANSWER["actions"], np.float32))
+
+
+def test_an_error_in_msgpack_is_read(server):
+    error = {"error": {"code": "bad_image", "field": "image", "message": "not a picture"}}
+    server.status, server.answer, server.kind = 400, msgspec.msgpack.encode(error), MSGPACK
+    with (
+        RemotePolicy(server.url, body="msgpack") as policy,
+        pytest.raises(PolicyError, match=r"^400 bad_image, field 'image': not a picture$"),
+    ):
+        policy.infer(OBSERVATION)
+
+
+def test_a_picture_is_cut_to_the_policys_size(server):
+    colours = np.repeat(np.uint8([[0], [60], [120], [180]]), 10, 0)  # four stripes of 10 columns
+    wide = np.broadcast_to(colours[None, :, :], (20, 40, 3)).copy()
+    with RemotePolicy(server.url, encoding="png", size=10) as policy:
+        policy.infer(Observation(wide, "go"))
+        policy.infer(Observation(wide[:8, :8], "go"))
+    large, small = (np.asarray(PIL.Image.open(io.BytesIO(sent[2]["image"][1]))) for sent in server.requests)
+    assert (large.shape, small.shape) == ((10, 10, 3), (8, 8, 3))
+    np.testing.assert_allclose(large[5, [1, 8], 0], [60, 120], atol=1)  # the middle half is left
+    np.testing.assert_array_equal(small, wide[:8, :8])
+
+
+def test_a_kept_connection_that_was_closed_is_opened_anew_at_once(server, policy):
+    server.hang_up_on = {2}
+    policy.infer(OBSERVATION)
+    assert policy.infer(OBSERVATION).request_id == "r-1"
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(("hang_up_on", "answered", "requests"), [({1}, 0, 1), ({2, 3}, 1, 3)])
+def test_a_fresh_connection_that_breaks_is_a_failure(server, policy, hang_up_on, answered, requests):
+    server.hang_up_on = hang_up_on
+    for _ in range(answered):
+        policy.infer(OBSERVATION)
+    with pytest.raises(PolicyUnavailable, match=r"Remote end closed connection without response"):
+        policy.infer(OBSERVATION)
+    assert len(server.requests) == requests
+
+
+def test_a_timeout_is_not_repeated(server, policy):
+    with RemotePolicy(server.url, timeout_s=0.2) as hasty:
+        hasty.infer(OBSERVATION)
+        server.wait_s = 0.4
+        with pytest.raises(PolicyUnavailable, match=r" within 0\.2 s: "):
+            hasty.infer(OBSERVATION)
+    assert len(server.requests) == 2
 
 
 def test_headers_and_body_leave_in_one_write(server, policy, monkeypatch):
@@ -246,6 +307,8 @@ def test_an_answer_of_another_server_is_refused():
         ({"url": "127.0.0.1:8080"}, "url must begin with http:// or https://, got '127.0.0.1:8080'"),
         ({"timeout_s": 0}, "timeout_s must be positive, got 0"),
         ({"encoding": "gif"}, "encoding must be one of jpeg, png, got 'gif'"),
+        ({"body": "xml"}, "body must be one of multipart, msgpack, got 'xml'"),
+        ({"size": 0}, "size must be at least 1 pixel, got 0"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -1,0 +1,142 @@
+"""Chunks are asked for ahead: every action at its own moment, nothing waited for, failures survived."""
+
+import re
+import threading
+import time
+
+import numpy as np
+import pytest
+from policy_server import PICTURE, running_server
+
+from client import ActionChunk, AheadPlayer, Observation, PolicyUnavailable, RemotePolicy, SafetyReport
+
+WAIT_S = 10.0
+
+
+class Scripted:
+    """A policy whose chunk for the observation of step s holds s, s + 1, ...: the step each action is for."""
+
+    def __init__(self, length=8, refused=()):
+        self.length, self.refused = length, refused
+        self.seen = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def infer(self, observation):
+        self.seen.append(int(observation.state[0]))
+        assert self.gate.wait(WAIT_S)
+        if len(self.seen) in self.refused:
+            raise PolicyUnavailable("away")
+        steps = np.arange(self.seen[-1], self.seen[-1] + self.length, dtype=np.float32)
+        return ActionChunk(steps[:, None], ("a",), 10.0, None, SafetyReport("ok"), {}, "scripted", "1", "r")
+
+
+class Robot:
+    """Counts its steps and observes them."""
+
+    def __init__(self, player):
+        self.player, self.steps = player, 0
+
+    def step(self):
+        action = self.player.action(lambda: Observation(PICTURE, "go", [self.steps]))
+        self.steps += 1
+        return float(action[0])
+
+    def settled_step(self):
+        """Step, then let the answer that was asked for arrive."""
+        action = self.step()
+        asked = self.player._asked
+        if asked:
+            asked.exception(WAIT_S)
+        return action
+
+
+def test_every_action_is_executed_at_its_own_step():
+    policy = Scripted()
+    with AheadPlayer(policy, replan=4, lead=2) as player:
+        robot = Robot(player)
+        assert [robot.settled_step() for _ in range(20)] == list(range(20))
+    # Observed at the start, then 2 steps before each change, which comes every 4 steps.
+    assert policy.seen == [0, 2, 6, 10, 14, 18]
+    assert player.waits == 0
+
+
+def test_a_late_answer_is_bridged_by_the_rest_of_the_chunk():
+    policy = Scripted(length=8)
+    with AheadPlayer(policy, replan=4, lead=2) as player:
+        robot = Robot(player)
+        first = [robot.step() for _ in range(2)]
+        policy.gate.clear()
+        late = [robot.step() for _ in range(5)]  # the answer asked for at step 2 is still away at step 7
+        policy.gate.set()
+        player._asked.result(WAIT_S)
+        after = [robot.step() for _ in range(2)]
+    assert first + late + after == list(range(9))
+    assert policy.seen[:2] == [0, 2]
+    assert player.waits == 0
+
+
+def test_at_the_chunks_end_the_player_waits_and_counts_it():
+    policy = Scripted(length=6)
+    with AheadPlayer(policy, replan=4, lead=2) as player:
+        robot = Robot(player)
+        robot.step()
+        policy.gate.clear()
+        for _ in range(5):
+            robot.step()
+        threading.Timer(0.1, policy.gate.set).start()
+        begin_s = time.monotonic()
+        assert robot.step() == 6  # action 4 of the chunk observed at step 2
+        assert time.monotonic() - begin_s > 0.05
+    assert player.waits == 1
+
+
+def test_a_failure_is_asked_again_with_a_fresh_observation():
+    policy = Scripted(refused=(2, 3))
+    with AheadPlayer(policy, replan=4, lead=2) as player:
+        robot = Robot(player)
+        assert [robot.settled_step() for _ in range(9)] == list(range(9))
+    assert policy.seen[:4] == [0, 2, 4, 5]
+
+
+def test_a_lasting_failure_reaches_the_robot_when_the_chunk_is_used_up():
+    policy = Scripted(length=6, refused=range(2, 100))
+    with AheadPlayer(policy, replan=4, lead=2) as player:
+        robot = Robot(player)
+        assert [robot.settled_step() for _ in range(6)] == list(range(6))
+        with pytest.raises(PolicyUnavailable, match=r"^away$"):
+            robot.step()
+
+
+def test_reset_forgets_the_answer_on_its_way():
+    policy = Scripted()
+    with AheadPlayer(policy, replan=4, lead=2) as player:
+        robot = Robot(player)
+        for _ in range(3):
+            robot.settled_step()
+        player.reset()
+        robot.steps = 100
+        assert robot.step() == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"replan": 4, "lead": 0}, "lead must be at least 1 step, got 0"),
+        ({"replan": 2, "lead": 2}, "replan must be larger than lead (2), got 2"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        AheadPlayer(Scripted(), **options)
+
+
+def test_a_chunk_that_is_too_short_is_refused():
+    expected = "a chunk of 2 actions is too short for replan 2 and lead 1"
+    with (
+        running_server() as server,
+        RemotePolicy(server.url) as policy,
+        AheadPlayer(policy, replan=2) as player,
+        pytest.raises(ValueError, match=f"^{expected}$"),
+    ):
+        player.action(lambda: Observation(PICTURE, "go"))

@@ -1,0 +1,175 @@
+"""The real-time loop: newest observation and command win, stale answers are dropped, ticks are regular."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from policy_server import ANSWER, PICTURE, running_server
+
+from client import ActionChunk, Observation, PolicyUnavailable, RealTime, RemotePolicy, SafetyReport
+
+WAIT_S = 10.0
+
+
+class Gated:
+    """A policy that answers when it is let: 4 actions that all name the observation (state[0])."""
+
+    def __init__(self, control_hz=10.0):
+        self.control_hz = control_hz
+        self.seen = []
+        self.answers = threading.Semaphore(0)
+        self.fail = False
+
+    def infer(self, observation):
+        self.seen.append((observation.command, float(observation.state[0])))
+        assert self.answers.acquire(timeout=WAIT_S)
+        if self.fail:
+            raise PolicyUnavailable("away")
+        actions = np.full((4, 1), observation.state[0], np.float32)
+        report = SafetyReport("ok")
+        return ActionChunk(actions, ("a",), self.control_hz, None, report, {}, "gated", "1", "r")
+
+
+def look(number, command="go"):
+    return Observation(PICTURE, command, [number])
+
+
+def until(condition):
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def policy():
+    return Gated()
+
+
+@pytest.fixture
+def robot(policy):
+    with RealTime(policy, control_hz=10.0, max_age_s=5.0) as running:
+        yield running
+        for _ in range(10):
+            policy.answers.release()  # so that the request on its way ends
+
+
+def test_the_newest_observation_wins(policy, robot):
+    robot.observe(look(0))
+    until(lambda: len(policy.seen) == 1)
+    for number in range(1, 6):
+        robot.observe(look(number))
+    policy.answers.release()
+    until(lambda: len(policy.seen) == 2)
+    assert policy.seen == [("go", 0), ("go", 5)]
+    assert (robot.counts.observed, robot.counts.replaced, robot.counts.answered) == (6, 4, 1)
+
+
+def test_there_is_no_action_before_the_first_answer_and_after_the_last_step(policy, robot):
+    assert robot.action() is None
+    robot.observe(look(3))
+    policy.answers.release()
+    until(lambda: robot.counts.answered == 1)
+    assert robot.action().tolist() == [3]
+    time.sleep(0.45)  # 4 actions at 10 Hz
+    assert robot.action() is None
+
+
+def test_a_new_command_drops_the_chunk_and_the_answer_on_its_way(policy, robot):
+    robot.observe(look(1, "lift"))
+    policy.answers.release()
+    until(lambda: robot.counts.answered == 1)
+    robot.observe(look(2, "lift"))
+    until(lambda: len(policy.seen) == 2)
+    robot.observe(look(3, "stop"))
+    assert robot.action() is None  # at once, not when the answer comes
+    policy.answers.release()
+    until(lambda: robot.counts.outdated == 1)
+    assert robot.action() is None
+    policy.answers.release()
+    until(lambda: robot.counts.answered == 2)
+    assert robot.action().tolist() == [3]
+
+
+def test_a_late_answer_is_dropped(policy):
+    with RealTime(policy, max_age_s=0.05) as robot:
+        robot.observe(look(1))
+        until(lambda: len(policy.seen) == 1)
+        time.sleep(0.06)
+        policy.answers.release()
+        until(lambda: robot.counts.late == 1)
+        assert robot.action() is None
+        assert robot.counts.answered == 0
+
+
+def test_a_failed_request_is_counted_and_the_next_observation_is_asked(policy, robot):
+    policy.fail = True
+    robot.observe(look(1))
+    policy.answers.release()
+    until(lambda: robot.counts.failed == 1)
+    policy.fail = False
+    robot.observe(look(2))
+    policy.answers.release()
+    until(lambda: robot.counts.answered == 1)
+    assert robot.action().tolist() == [2]
+
+
+def test_a_chunk_of_another_rate_is_an_error():
+    policy = Gated(control_hz=20.0)
+    with RealTime(policy, control_hz=10.0) as robot:
+        robot.observe(look(1))
+        policy.answers.release()
+        until(lambda: robot._error is not None)
+        with pytest.raises(ValueError, match=r"^the chunk is meant for 20 Hz, the loop runs at 10 Hz$"):
+            robot.action()
+
+
+def test_ticks_keep_the_rate(policy):
+    """Lateness does not add up: each tick is due by the clock, not by the tick before."""
+    begin_s, times = time.monotonic(), []
+    with RealTime(policy, control_hz=50.0) as robot:
+        run = robot.run(lambda action: times.append((time.monotonic(), action)), ticks=25)
+        lasted_s = time.monotonic() - begin_s
+    assert (run.ticks, run.held, len(times)) == (25, 25, 25)
+    assert all(action is None for _, action in times)
+    assert lasted_s >= (24 + run.skipped) / 50 - 0.001
+    assert 0 <= run.jitter_mean_ms <= run.jitter_p95_ms <= run.jitter_max_ms
+    # A tick's lateness is what was measured, and not a constant.
+    lateness_ms = [(at_s - times[0][0] - index / 50) * 1000 for index, (at_s, _) in enumerate(times)]
+    assert run.skipped or max(lateness_ms) <= run.jitter_max_ms + 5
+
+
+def test_a_slow_robot_leaves_ticks_out(policy):
+    def slow(_action):
+        time.sleep(0.055)
+
+    with RealTime(policy, control_hz=50.0) as robot:
+        run = robot.run(slow, ticks=4)
+    assert run.skipped >= 4  # each step lasts for two periods and a half
+
+
+def test_a_served_policy_moves_the_robot():
+    answer = {**ANSWER, "control_hz": 20.0, "actions": [[float(step), 0, 0] for step in range(40)]}
+    with running_server() as server:
+        server.answer = json.dumps(answer)
+        moves = []
+        with (
+            RemotePolicy(server.url, timeout_s=5.0) as policy,
+            RealTime(policy, control_hz=20.0, max_age_s=5.0) as robot,
+        ):
+            robot.observe(Observation(PICTURE, "go"))
+            until(lambda: robot.counts.answered == 1)
+            run = robot.run(moves.append, ticks=8)
+    steps = [int(action[0]) for action in moves]
+    assert run.held == 0
+    assert steps == sorted(steps)
+    assert steps[-1] - steps[0] >= 6  # the actions advance with time
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("options", [{"control_hz": 0.0}, {"max_age_s": -1.0}])
+def test_wrong_options_are_refused(policy, options):
+    with pytest.raises(ValueError, match=r"^control_hz and max_age_s must be positive, got "):
+        RealTime(policy, **options)
