@@ -126,28 +126,51 @@ def test_a_chunk_of_another_rate_is_an_error():
             robot.action()
 
 
-def test_ticks_keep_the_rate(policy):
-    """Lateness does not add up: each tick is due by the clock, not by the tick before."""
-    begin_s, times = time.monotonic(), []
-    with RealTime(policy, control_hz=50.0) as robot:
-        run = robot.run(lambda action: times.append((time.monotonic(), action)), ticks=25)
-        lasted_s = time.monotonic() - begin_s
-    assert (run.ticks, run.held, len(times)) == (25, 25, 25)
-    assert all(action is None for _, action in times)
-    assert lasted_s >= (24 + run.skipped) / 50 - 0.001
-    assert 0 <= run.jitter_mean_ms <= run.jitter_p95_ms <= run.jitter_max_ms
-    # A tick's lateness is what was measured, and not a constant.
-    lateness_ms = [(at_s - times[0][0] - index / 50) * 1000 for index, (at_s, _) in enumerate(times)]
-    assert run.skipped or max(lateness_ms) <= run.jitter_max_ms + 5
+class Clock:
+    """A clock that moves only in `sleep`, which oversleeps by the given times in turn [s]."""
+
+    def __init__(self, late_s):
+        self.now_s, self.late_s = 1000.0, list(late_s)
+
+    def monotonic(self):
+        return self.now_s
+
+    def sleep(self, seconds):
+        assert seconds > 0
+        self.now_s += seconds + self.late_s.pop(0)
 
 
-def test_a_slow_robot_leaves_ticks_out(policy):
+def test_lateness_is_measured_and_does_not_add_up(policy, monkeypatch):
+    clock = Clock([0.004, 0.001, 0.003])
+    monkeypatch.setattr("client.realtime.time", clock)
+    times_s = []
+    run = RealTime(policy, control_hz=50.0).run(lambda action: times_s.append(clock.now_s - 1000), ticks=4)
+    assert times_s == pytest.approx([0, 0.024, 0.041, 0.063])
+    assert (run.ticks, run.held, run.skipped) == (4, 4, 0)
+    assert (run.jitter_mean_ms, run.jitter_max_ms) == pytest.approx((2.0, 4.0))
+    assert run.jitter_p95_ms == pytest.approx(np.percentile([0, 4, 1, 3], 95))
+
+
+def test_a_slow_robot_leaves_ticks_out(policy, monkeypatch):
+    clock = Clock([0.0] * 3)
+    monkeypatch.setattr("client.realtime.time", clock)
+    times_s = []
+
     def slow(_action):
-        time.sleep(0.055)
+        times_s.append(clock.now_s - 1000)
+        clock.now_s += 0.055  # two periods and three quarters
 
+    run = RealTime(policy, control_hz=50.0).run(slow, ticks=3)
+    # Due at 0, 0.02, 0.04 ...: the last one that is due is made up for, those before are left out.
+    assert times_s == pytest.approx([0, 0.055, 0.11])
+    assert run.skipped == 1 + 2 + 2
+
+
+def test_real_ticks_take_their_time(policy):
+    begin_s = time.monotonic()
     with RealTime(policy, control_hz=50.0) as robot:
-        run = robot.run(slow, ticks=4)
-    assert run.skipped >= 4  # each step lasts for two periods and a half
+        run = robot.run(lambda action: None, ticks=11)
+    assert time.monotonic() - begin_s >= (10 + run.skipped) / 50
 
 
 def test_a_served_policy_moves_the_robot():
