@@ -19,6 +19,7 @@ from export.batch import Batch
 from export.errors import ExportError
 from export.lower import Lowered
 from export.package import package
+from export.saturate import saturated
 from export.target import Target
 from export.trace import trace
 from export.verify import SEEDS, TOLERANCES, Parity, verify
@@ -105,7 +106,8 @@ def _compile(
         output=config.action.output,
     )
     sizes, file = config.sizes(), FILES[target.format]
-    model = model.to(target.device)
+    extras = dict(getattr(model, "extras", {}))
+    model = saturated(model, config.action).to(target.device)
     lowered = Lowered(model, target.device) if target.precision == "bfloat16" else model
     print(f"{target.format} in {target.precision}: {config.architecture} of {options.checkpoint}", flush=True)
     make = trace if target.format == "torchscript" else package
@@ -113,7 +115,7 @@ def _compile(
         file=file,
         buckets=tuple(sorted(options.buckets)),
         outputs=make(lowered, sizes, folder / file, target),
-        extras=dict(getattr(model, "extras", {})),
+        extras=extras,
         stochastic=target.stochastic,
         format=target.format,
         precision=target.precision,
