@@ -1,0 +1,162 @@
+"""Diffusion policy: noise becomes a chunk of actions in a fixed number of denoising steps.
+
+After Chi et al. 2023 (github.com/real-stanford/diffusion_policy): DDPM training (Ho et al. 2020) under the
+cosine schedule (Nichol & Dhariwal 2021), deterministic DDIM sampling (Song et al. 2021). What the pictures
+and the command say is computed once, not at every step; the steps are unrolled, so that a trace keeps them
+all. The denoiser predicts the clean chunk instead of the noise: at high noise that is plain regression, from
+which the model learns what the words mean. The usual sketch draws its noise inside the sampler, which makes
+the answer depend on the process's history, and starts sampling at a level less noisy than pure noise; here
+noise is an input and the steps are spaced so that the first is the noisiest (Lin et al. 2024).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla.models import Batch, Sizes
+from vla.models.denoiser import Denoiser
+from vla.models.perception import Perception
+from vla.models.spatial import multilayer
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the model and of its schedule."""
+
+    # Eyes and ears; see `Perception`.
+    word_width: int = 64
+    channels: int = 32
+    depth: int = 3
+    queries: int = 4
+    keypoints: int = 8
+    # Width, heads, perceptrons and blocks of the denoiser.
+    width: int = 128
+    heads: int = 4
+    inner: int = 256
+    layers: int = 2
+    # Noise levels in training, and steps of the sampler.
+    levels: int = 100
+    steps: int = 10
+    # Noise levels that each sample of a batch is trained at.
+    draws: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= self.levels:
+            raise ValueError(f"steps must be from 1 to levels = {self.levels}, got {self.steps}")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests: seconds to train, too small to be good."""
+        return cls(
+            word_width=8,
+            channels=8,
+            depth=1,
+            queries=2,
+            keypoints=2,
+            width=16,
+            heads=2,
+            inner=16,
+            layers=1,
+            steps=3,
+        )
+
+    @classmethod
+    def base(cls) -> Self:
+        """The denoiser of the paper's transformer: 8 blocks of width 256; 16 steps."""
+        return cls(
+            word_width=128,
+            channels=64,
+            depth=4,
+            queries=8,
+            keypoints=16,
+            width=256,
+            inner=1024,
+            layers=8,
+            steps=16,
+        )
+
+
+class Model(nn.Module):
+    """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
+
+    Raises:
+        ValueError: the pictures' size is no multiple of the tower's stride.
+    """
+
+    stochastic: ClassVar[bool] = True
+
+    def __init__(self, config: Config, sizes: Sizes) -> None:
+        super().__init__()
+        self.config, self.sizes = config, sizes
+        self.perception = Perception(
+            sizes,
+            width=config.word_width,
+            channels=config.channels,
+            depth=config.depth,
+            queries=config.queries,
+            keypoints=config.keypoints,
+        )
+        known = self.perception.flat + sizes.state + config.word_width
+        self.condition = multilayer(known, 2 * config.width, 1, config.width)
+        self.denoise = Denoiser(
+            sizes, width=config.width, heads=config.heads, inner=config.inner, layers=config.layers
+        )
+        self.signal: Tensor
+        self.register_buffer("signal", cosine_schedule(config.levels), persistent=False)
+
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn words into queries: float32 [N, queries + 1, word_width], bool [N, queries + 1]."""
+        return self.perception.encode_command(input_ids, attention_mask)
+
+    def act(
+        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the normalised chunk that the noise becomes, and the queries' mean attention."""
+        condition, attention = self._condition(images, command, state)
+        return {"actions": self._sample(condition, noise), "attention": self.perception.as_map(attention)}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the squared distance of the chunk seen through noise from the clean one, normalised."""
+        command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
+        state = batch.state.repeat_interleave(batch.commands_per_frame, 0)
+        condition, _ = self._condition(batch.images, command, state)
+        draws = self.config.draws
+        condition = condition.repeat_interleave(draws, 0)
+        clean = batch.actions.repeat_interleave(draws, 0)
+        level = torch.randint(self.config.levels, (len(clean),), device=clean.device)
+        signal = self.signal[level][:, None, None]
+        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * torch.randn_like(clean)
+        return {"denoising": functional.mse_loss(self._denoise(noisy, level, condition), clean)}
+
+    def _condition(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return float32 [B * K, width] for commands float32 [B * K, ...], and the attention."""
+        view = self.perception(images, command.unflatten(0, (images.shape[0], -1)))
+        known = torch.cat([view.flat(), state, command[:, -1]], dim=-1)
+        return self.condition(known), view.attention
+
+    def _denoise(self, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
+        return self.denoise(noisy, (level + 1) / self.config.levels, condition)
+
+    def _sample(self, condition: Tensor, chunk: Tensor) -> Tensor:
+        """Denoise in `steps` deterministic steps, from the noisiest level."""
+        steps, levels = self.config.steps, self.config.levels
+        for step in range(steps):
+            now, following = (levels - round(levels * i / steps) - 1 for i in (step, step + 1))
+            level = torch.full_like(condition[:, 0], now)
+            clean = self._denoise(chunk, level, condition)
+            noise = (chunk - self.signal[now].sqrt() * clean) / (1 - self.signal[now]).sqrt()
+            target = self.signal[following] if step + 1 < steps else torch.ones_like(self.signal[0])
+            chunk = target.sqrt() * clean + (1 - target).sqrt() * noise
+        return chunk
+
+
+def cosine_schedule(levels: int) -> Tensor:
+    """Return the share of the signal's variance that each level leaves: float32 [levels], falling to ~0."""
+    at = torch.arange(levels + 1, dtype=torch.float64) / levels
+    share = torch.cos((at + 0.008) / 1.008 * math.pi / 2).square()
+    kept = (share[1:] / share[:-1]).clamp_min(0.001)
+    return kept.cumprod(0).float()
