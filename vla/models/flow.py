@@ -1,0 +1,179 @@
+"""Flow matching: a learned velocity carries noise to a chunk of actions in a few straight steps.
+
+After pi0 (Black et al. 2024, github.com/Physical-Intelligence/openpi): rectified flow (Lipman et al. 2023,
+Liu et al. 2023) with times drawn towards the noise, an action expert whose tokens read the tokens of
+pictures, command and state as well as each other, the time mixed into every action token, Euler integration.
+The tokens that the expert reads are computed once; the steps are unrolled, so that a trace keeps them all,
+and noise is an input. The usual sketch mixes up which end of the time is noise: here 0 is noise and 1 is the
+chunk.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla.models import Batch, Sizes
+from vla.models.blocks import Attention
+from vla.models.perception import Perception
+from vla.models.spatial import multilayer
+
+# Times are drawn as 1 - u ** (1 / SKEW) of a uniform u, pi0's Beta(1.5, 1): the noisy end is harder.
+SKEW = 1.5
+# Frequencies that a time is told by.
+WAVES = 8
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the model, and the steps of its integration."""
+
+    # Eyes and ears; see `Perception`.
+    word_width: int = 64
+    channels: int = 32
+    depth: int = 3
+    queries: int = 4
+    keypoints: int = 8
+    # Width, heads, perceptrons and blocks of the action expert.
+    width: int = 96
+    heads: int = 4
+    inner: int = 192
+    layers: int = 2
+    # Euler steps from noise to actions.
+    steps: int = 5
+    # Times that each sample of a batch is trained at.
+    draws: int = 2
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests: seconds to train, too small to be good."""
+        return cls(
+            word_width=8,
+            channels=8,
+            depth=1,
+            queries=2,
+            keypoints=2,
+            width=16,
+            heads=2,
+            inner=16,
+            layers=1,
+            steps=3,
+        )
+
+    @classmethod
+    def base(cls) -> Self:
+        """An action expert of pi0's depth and steps, half its width."""
+        return cls(
+            word_width=128,
+            channels=64,
+            depth=4,
+            queries=8,
+            keypoints=16,
+            width=512,
+            heads=8,
+            inner=2048,
+            layers=18,
+            steps=10,
+        )
+
+
+class Model(nn.Module):
+    """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
+
+    Raises:
+        ValueError: the pictures' size is no multiple of the tower's stride.
+    """
+
+    stochastic: ClassVar[bool] = True
+
+    def __init__(self, config: Config, sizes: Sizes) -> None:
+        super().__init__()
+        self.config, self.sizes = config, sizes
+        self.perception = Perception(
+            sizes,
+            width=config.word_width,
+            channels=config.channels,
+            depth=config.depth,
+            queries=config.queries,
+            keypoints=config.keypoints,
+        )
+        width, known = config.width, self.perception.flat + config.word_width + sizes.state
+        self.see = nn.Linear(self.perception.seen, width)
+        self.know = multilayer(known, 2 * width, 1, width)
+        self.marks = nn.Parameter(0.02 * torch.randn(sizes.cameras * config.queries, width))
+        self.places = nn.Parameter(0.02 * torch.randn(sizes.horizon, width))
+        self.read = multilayer(sizes.action + 2 * WAVES, width, 1, width)
+        self.blocks = nn.ModuleList([_Block(width, config.heads, config.inner) for _ in range(config.layers)])
+        self.answer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sizes.action))
+        self.waves: Tensor
+        self.register_buffer("waves", math.pi * 2.0 ** torch.arange(WAVES), persistent=False)
+
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn words into queries: float32 [N, queries + 1, word_width], bool [N, queries + 1]."""
+        return self.perception.encode_command(input_ids, attention_mask)
+
+    def act(
+        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the normalised chunk that the noise flows to, and the queries' mean attention."""
+        context, attention = self._context(images, command, state)
+        chunk, steps = noise, self.config.steps
+        for step in range(steps):
+            time = torch.full_like(chunk[:, 0, 0], step / steps)
+            chunk = chunk + self._velocity(chunk, time, context) / steps
+        return {"actions": chunk, "attention": self.perception.as_map(attention)}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the squared distance of the velocity from the straight one between noise and chunk."""
+        command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
+        state = batch.state.repeat_interleave(batch.commands_per_frame, 0)
+        context, _ = self._context(batch.images, command, state)
+        draws = self.config.draws
+        context = context.repeat_interleave(draws, 0)
+        actions = batch.actions.repeat_interleave(draws, 0)
+        noise = torch.randn_like(actions)
+        time = 1 - torch.rand_like(actions[:, 0, 0]) ** (1 / SKEW)
+        share = time[:, None, None]
+        velocity = self._velocity(share * actions + (1 - share) * noise, time, context)
+        return {"velocity": functional.mse_loss(velocity, actions - noise)}
+
+    def _context(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens that the expert reads, float32 [B * K, C * queries + 1, width], and attention."""
+        view = self.perception(images, command.unflatten(0, (images.shape[0], -1)))
+        known = self.know(torch.cat([view.flat(), command[:, -1], state], dim=-1))
+        return torch.cat([self.see(view.queries) + self.marks, known.unsqueeze(1)], dim=1), view.attention
+
+    def _velocity(self, chunk: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        """Return the velocity float32 [N, T, A] of a chunk at a time float32 [N] in [0, 1]."""
+        angles = time.unsqueeze(-1) * self.waves
+        clock = torch.cat([angles.sin(), angles.cos()], dim=-1).unsqueeze(1)
+        clock = clock.expand(-1, self.sizes.horizon, -1)
+        tokens = self.read(torch.cat([chunk, clock], dim=-1)) + self.places
+        for block in self.blocks:
+            tokens = block(tokens, context)
+        return self.answer(tokens)
+
+
+class _Block(nn.Module):
+    """Action tokens read the context and each other in one attention, then pass through a perceptron."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.before = nn.LayerNorm(width)
+        self.before_context = nn.LayerNorm(width)
+        self.between = nn.LayerNorm(width)
+        self.think = multilayer(width, inner, 1, width)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        read = self.before(tokens)
+        both = torch.cat([self.before_context(context), read], dim=1)
+        tokens = tokens + self.attention(read, both)[0]
+        return tokens + self.think(self.between(tokens))
