@@ -1,0 +1,177 @@
+"""Find the object first, then act on it: proposals, matching, and an action head that sees the match alone.
+
+Every cell of a feature map proposes an object, as in one-stage detectors (FCOS, Tian et al. 2019; CenterNet,
+Zhou et al. 2019): how much it is one, its box, and a vector to match with. The command makes a vector of what
+it names; their likeness, with the score, says which proposal is meant (open-vocabulary detection as in
+OWL-ViT, Minderer et al. 2022). The action head is told where the match is, its box and its features, not the
+picture: what it does can be explained by the box that it shows. In training the simulator tells the boxes of
+all blocks and which of them is meant.
+
+The usual sketch crops proposals in a Python loop whose length depends on the picture, which a trace freezes;
+here the number of proposals is that of the cells, and the match is a distribution over them.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla.envs.commands import COLOURS, GOALS
+from vla.models import Batch, Sizes
+from vla.models.language import MeanWords
+from vla.models.spatial import grid, multilayer
+from vla.models.vision import convolutions, edge_of, to_cells
+from vla_runtime.spec import Extra
+
+# Edge of a cell [pixels].
+STRIDE = 4
+# A block counts as seen from cells about this far from its centre [cells].
+SPREAD = 1.0
+# The match's score counts proposals this near to the best as the same object [cells].
+SAME = 2.5
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the model."""
+
+    # Width of a word's vector and of what is matched.
+    word_width: int = 64
+    # Channels and 3 x 3 convolutions of the detector's map.
+    channels: int = 32
+    depth: int = 3
+    # Width and hidden layers of the action decoder.
+    hidden: int = 256
+    layers: int = 2
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests: seconds to train, too small to be good."""
+        return cls(word_width=8, channels=8, depth=1, hidden=16, layers=1)
+
+    @classmethod
+    def base(cls) -> Self:
+        """For pictures and tasks richer than the tabletop; about four times the default's computation."""
+        return cls(word_width=128, channels=64, depth=5, hidden=512)
+
+
+class Model(nn.Module):
+    """See `vla.models` for the signature; Lc is 2: what to look for, then the summary.
+
+    `act` also returns the match: `box` float32 [B, 4], left, top, right and bottom as shares of the picture's
+    edge, `box_score` float32 [B] in [0, 1], and `box_camera` int64 [B], the camera that shows it best.
+
+    Raises:
+        ValueError: the pictures' size is no multiple of `STRIDE`.
+    """
+
+    def __init__(self, config: Config, sizes: Sizes) -> None:
+        super().__init__()
+        self.config, self.sizes = config, sizes
+        self.extras = {"box": Extra(), "box_score": Extra(), "box_camera": Extra()}
+        width, channels = config.word_width, config.channels
+        self.edge = edge_of(sizes.image_size, STRIDE)
+        self.words = MeanWords(sizes.vocabulary, width)
+        self.speak = multilayer(width, 2 * width, 1, 2 * width)
+        self.tower = convolutions(channels, STRIDE, config.depth)
+        self.detect = nn.Linear(channels, 5)
+        self.keys = nn.Linear(channels, width)
+        seen = sizes.cameras * (2 + 4 + channels)
+        outputs = sizes.horizon * sizes.action
+        self.decide = multilayer(seen + sizes.state + width, config.hidden, config.layers, outputs)
+        self.centres: Tensor
+        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)  # [P, 2] in [-1, 1]
+        self.same: Tensor
+        near = torch.cdist(self.centres, self.centres) * self.edge / 2 <= SAME
+        self.register_buffer("same", near.float(), persistent=False)  # [P, P]
+        self.block_of: Tensor
+        blocks = torch.tensor([COLOURS.index(goal.colour) for goal in GOALS])
+        self.register_buffer("block_of", blocks, persistent=False)
+
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn words into what to look for and a summary: float32 [N, 2, word_width], bool [N, 2]."""
+        command = self.speak(self.words(input_ids, attention_mask)).unflatten(-1, (2, -1))
+        return command, torch.ones_like(command[..., 0], dtype=torch.bool)
+
+    def act(
+        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the chunk, the matched box and its score, and the distribution over the proposals."""
+        cells, objects, boxes = self._propose(images)
+        match = self._match(cells, objects, command[:, :1]).exp()  # [B, C, 1, P]
+        probability = match.squeeze(2) * torch.sigmoid(objects)  # [B, C, P]
+        place = probability.flatten(1).argmax(-1)
+        camera, cell = place // self.edge**2, place % self.edge**2
+        shown = match.squeeze(2).gather(1, camera[:, None, None].expand(-1, 1, match.shape[-1])).squeeze(1)
+        box = boxes.flatten(1, 2).gather(1, place[:, None, None].expand(-1, 1, 4)).squeeze(1)
+        score = torch.sigmoid(objects).flatten(1).gather(1, place[:, None]).squeeze(1)
+        score = score * (shown * self.same[cell]).sum(-1).clamp_max(1)
+        return {
+            "actions": self._decide(match, cells, boxes, command, state),
+            "attention": match.squeeze(2).unflatten(-1, (self.edge, self.edge)),
+            "confidence": score,
+            "box": box,
+            "box_score": score,
+            "box_camera": camera,
+        }
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the chunk's squared error, normalised, and what detector and matching have to learn."""
+        command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
+        told = batch.commands_per_frame
+        cells, objects, boxes = self._propose(batch.images)
+        log_match = self._match(cells, objects, command[:, 0].unflatten(0, (-1, told)))  # [B, C, K, P]
+        state = batch.state.repeat_interleave(told, 0)
+        actions = self._decide(log_match.exp(), cells, boxes, command, state)
+        heat = self._heat(batch.boxes)  # [B, C, N, P]
+        which = self.block_of[batch.goal].unflatten(0, (-1, told))[:, None, :, None]  # [B, 1, K, 1]
+        target = heat.gather(2, which.expand(-1, heat.shape[1], -1, heat.shape[3]))
+        target = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
+        nearest, block = heat.max(2)  # [B, C, P]
+        true = batch.boxes.gather(2, block.unsqueeze(-1).expand(-1, -1, -1, 4))  # [B, C, P, 4]
+        off = (boxes - true).abs().mean(-1)
+        return {
+            "actions": functional.mse_loss(actions, batch.actions),
+            "match": -0.1 * (target * log_match).sum(-1).mean(),
+            "objects": functional.binary_cross_entropy_with_logits(objects, nearest),
+            "boxes": (off * nearest).sum() / nearest.sum().clamp_min(1e-9),
+        }
+
+    def _propose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features [B, C, P, channels], scores as logits [B, C, P], boxes [B, C, P, 4] in [0, 1]."""
+        cells = to_cells(self.tower, images)
+        found = self.detect(cells)
+        centres = (self.centres + 1) / 2
+        # How far the box's edges are from the cell's centre, from a fraction of a cell to the whole picture.
+        reach = functional.softplus(found[..., 1:]) / self.edge
+        boxes = torch.cat([centres - reach[..., :2], centres + reach[..., 2:]], dim=-1)
+        return cells, found[..., 0], boxes.clamp(0, 1)
+
+    def _match(self, cells: Tensor, objects: Tensor, wanted: Tensor) -> Tensor:
+        """Return the log-probability that each proposal is what is wanted.
+
+        Args:
+            cells: float32 [B, C, P, channels]
+            objects: float32 [B, C, P], logits
+            wanted: float32 [B, K, word_width]
+
+        Returns:
+            float32 [B, C, K, P]
+        """
+        likeness = wanted.unsqueeze(1) @ self.keys(cells).transpose(-1, -2)
+        return functional.log_softmax(likeness + functional.logsigmoid(objects).unsqueeze(2), dim=-1)
+
+    def _decide(self, match: Tensor, cells: Tensor, boxes: Tensor, command: Tensor, state: Tensor) -> Tensor:
+        """Return chunks float32 [B * K, T, A] from the mean proposal under the match [B, C, K, P]."""
+        seen = torch.cat([match @ self.centres, match @ boxes, match @ cells], dim=-1)  # [B, C, K, V]
+        seen = seen.transpose(1, 2).flatten(2).flatten(0, 1)  # [B * K, C * V]
+        known = torch.cat([seen, state, command[:, 1]], dim=-1)
+        return self.decide(known).unflatten(-1, (self.sizes.horizon, self.sizes.action))
+
+    def _heat(self, boxes: Tensor) -> Tensor:
+        """Return how near each cell is to each block: [B, C, N, 4] to float32 [B, C, N, P] in [0, 1]."""
+        middle = boxes[..., :2] + boxes[..., 2:] - 1  # as `centres`, in [-1, 1]
+        cells_away = (middle.unsqueeze(-2) - self.centres).square().sum(-1) * (self.edge / 2) ** 2
+        return torch.exp(-cells_away / (2 * SPREAD**2))
