@@ -1,0 +1,150 @@
+"""The small student: MobileNetV2 and a DistilBERT, made to be taught by a larger policy.
+
+MobileNetV2 (Sandler et al. 2018) up to stride 8 and DistilBERT (Sanh et al. 2019), transformers' own; queries
+from the command attend over the map and tell where they look. `python -m vla.training --teacher CHECKPOINT`
+mixes a larger policy's actions into the targets (Hinton et al. 2015); nothing here knows of the teacher.
+
+The usual sketch pools MobileNet's last map, of stride 32, which has forgotten where things are, and takes
+DistilBERT's first token, which fresh weights give no meaning; here the map keeps its places and the command's
+tokens are weighed by what each has learned to matter.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla.models import Batch, Sizes
+from vla.models.distilbert import DistilBert
+from vla.models.language import Summary
+from vla.models.spatial import attend, grid, multilayer, read_out
+from vla.models.vision import MobileNet, edge_of, restart, to_cells
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the model."""
+
+    # Scales MobileNetV2's channels; 1 as published.
+    multiplier: float = 0.5
+    # Local folder of a pretrained MobileNetV2 as transformers saves it; None: fresh weights.
+    checkpoint: str | None = None
+    # DistilBERT's width, layers, heads and perceptrons.
+    text_width: int = 64
+    text_layers: int = 2
+    text_heads: int = 4
+    text_inner: int = 128
+    # Queries that the command makes; their attention is reported.
+    queries: int = 4
+    # Features that a query reports of what it sees.
+    features: int = 16
+    # Width and hidden layers of the action decoder.
+    hidden: int = 256
+    layers: int = 2
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests: seconds to train, too small to be good."""
+        return cls(
+            multiplier=0.1,
+            text_width=8,
+            text_layers=1,
+            text_heads=2,
+            text_inner=16,
+            queries=2,
+            features=4,
+            hidden=16,
+            layers=1,
+        )
+
+    @classmethod
+    def base(cls) -> Self:
+        """MobileNetV2 and DistilBERT of the published sizes."""
+        return cls(
+            multiplier=1.0,
+            text_width=768,
+            text_layers=6,
+            text_heads=12,
+            text_inner=3072,
+            queries=8,
+            features=32,
+            hidden=512,
+        )
+
+
+class Model(nn.Module):
+    """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
+
+    Raises:
+        ValueError: the pictures' size is no multiple of the tower's stride.
+        OSError: the checkpoint's folder is missing or holds no MobileNetV2.
+        RuntimeError: the checkpoint is of another multiplier.
+    """
+
+    def __init__(self, config: Config, sizes: Sizes) -> None:
+        super().__init__()
+        self.config, self.sizes = replace(config, checkpoint=None), sizes
+        width = config.text_width
+        self.tower = MobileNet(config.multiplier, None)
+        if config.checkpoint:
+            self.tower.load_state_dict(MobileNet(config.multiplier, config.checkpoint).state_dict())
+        else:
+            restart(self.tower)
+        self.edge = edge_of(sizes.image_size, self.tower.stride)
+        self.text = DistilBert(
+            sizes.vocabulary,
+            sizes.context_length,
+            width=width,
+            layers=config.text_layers,
+            heads=config.text_heads,
+            inner=config.text_inner,
+        )
+        self.summarise = Summary(width)
+        self.ask = multilayer(width, 2 * width, 1, config.queries * width)
+        self.keys = nn.Linear(self.tower.channels, width)
+        self.values = nn.Linear(self.tower.channels, config.features)
+        self.centres: Tensor
+        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)
+        seen = sizes.cameras * config.queries * (2 + config.features)
+        outputs = sizes.horizon * sizes.action
+        self.decide = multilayer(seen + sizes.state + width, config.hidden, config.layers, outputs)
+
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Run DistilBERT and make queries: float32 [N, queries + 1, text_width], bool [N, queries + 1]."""
+        summary, _ = self.summarise(self.text(input_ids, attention_mask), attention_mask.bool())
+        queries = self.ask(summary).unflatten(-1, (self.config.queries, -1))
+        command = torch.cat([queries, summary.unsqueeze(1)], dim=1)
+        return command, torch.ones_like(command[..., 0], dtype=torch.bool)
+
+    def act(
+        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the normalised chunk and the queries' mean attention."""
+        seen, weights = self._look(images, command[:, :-1], told=1)
+        attention = weights.mean(2).unflatten(-1, (self.edge, self.edge))
+        return {"actions": self._decide(seen, command, state), "attention": attention}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the mean squared distance of predicted from demonstrated chunks, both normalised."""
+        command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
+        told = batch.commands_per_frame
+        queries = command[:, :-1].reshape(len(batch.images), -1, command.shape[-1])
+        seen, _ = self._look(batch.images, queries, told)
+        actions = self._decide(seen, command, batch.state.repeat_interleave(told, 0))
+        return {"actions": functional.mse_loss(actions, batch.actions)}
+
+    def _look(self, images: Tensor, queries: Tensor, told: int) -> tuple[Tensor, Tensor]:
+        """Look at each frame with the queries [B, K * Q, D] of its K = `told` commands.
+
+        Returns:
+            what each command sees, float32 [B * K, V], and the attention, float32 [B, C, K * Q, P]
+        """
+        cells = to_cells(self.tower, images)  # [B, C, P, channels]
+        weights = attend(queries, self.keys(cells))
+        return read_out(weights, self.values(cells), self.centres, told).flatten(0, 1), weights
+
+    def _decide(self, seen: Tensor, command: Tensor, state: Tensor) -> Tensor:
+        known = torch.cat([seen, state, command[:, -1]], dim=-1)
+        return self.decide(known).unflatten(-1, (self.sizes.horizon, self.sizes.action))
