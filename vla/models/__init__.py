@@ -46,6 +46,13 @@ ARCHITECTURES = (
     "vl_transformer",
     "cross_modal",
     "unified",
+    "rt2",
+    "diffusion",
+    "flow",
+    "hierarchical",
+    "grounded",
+    "efficient",
+    "memory_efficient",
     "realtime",
 )
 

@@ -157,13 +157,14 @@ def validate(batches: Batches, model: Any, device: str, frames: int, commands: i
     """
     model.eval()
     batch = _to(batches.validation(frames, commands), device)
+    # Drawn as the server draws it: what a stochastic model answers is not what it answers to zeros.
+    noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(0)).to(device)
     command, mask = model.encode_command(batch.input_ids, batch.attention_mask)
     errors = []
     for start in range(0, len(batch.actions), 256):
         rows = torch.arange(start, min(start + 256, len(batch.actions)), device=device)
         frame = rows // batch.commands_per_frame
-        noise = torch.zeros_like(batch.actions[rows])
-        answer = model.act(batch.images[frame], command[rows], mask[rows], batch.state[frame], noise)
+        answer = model.act(batch.images[frame], command[rows], mask[rows], batch.state[frame], noise[rows])
         errors.append((answer["actions"] - batch.actions[rows]).abs().mean(1))
     scale = torch.from_numpy(batches.space.scale)
     return tuple((torch.cat(errors).mean(0).cpu() * scale).tolist())
