@@ -4,8 +4,9 @@ torchscript  one file that runs on any device, on any machine that this version 
 pt2          an AOTInductor package: machine code for one device, one version of torch, one kind of processor
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -78,8 +79,14 @@ class _Package:
             raise SpecError(f"{path.name} can't be loaded: it is missing")
         index = torch.device(device).index if here.device == "cuda" else None
         self.encode_command, self.act = (
-            load_package(str(path), method, device_index=-1 if index is None else index) for method in METHODS
+            _contiguous(load_package(str(path), method, device_index=-1 if index is None else index))
+            for method in METHODS
         )
+
+
+def _contiguous(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Guard a compiled method, which reads memory in the order that it was compiled for and does not check."""
+    return lambda *inputs: method(*(value.contiguous() for value in inputs))
 
 
 def _release() -> str:
