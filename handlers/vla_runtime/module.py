@@ -85,7 +85,7 @@ class _Package:
 
 
 def _contiguous(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Guard a compiled method, which reads memory in the order that it was compiled for and does not check."""
+    """Guard a compiled method: it reads memory in the order that it was compiled for, unchecked."""
     return lambda *inputs: method(*(value.contiguous() for value in inputs))
 
 
