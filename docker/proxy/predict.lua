@@ -3,6 +3,8 @@ local errors = require("errors")
 
 -- Longest time for a whole body [s]. nginx itself limits only the pauses between its pieces.
 local BODY_S = 10
+-- nginx itself waits 20 s for an answer, and 1 s for a connection: an earlier timeout was no taken request.
+local TAKEN_S = 10
 -- How often a request is asked when replicas die under it.
 local ATTEMPTS = 3
 
@@ -37,9 +39,23 @@ local function read_body()
     ngx.req.finish_body()
 end
 
+-- Whether the policy itself wrote this error; its JSON says more than the proxy could.
+local function policys_own(answer)
+    local kind = answer.header["Content-Type"] or ""
+    return kind:find("msgpack", 1, true) ~= nil or answer.body:find('^{"error"') ~= nil
+end
+
+-- Whether no replica can be reached, the gate of a replica has no server, or the answer broke off.
+local function nobody(answer)
+    if answer.status == 504 then
+        return answer.seconds < TAKEN_S and not policys_own(answer)
+    end
+    return answer.status == 502 or answer.truncated
+end
+
 -- Whether the replica died while it had the request: nobody answered, or its worker's death was reported.
 local function died(answer)
-    if answer.status == 502 or answer.truncated then
+    if nobody(answer) then
         return true
     end
     return (answer.status == 500 or answer.status == 507) and answer.body:find("Worker died", 1, true) ~= nil
@@ -49,9 +65,13 @@ local function ask()
     local answer
     for attempt = 1, ATTEMPTS do
         ngx.var.attempts = attempt
+        ngx.update_time()
+        local started = ngx.now()
         answer = ngx.location.capture("/replica" .. ngx.var.uri, {
             method = ngx.HTTP_POST, always_forward_body = true, copy_all_vars = true,
         })
+        ngx.update_time()
+        answer.seconds = ngx.now() - started
         if not died(answer) then
             return answer
         end
@@ -60,16 +80,10 @@ local function ask()
     return answer
 end
 
--- Whether the policy itself wrote this error; its JSON says more than the proxy could.
-local function policys_own(answer)
-    local kind = answer.header["Content-Type"] or ""
-    return kind:find("msgpack", 1, true) ~= nil or answer.body:find('^{"error"') ~= nil
-end
-
 local function reply(answer)
     local status = answer.status
     if died(answer) then
-        return errors.refuse(status == 507 and 500 or status == 502 and 503 or status)
+        return errors.refuse(nobody(answer) and 503 or 500)
     end
     if status >= 400 and not policys_own(answer) then
         -- So TorchServe says that the model's queue is full.
