@@ -5,6 +5,7 @@ Training and serving share these functions, so there is no train/serve skew. The
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,18 @@ def normalise_pictures(pictures: torch.Tensor, cameras: Sequence[Camera]) -> tor
     Returns:
         float32 [B, C, 3, H, W] on the pictures' device
     """
-    mean = torch.tensor([camera.mean for camera in cameras])[..., None, None].to(pictures.device)
-    std = torch.tensor([camera.std for camera in cameras])[..., None, None].to(pictures.device)
-    # x / (255 std) - mean / std in place: one new array instead of four.
-    return pictures.float().mul_(1 / (255 * std)).sub_(mean / std)
+    scale, shift = _affine(tuple(cameras), pictures.device)
+    # In place: one new array instead of four.
+    return pictures.float().mul_(scale).sub_(shift)
+
+
+@lru_cache(maxsize=8)
+def _affine(cameras: tuple[Camera, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return 1 / (255 std) and mean / std, float32 [C, 3, 1, 1], kept on the device between batches."""
+    with torch.inference_mode(mode=False):
+        mean = torch.tensor([camera.mean for camera in cameras])[..., None, None]
+        std = torch.tensor([camera.std for camera in cameras])[..., None, None]
+        return (1 / (255 * std)).to(device), (mean / std).to(device)
 
 
 class CommandTokenizer:

@@ -122,6 +122,17 @@ def test_repeated_command_is_encoded_once(tiny_folder: Path, row: Row) -> None:
     assert (before, len(cached)) == (1, 2)
 
 
+def test_commands_encoded_together_equal_those_encoded_alone(tiny_folder: Path, row: Row) -> None:
+    commands = [f"push the {colour} block" for colour in ("red", "green", "blue")]
+    together = Policy.load(tiny_folder)
+    answers = together.infer([{**row, "command": command} for command in (*commands, commands[0])])
+
+    assert together.command_uses == (2, 3)  # the red one was the example's: two hits, and three encodings
+    for command, answer in zip(commands, answers, strict=False):
+        alone = Policy.load(tiny_folder).infer([{**row, "command": command}])[0]
+        np.testing.assert_allclose(actions(answer), actions(alone), atol=1e-6)
+
+
 def test_cache_of_commands_is_bounded(tiny_folder: Path, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vla_runtime.artifact.CACHED_COMMANDS", 2)
     policy = Policy.load(tiny_folder)
