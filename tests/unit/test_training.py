@@ -18,6 +18,7 @@ from vla.envs.commands import HELD_OUT, PHRASES
 from vla.models import ARCHITECTURES
 from vla.training import checkpoint
 from vla.training.batches import Batches
+from vla.training.distillation import Teacher
 from vla.training.imitation import describe, learning_rate, train
 from vla.training.settings import Settings
 from vla_runtime.actions import unnormalise
@@ -105,16 +106,40 @@ def test_checkpoint_round_trip(architecture, settings, tmp_path):
     assert config.architecture == architecture
     assert config.training["steps"] == 2
     stored = weights(tmp_path)
-    assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
     for name, value in model.state_dict().items():
-        assert value.dtype == torch.float32
-        assert torch.equal(value, stored[name].float())
+        assert value.dtype == (torch.float32 if stored[name].is_floating_point() else torch.int64)
+        assert torch.equal(value, stored[name].to(value.dtype))
     checkpoint.save(
         tmp_path / "again", config, model, batches(settings).example(), {"note": "copy"}, half=False
     )
     again, twin = checkpoint.load(tmp_path / "again")
     assert again == config
     assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_student_learns_from_its_teacher(settings, run, tmp_path):
+    alone = replace(settings, architecture="efficient", out=tmp_path / "alone", steps=2, validate_every=2)
+    taught = replace(alone, out=tmp_path / "taught", teacher=run)
+    train(alone)
+    train(taught)
+    learned = weights(tmp_path / "taught")
+    assert any(not torch.equal(value, learned[name]) for name, value in weights(tmp_path / "alone").items())
+    config, teacher = checkpoint.load(run)
+    batch = batches(settings).train(0, 3, 2)
+    mixed = Teacher(run, config, 0.25, "cpu").mix(batch)
+    with torch.inference_mode():
+        frames = [part.repeat_interleave(2, 0) for part in (batch.images, batch.state)]
+        command = teacher.encode_command(batch.input_ids, batch.attention_mask)
+        answer = teacher.act(frames[0], *command, frames[1], torch.zeros(6, 0, 0))["actions"]
+    torch.testing.assert_close(mixed.actions, 0.75 * batch.actions + 0.25 * answer)
+    assert mixed._replace(actions=batch.actions) == batch
+
+
+def test_teacher_that_acts_otherwise_is_refused(settings, run, tmp_path):
+    other = replace(settings, out=tmp_path, teacher=run, normalisation="mean_std")
+    with pytest.raises(SpecError, match="has another state than the student: train both alike"):
+        train(other)
 
 
 def test_checkpoint_says_where_it_comes_from(run, settings):
@@ -236,6 +261,7 @@ def test_learning_rate_rises_and_falls_to_zero():
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"counterfactual": 1.5}, "counterfactual must be from 0 to 1, got 1.5"),
+        ({"teacher_share": -0.5}, "teacher_share must be from 0 to 1, got -0.5"),
         ({"validation_share": 1.0}, "validation_share must be between 0 and 1, got 1.0"),
         ({"pretrained": "clip-vit"}, "pretrained is for the architecture clip, not command_attention"),
     ],

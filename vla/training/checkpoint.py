@@ -95,10 +95,8 @@ def save(
     """Write a checkpoint; `half` rounds the weights to float16."""
     folder.mkdir(parents=True, exist_ok=True)
     kind = torch.float16 if half else torch.float32
-    save_file(
-        {name: value.detach().cpu().to(kind).contiguous() for name, value in model.state_dict().items()},
-        folder / WEIGHTS,
-    )
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(_cast(weights, kind), folder / WEIGHTS)
     files = {camera.name: f"example.{camera.name}.png" for camera in config.cameras}
     for file, pixels in zip(files.values(), example.images, strict=True):
         Image.fromarray(pixels).save(folder / file)
@@ -133,7 +131,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise SpecError(f"{path.name} is missing in {path.parent}")
     try:
-        weights = {name: value.float() for name, value in load_file(path).items()}
-        model.load_state_dict(weights)
+        model.load_state_dict(_cast(load_file(path), torch.float32))
     except Exception as error:  # safetensors raises its own bare Exception, torch a RuntimeError
         raise SpecError(f"{path.name} does not fit the model of {CONFIG}: {error}") from error
+
+
+def _cast(weights: dict[str, torch.Tensor], kind: torch.dtype) -> dict[str, torch.Tensor]:
+    """Change the precision of what has one; counters stay as they are."""
+    return {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}

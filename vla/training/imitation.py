@@ -24,6 +24,7 @@ from vla.models import Batch, build, module_of
 from vla.training import checkpoint, provenance
 from vla.training.batches import Batches
 from vla.training.curve import draw
+from vla.training.distillation import Teacher
 from vla.training.progress import Point, Progress, plain, restore, store
 from vla.training.settings import Settings
 from vla_runtime import spec
@@ -115,10 +116,13 @@ def _optimise(settings: Settings, batches: Batches, model: Any, until: int) -> P
     progress = Progress(settings=_comparable(settings))
     if settings.resume:
         progress = restore(settings.out, progress.settings, model, optimiser)
+    teacher = None
+    if settings.teacher:
+        teacher = Teacher(settings.teacher, batches.config, settings.teacher_share, settings.device)
     begin_s, losses, error = time.monotonic() - progress.wall_s, [], float("nan")
     bar = tqdm(range(progress.step, until), initial=progress.step, total=settings.steps, unit="step")
     for step in bar:
-        losses.append(_step(settings, batches, model, optimiser, step))
+        losses.append(_step(settings, _draw(settings, batches, teacher, step), model, optimiser, step))
         if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
             loss, losses = sum(losses) / len(losses), []
             error = validate(batches, model, settings.device, *VALIDATION)
@@ -133,11 +137,16 @@ def _optimise(settings: Settings, batches: Batches, model: Any, until: int) -> P
     return progress
 
 
-def _step(settings: Settings, batches: Batches, model: Any, optimiser: AdamW, step: int) -> float:
-    """Make one optimiser step, which depends on nothing but the weights, the seed and its number."""
+def _draw(settings: Settings, batches: Batches, teacher: Teacher | None, step: int) -> Batch:
+    """Draw a step's batch and seed what is random in it: a step depends on its number and the weights alone."""
     torch.manual_seed(settings.seed * 1_000_003 + step)
-    model.train()
     batch = _to(batches.train(step, settings.batch, settings.commands), settings.device)
+    return teacher.mix(batch) if teacher else batch
+
+
+def _step(settings: Settings, batch: Batch, model: Any, optimiser: AdamW, step: int) -> float:
+    """Make one optimiser step."""
+    model.train()
     loss = torch.stack(list(model.loss(batch).values())).sum()
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(step, settings)

@@ -49,6 +49,10 @@ class Settings:
     device: str = "cpu"
     # Local folder of a pretrained CLIP checkpoint, for the architecture clip.
     pretrained: Path | None = None
+    # Folder of a trained policy's checkpoint, whose actions are mixed into the targets; None: no teacher.
+    teacher: Path | None = None
+    # The teacher's part in a target; the rest is the demonstration's.
+    teacher_share: float = 0.5
     # Write the weights in float16, half the size.
     half: bool = False
     # Continue the run in `out`, which must have the same settings, to the same weights.
@@ -60,6 +64,8 @@ class Settings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.counterfactual <= 1:
             raise ValueError(f"counterfactual must be from 0 to 1, got {self.counterfactual}")
+        if not 0 <= self.teacher_share <= 1:
+            raise ValueError(f"teacher_share must be from 0 to 1, got {self.teacher_share}")
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share}")
         if self.pretrained is not None and self.architecture != "clip":

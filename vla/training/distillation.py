@@ -1,0 +1,44 @@
+"""Distillation: a student learns from what a trained policy would do, beside what the demonstrations show."""
+
+from pathlib import Path
+
+import torch
+
+from vla.models import Batch
+from vla.training import checkpoint
+from vla_runtime.errors import SpecError
+
+
+class Teacher:
+    """A trained policy whose actions are mixed into a student's targets (Hinton et al. 2015)."""
+
+    def __init__(self, folder: Path, student: checkpoint.Config, share: float, device: str) -> None:
+        """Load the teacher.
+
+        Args:
+            folder: its checkpoint
+            student: what the student will be
+            share: the teacher's part in a target, from 0 to 1
+            device: where it computes
+
+        Raises:
+            SpecError: the checkpoint is incomplete, or sees, feels, reads or acts otherwise than the student.
+        """
+        config, model = checkpoint.load(folder)
+        for part in ("cameras", "tokenizer", "state", "action"):
+            if getattr(config, part) != getattr(student, part):
+                raise SpecError(f"the teacher {folder} has another {part} than the student: train both alike")
+        self._model, self._share = model.to(device), share
+
+    @torch.no_grad()
+    def mix(self, batch: Batch) -> Batch:
+        """Return the batch with the teacher's part in its actions; it looks at a frame once a command."""
+        model, told = self._model, batch.commands_per_frame
+        command, mask = model.encode_command(batch.input_ids, batch.attention_mask)
+        answers = torch.empty_like(batch.actions)
+        for row in range(told):
+            rows = slice(row, None, told)
+            noise = torch.randn_like(batch.actions[rows])
+            answer = model.act(batch.images, command[rows], mask[rows], batch.state, noise)
+            answers[rows] = answer["actions"]
+        return batch._replace(actions=torch.lerp(batch.actions, answers, self._share))
