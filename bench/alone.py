@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from bench.load import Latency
-from vla_runtime.artifact import Inputs
 from vla_runtime.observation import Row, decode
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.preprocessing import decoded, picture
+from vla_runtime.staging import Inputs
 
 T = TypeVar("T")
 

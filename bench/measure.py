@@ -40,7 +40,7 @@ class Depth:
     pictures: int
 
 
-FULL = Depth(6.0, 2.0, (1, 2, 4, 8, 16, 32, 64), (0.25, 0.5, 0.75, 0.9), 3, images.KINDS, 512)
+FULL = Depth(5.0, 1.0, (1, 2, 4, 8, 16, 32, 64), (0.25, 0.5, 0.75, 0.9), 3, images.KINDS, 512)
 QUICK = Depth(1.0, 0.2, (1, 8), (0.5,), 1, images.KINDS[:1], 64)
 
 

@@ -12,6 +12,8 @@ CONFIG = "model-config.yaml"
 
 # The earliest time that a zip file can state: an archive must not depend on when it was made.
 EPOCH = (1980, 1, 1, 0, 0, 0)
+# Larger files are stored as they are [bytes].
+STORED_FROM = 32 << 20
 
 
 def model_config(largest_batch: int, workers: int) -> bytes:
@@ -49,7 +51,9 @@ def write(folder: Path, name: str, version: str, config: bytes, target: Path) ->
     partial = target.with_suffix(".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, data in sorted(contents.items()):
-            archive.writestr(zipfile.ZipInfo(path, EPOCH), data, zipfile.ZIP_DEFLATED)
+            # Weights hardly shrink, and take a minute a gigabyte to try.
+            kind = zipfile.ZIP_STORED if len(data) > STORED_FROM else zipfile.ZIP_DEFLATED
+            archive.writestr(zipfile.ZipInfo(path, EPOCH), data, kind)
     partial.replace(target)
 
 
