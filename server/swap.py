@@ -77,13 +77,24 @@ class Swap:
         answer = requests.post(f"{self.management_url}/models", params=query, timeout=self.timeout_s)
         _require_ok(answer, f"registering {self.new.path.name}")
         _say(f"registered {self.model} {self.new.version}; waiting for its workers")
+        self._wait_loaded(workers)
+
+    def _wait_loaded(self, workers: int) -> None:
+        """Return when all workers are READY; one that died while it loaded comes back as another process."""
         deadline = time.monotonic() + self.timeout_s
+        processes: dict[str, set[int]] = {}
         while time.monotonic() < deadline:
-            states = [worker["status"] for worker in self._describe(f"/{self.new.version}")["workers"]]
-            if len(states) >= workers and set(states) == {"READY"}:
+            found = self._describe(f"/{self.new.version}")["workers"]
+            if len(found) >= workers and {worker["status"] for worker in found} == {"READY"}:
                 return
-            if {"WORKER_ERROR", "WORKER_STOPPED"} & set(states):
-                raise SwapError(f"a worker of {self.model} {self.new.version} failed to load; see the log")
+            for worker in found:
+                seen = processes.setdefault(worker["id"], set())
+                if worker["pid"] > 0:
+                    seen.add(worker["pid"])
+                if len(seen) > 1:
+                    raise SwapError(
+                        f"a worker of {self.model} {self.new.version} failed to load; see the log"
+                    )
             time.sleep(0.2)
         raise SwapError(f"no worker of {self.model} {self.new.version} was ready within {self.timeout_s:g} s")
 
