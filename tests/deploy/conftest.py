@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from replicas import Running, proxy, replica, write_version
 
-
 LUA = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")
 
 
