@@ -13,11 +13,12 @@ from vla.models.spatial import multilayer
 class Attention(nn.Module):
     """Scaled dot-product attention of several heads (Vaswani et al. 2017)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, sharpness: float = 1.0) -> None:
+        """Make the layers; `sharpness` multiplies the scores, from which softmax makes weights."""
         super().__init__()
         if width % heads:
             raise ValueError(f"width must be a multiple of the heads, got {width} and {heads}")
-        self.heads = heads
+        self.heads, self.scale = heads, sharpness * (width // heads) ** -0.5
         self.ask = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -39,7 +40,7 @@ class Attention(nn.Module):
             self.key(context),
             self._split(self.value(context)),
         )
-        scores = asked @ self._split(keys).transpose(-1, -2) * asked.shape[-1] ** -0.5
+        scores = asked @ self._split(keys).transpose(-1, -2) * self.scale
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None], -1e9)
         weights = torch.softmax(scores, dim=-1)
@@ -69,9 +70,9 @@ class SelfBlock(nn.Module):
 class CrossBlock(nn.Module):
     """As `SelfBlock`, but the tokens read another sequence."""
 
-    def __init__(self, width: int, heads: int, inner: int) -> None:
+    def __init__(self, width: int, heads: int, inner: int, sharpness: float = 1.0) -> None:
         super().__init__()
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, sharpness)
         self.before = nn.LayerNorm(width)
         self.before_context = nn.LayerNorm(width)
         self.between = nn.LayerNorm(width)

@@ -23,6 +23,8 @@ from vla.models.vision import convolutions, edge_of, to_cells
 from vla_runtime.spec import Extra
 
 STRIDE = 8
+# Factor of the scores of words and cells. From the flat start of the usual scale, grounding takes far longer.
+SHARPNESS = 8.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Model(nn.Module):
             heads=heads,
             inner=inner,
         )
-        self.words_read = CrossBlock(width, heads, inner)
+        self.words_read = CrossBlock(width, heads, inner, SHARPNESS)
         self.cells_read = CrossBlock(width, heads, inner)
         self.summary = Summary(width)
         self.values = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.features))

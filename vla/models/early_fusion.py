@@ -7,7 +7,7 @@ pools the picture to one vector, often by taking `backbone.fc` off a network who
 already, and concatenates that: where a thing was is gone before the command is read.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -81,13 +81,13 @@ class Model(nn.Module):
     """See `vla.models` for the signature; Lc is 1: the command's vector.
 
     Raises:
-        ValueError: the pictures' size is no multiple of the tower's stride.
-        OSError: the checkpoint's folder is missing or holds no ResNet.
+        ValueError: the pictures' size is no multiple of the tower's stride, or the checkpoint does not fit.
+        OSError: the checkpoint's folder is missing or holds no model.
     """
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
-        self.config, self.sizes = config, sizes
+        self.config, self.sizes = replace(config, checkpoint=None), sizes
         channels, stride, width = config.channels, 8, config.width
         if config.backbone == "resnet":
             self.tower = ResNet(config.channels, config.depth, config.checkpoint)
@@ -104,7 +104,10 @@ class Model(nn.Module):
         for _ in range(config.joint):
             joint += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
         self.joint = nn.Sequential(*joint)
+        self.normalise = nn.LayerNorm(width)
         self.keypoints = nn.Linear(width, config.keypoints)
+        # Sharp from the start: keypoints that lie in the middle whatever is said have nothing to learn from.
+        nn.init.normal_(self.keypoints.weight)
         self.values = nn.Linear(width, config.features)
         self.centres: Tensor
         self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)
@@ -154,6 +157,7 @@ class Model(nn.Module):
         cells = functional.relu(cells + self.join_command(command)[:, None, None])  # [B * K, C, P, width]
         planes = cells.flatten(0, 1).transpose(1, 2).unflatten(-1, (self.edge, self.edge))
         joint = self.joint(planes).flatten(2).transpose(1, 2).unflatten(0, (-1, self.sizes.cameras))
+        joint = self.normalise(joint)
         looks = torch.softmax(self.keypoints(joint), dim=2).transpose(-1, -2)
         return torch.cat([looks @ self.centres, looks @ self.values(joint)], dim=-1).flatten(1), looks
 

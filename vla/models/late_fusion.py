@@ -7,7 +7,7 @@ numbers that are the same for every command and adds pooled features: such weigh
 meant. Here the weights are made from the command, one for each slot, and the slots keep their positions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -67,13 +67,13 @@ class Model(nn.Module):
     """See `vla.models` for the signature; Lc is 1: the command's vector.
 
     Raises:
-        ValueError: the pictures' size is no multiple of the tower's stride.
-        OSError: the checkpoint's folder is missing or holds no ResNet.
+        ValueError: the pictures' size is no multiple of the tower's stride, or the checkpoint does not fit.
+        OSError: the checkpoint's folder is missing or holds no model.
     """
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
-        self.config, self.sizes = config, sizes
+        self.config, self.sizes = replace(config, checkpoint=None), sizes
         channels, stride = config.channels, 4
         if config.backbone == "resnet":
             self.tower = ResNet(config.channels, config.depth, config.checkpoint)
@@ -83,7 +83,10 @@ class Model(nn.Module):
         self.edge = edge_of(sizes.image_size, stride)
         encoder = Lstm if config.language == "lstm" else MeanWords
         self.language = encoder(sizes.vocabulary, config.word_width)
+        self.normalise = nn.LayerNorm(channels)
         self.slots = nn.Linear(channels, config.slots)
+        # Sharp from the start: slots that look everywhere all report the same, and cannot be told apart.
+        nn.init.normal_(self.slots.weight)
         slots = sizes.cameras * config.slots
         self.weigh = multilayer(config.word_width, 2 * config.word_width, 1, config.heads * slots)
         self.centres: Tensor
@@ -124,7 +127,7 @@ class Model(nn.Module):
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the slots, float32 [B, C * slots, 2 + channels], and where each looks, [B, C, slots, P]."""
         cells = to_cells(self.tower, images)
-        looks = torch.softmax(self.slots(cells), dim=2).transpose(-1, -2)
+        looks = torch.softmax(self.slots(self.normalise(cells)), dim=2).transpose(-1, -2)
         return torch.cat([looks @ self.centres, looks @ cells], dim=-1).flatten(1, 2), looks
 
     def _weights(self, command: Tensor) -> Tensor:

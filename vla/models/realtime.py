@@ -1,13 +1,12 @@
 """The cheapest policy a frame: the first layers of MobileNetV2, an LSTM over the words, a direct action head.
 
-The LSTM runs once a command and is cached by the server, so that a frame costs no more than the first eighth
-of MobileNetV2 (Sandler et al. 2018; cut at stride 8), a handful of dot products and a small perceptron.
-Queries that the command makes attend over the map, because the pooled features of the usual sketch lose
-where a thing is; it also runs its LSTM with every frame, and takes the state after the padding for the
-command's.
+The LSTM runs once a command and is cached by the server, so that a frame costs the layers of MobileNetV2
+(Sandler et al. 2018) up to stride 8, a handful of dot products and a small perceptron. Queries that the
+command makes attend over the map, because the pooled features of the usual sketch lose where a thing is; it
+also runs its LSTM with every frame, and takes the LSTM's state after the padding for the command's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -26,6 +25,8 @@ class Config:
 
     # Scales MobileNetV2's channels; 1 is the published size.
     multiplier: float = 0.35
+    # Its inverted residuals, 3 to 5: up to the first or the last of stride 8.
+    blocks: int = 3
     # Local folder of a pretrained MobileNetV2 as transformers saves it; None: fresh weights.
     checkpoint: str | None = None
     # Width and layers of the LSTM, and width of the attention.
@@ -46,22 +47,22 @@ class Config:
     @classmethod
     def base(cls) -> Self:
         """MobileNetV2's published width, for which pretrained weights exist, under an LSTM of width 256."""
-        return cls(multiplier=1.0, word_width=256, queries=8, features=32, hidden=256)
+        return cls(multiplier=1.0, blocks=5, word_width=256, queries=8, features=32, hidden=256)
 
 
 class Model(nn.Module):
     """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the command's vector.
 
     Raises:
-        ValueError: the pictures' size is no multiple of the tower's stride.
-        OSError: the checkpoint's folder is missing or holds no MobileNetV2.
+        ValueError: the pictures' size is no multiple of the tower's stride, or the checkpoint does not fit.
+        OSError: the checkpoint's folder is missing or holds no model.
     """
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
-        self.config, self.sizes = config, sizes
+        self.config, self.sizes = replace(config, checkpoint=None), sizes
         width = config.word_width
-        self.tower = MobileNet(config.multiplier, config.checkpoint)
+        self.tower = MobileNet(config.multiplier, config.blocks, config.checkpoint)
         self.edge = edge_of(sizes.image_size, self.tower.stride)
         self.language = Lstm(sizes.vocabulary, width, config.lstm_layers)
         self.ask = multilayer(width, 2 * width, 1, config.queries * width)

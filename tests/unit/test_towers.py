@@ -1,0 +1,166 @@
+"""What architectures share: towers that stay maps, encoders that ignore padding, attention that sums to 1."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+from transformers import MobileNetV2Config, MobileNetV2Model, ResNetConfig, ResNetModel
+
+from vla.models import Sizes, build, module_of
+from vla.models.blocks import Attention, CrossBlock
+from vla.models.language import Lstm, MeanWords, Summary, WordTokens
+from vla.models.vision import MOMENTUM, MobileNet, ResNet, convolutions, to_cells
+
+SIZES = Sizes(cameras=2, image_size=64, context_length=16, vocabulary=60, state=4, horizon=3, action=2)
+RESNET = {"hidden_sizes": [4, 8, 16, 32], "embedding_size": 4, "depths": [2, 2, 2, 2], "layer_type": "basic"}
+
+
+@pytest.mark.parametrize(
+    ("tower", "channels", "edge"),
+    [
+        (convolutions(8, 4, 1), 8, 16),
+        (convolutions(8, 8, 1), 8, 8),
+        (ResNet(4, 1, None), 4, 16),
+        (ResNet(4, 3, None), 16, 4),
+        (MobileNet(0.2, 3, None), 8, 8),
+    ],
+)
+def test_cells_keep_their_place(tower, channels, edge):
+    cells = to_cells(tower.eval(), torch.zeros(2, 3, 3, 64, 64))
+    assert cells.shape == (2, 3, edge * edge, channels)
+    if not isinstance(tower, nn.Sequential):
+        assert (tower.channels, tower.stride) == (channels, 64 // edge)
+    if edge < 8:  # whose cells see most of so small a picture
+        return
+    picture = torch.zeros(1, 1, 3, 64, 64)
+    picture[..., 40:44, 20:24] = 3.0  # something small, left of and below the middle
+    with torch.inference_mode():
+        changed = (to_cells(tower, picture) - to_cells(tower, torch.zeros_like(picture))).abs().sum(-1)
+    places = changed[0, 0].unflatten(0, (edge, edge)) / changed.sum()
+    centre = (torch.arange(edge) + 0.5) * 64 / edge
+    assert abs(float(places.sum(1) @ centre) - 42) < 6
+    assert abs(float(places.sum(0) @ centre) - 22) < 6
+
+
+@pytest.mark.parametrize("make", [lambda: convolutions(8, 16, 1), lambda: MobileNet(1.0, 6, None)])
+def test_a_coarser_tower_is_refused(make):
+    with pytest.raises(ValueError, match="must be"):
+        make()
+
+
+def test_running_statistics_are_those_of_many_batches():
+    tower = MobileNet(0.2, 3, None)
+    momenta = {module.momentum for module in tower.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert momenta == {MOMENTUM}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "original", "options"),
+    [
+        ("early_fusion", ResNetModel(ResNetConfig(**RESNET)), {"backbone": "resnet", "channels": 4}),
+        ("late_fusion", ResNetModel(ResNetConfig(**RESNET)), {"backbone": "resnet", "channels": 4}),
+        ("realtime", MobileNetV2Model(MobileNetV2Config(depth_multiplier=0.2)), {"multiplier": 0.2}),
+    ],
+)
+def test_a_tower_takes_a_local_checkpoint(tmp_path, architecture, original, options):
+    original.save_pretrained(tmp_path)
+    config = asdict(module_of(architecture).Config.tiny()) | options | {"checkpoint": str(tmp_path)}
+    model = build(architecture, config, SIZES)
+    theirs, mine = original.state_dict(), model.tower.state_dict()
+    first = "embedder.embedder" if "resnet" in options.values() else "conv_stem.first_conv"
+    name = f"{first}.convolution.weight"
+    torch.testing.assert_close(mine[name.replace("conv_stem", "stem")], theirs[name])
+    # The configuration makes the same model again when the folder is gone.
+    assert model.config.checkpoint is None
+    build(architecture, asdict(model.config), SIZES).load_state_dict(model.state_dict())
+    wrong = {"channels": 8} if "channels" in options else {"multiplier": 1.0}
+    with pytest.raises(ValueError, match="does not fit a"):
+        build(architecture, config | wrong, SIZES)
+    with pytest.raises(OSError, match="nowhere"):
+        build(architecture, config | {"checkpoint": str(tmp_path / "nowhere")}, SIZES)
+
+
+@pytest.mark.parametrize("make", [MeanWords, Lstm])
+def test_a_sentence_does_not_read_its_padding(make):
+    torch.manual_seed(0)
+    encoder = make(60, 8).eval()
+    nn.init.normal_(encoder.table.weight)
+    ids, mask = torch.randint(0, 60, (3, 9)), (torch.arange(9) < torch.tensor([[3], [5], [7]])).long()
+    with torch.inference_mode():
+        expected = encoder(ids, mask)
+        torch.testing.assert_close(encoder(torch.where(mask.bool(), ids, 5), mask), expected)
+        torch.testing.assert_close(encoder(ids[:, :7], mask[:, :7]), expected)
+        assert (expected[0] - encoder(ids.flip(1), mask)[0]).abs().max() > 0.01
+
+
+def test_words_know_their_order():
+    torch.manual_seed(0)
+    encoder = WordTokens(60, 16, 8, layers=1, heads=2, inner=16).eval()
+    nn.init.normal_(encoder.table.weight)
+    ids, mask = torch.arange(4)[None], torch.ones(1, 4, dtype=torch.int64)
+    with torch.inference_mode():
+        there, back = encoder(ids, mask), encoder(ids.flip(1), mask).flip(1)
+    assert (there - back).abs().max() > 1e-3
+
+
+def test_attention_sums_to_one_over_what_is_not_masked():
+    torch.manual_seed(0)
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+    _, weights = Attention(8, 2)(torch.randn(2, 5, 8), torch.randn(2, 3, 8), mask)
+    assert weights.shape == (2, 2, 5, 3)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 5))
+    assert not weights[0, :, :, 1].any()
+    tokens, weights = CrossBlock(8, 2, 16)(torch.randn(2, 5, 8), torch.randn(2, 3, 8))
+    assert (tokens.shape, weights.shape) == ((2, 5, 8), (2, 2, 5, 3))
+    with pytest.raises(ValueError, match="width must be a multiple of the heads, got 9 and 2"):
+        Attention(9, 2)
+
+
+def test_a_summary_ignores_masked_tokens_even_if_they_are_not_finite():
+    tokens, mask = torch.randn(1, 3, 4), torch.tensor([[True, True, False]])
+    summary = Summary(4)
+    expected, weights = summary(tokens, mask)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1))
+    assert weights[0, 2] == 0
+    torch.testing.assert_close(summary(tokens[:, :2], mask[:, :2])[0], expected)
+
+
+@pytest.fixture
+def ask():
+    """Ask a tiny model two random observations."""
+
+    def answer(architecture: str):
+        torch.manual_seed(0)
+        model = build(architecture, asdict(module_of(architecture).Config.tiny()), SIZES).eval()
+        nn.init.normal_(model.text.table.weight)
+        mask = (torch.arange(16) < torch.tensor([[3], [9]])).long()
+        with torch.inference_mode():
+            command = model.encode_command(torch.randint(0, 60, (2, 16)), mask)
+            images, state = torch.randn(2, 2, 3, 64, 64), torch.randn(2, 4)
+            return model.act(images, *command, state, torch.zeros(2, 0, 0)), mask.bool()
+
+    return answer
+
+
+def test_cross_modal_returns_its_attention_over_the_words(ask):
+    answer, mask = ask("cross_modal")
+    torch.testing.assert_close(answer["word_attention"].sum(1), torch.ones(2))
+    assert not answer["word_attention"][~mask].any()
+    assert (answer["word_attention"][mask] > 0).all()
+
+
+def test_unified_is_surer_where_its_scale_is_small(ask):
+    answer, _ = ask("unified")
+    assert answer["scale"].shape == answer["actions"].shape
+    assert (answer["scale"] > 0).all()
+    chunks = torch.distributions.Normal(answer["actions"], answer["scale"])
+    near = chunks.cdf(answer["actions"] + 0.2) - chunks.cdf(answer["actions"] - 0.2)
+    torch.testing.assert_close(answer["confidence"], near.mean((1, 2)))
+    assert ((answer["confidence"] > 0) & (answer["confidence"] < 1)).all()
+
+
+@pytest.mark.parametrize("architecture", ["cross_modal", "unified"])
+def test_further_outputs_are_declared(ask, architecture):
+    known = {"actions", "attention", "confidence"}
+    assert set(ask(architecture)[0]) - known == set(module_of(architecture).Model.extras)
