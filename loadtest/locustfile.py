@@ -30,8 +30,6 @@ from loadtest.contract import Contract, fetch, read
 from loadtest.fleet import DRIFT, Fleet, connection_class, error_of, judge_answer
 from loadtest.samples import OK, WRONG, Sample
 
-# How much more of the CPU the generator gets than the server on the same host: robots have CPUs of their own.
-PRIORITY = -10
 # How many deadlines a client waits for an answer, at least 2 s.
 PATIENCE = 5
 
@@ -213,8 +211,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 @events.init.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     options: Any = environment.parsed_options
     description = (
         read(Path(options.policy)) if options.policy else fetch(options.management_url, options.model)
@@ -227,6 +223,10 @@ def _prepare(environment: Environment, **_: Any) -> None:
     for user in environment.user_classes:
         if issubclass(user, PolicyUser):
             fleet.pictures(user.sizes)
+    # Robots have CPUs of their own: where the system lets it, this process goes before the server's. Niceness
+    # would not do it: Linux applies that inside a session only, and the server has its own.
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     gevent.spawn(fleet.listen)
 
 
