@@ -71,11 +71,11 @@ class Batch:
         return module.act(self.images, command, command_mask, self.state, self.noise)
 
     def calls(self, module: Any) -> dict[str, tuple[torch.Tensor, ...]]:
-        """Return the arguments of both methods, the encoded commands among them."""
+        """Return the arguments of both methods, contiguous, the encoded commands among them."""
         command, command_mask = module.encode_command(self.ids, self.mask)
         return {
             "encode_command": (self.ids, self.mask),
-            "act": (self.images, command, command_mask, self.state, self.noise),
+            "act": (self.images, command.contiguous(), command_mask.contiguous(), self.state, self.noise),
         }
 
 
