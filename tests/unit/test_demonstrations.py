@@ -1,5 +1,6 @@
 """Collecting, loading and summarising demonstrations, on the real simulator."""
 
+import itertools
 import json
 import re
 import shutil
@@ -81,7 +82,7 @@ def test_a_reached_goal_is_followed_by_another_and_a_push_is_the_last() -> None:
         episode = demonstrate(index, seed=1, horizon=1, image_size=32)
         goals = [GOALS[goal] for goal in episode.goal]
         assert goals[0] == GOALS[index]
-        changes = [here for here, after in zip(goals, goals[1:], strict=False) if here != after]
+        changes = [here for here, after in itertools.pairwise(goals) if here != after]
         assert all(goal.task != "push" for goal in changes)
         assert len(goals) == EPISODE_FRAMES or goals[-1].task == "push"
 
