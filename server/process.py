@@ -32,8 +32,8 @@ PORTS = ("inference", "management", "metrics", "gRPC inference", "gRPC managemen
 # Printed by TorchServe whenever a worker ended, whatever ended it.
 WORKER_ENDED = "Retry worker: "
 LOG_LINES = 500
-# For the workers, unless the environment says otherwise. OpenMP's threads wait for each other by spinning; where
-# the front end wants the same cores, that was measured to cost up to 40 times the computation itself.
+# For the workers, unless the environment says otherwise. OpenMP's threads wait for each other by spinning;
+# where the front end wants the same cores, that was measured to cost up to 40 times the computation.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 STOP_TIMEOUT_S = 20.0
 
