@@ -20,6 +20,8 @@ from loadtest.tiers import Scenario, Tier, TierError
 
 STATUS = {"kept": 0, "missed": 1, "not judged": 3}
 NOTHING_JUDGED = 3
+# What other programs may take of the server's host without being mentioned [cores].
+QUIET_CORES = 0.1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +59,7 @@ def table(name: str, result: Result) -> str:
     lines += [
         f"  {count:6} {error}: {judgement.examples[error]}" for error, count in judgement.errors.items()
     ]
-    return "\n".join([*lines, *judgement.doubts, conclusion(name, result.tier, judgement)])
+    return "\n".join([*lines, *judgement.doubts, conclusion(name, result.tier, judgement) + _company(result)])
 
 
 def conclusion(name: str, tier: Tier, judgement: Judgement) -> str:
@@ -73,18 +75,20 @@ def conclusion(name: str, tier: Tier, judgement: Judgement) -> str:
 
 def _find(options: argparse.Namespace, tier: Tier, target: Target, description: dict[str, object]) -> int:
     tier = msgspec.structs.replace(tier, duration_s=options.trial_s)
+    # The first run leaves the server warm.
+    warm = msgspec.structs.replace(tier, warm_up_s=min(tier.warm_up_s, 2.0))
     results: list[Result] = []
 
     def trial(robots: int) -> search.Trial:
-        trial_tier = msgspec.structs.replace(tier, robots=robots)
+        trial_tier = msgspec.structs.replace(warm if results else tier, robots=robots)
         seed = options.seed + len(results)
         results.append(
             run(target, trial_tier, description, generators=options.generators, seed=seed, say=_say)
         )
         summary = search.summarise(results[-1])
         latency = "no right answer" if summary.latency_ms is None else f"{summary.latency_ms:.1f} ms"
-        missed = ", ".join(summary.missed)
-        _say(f"  {summary.verdict}: {next(iter(tier.latency_ms))} {latency} {missed}".rstrip())
+        missed, name = ", ".join(summary.missed), next(iter(tier.latency_ms))
+        _say(f"  {summary.verdict}: {name} {latency} {missed}".rstrip() + _company(results[-1]))
         return summary
 
     capacity = search.find(trial, tier.robots, options.max_robots)
@@ -92,6 +96,12 @@ def _find(options: argparse.Namespace, tier: Tier, target: Target, description: 
     shown = next((r for r in reversed(results) if r.tier.robots == capacity.robots), results[-1])
     _write(options, report.of_run(options.tier, target, description, shown, capacity))
     return 0 if capacity.robots else 1
+
+
+def _company(result: Result) -> str:
+    """Say how busy other programs kept the server's host, where they did."""
+    cores = result.bystanders or 0.0
+    return f" (other programs took {cores:.1f} cores)" if cores > QUIET_CORES else ""
 
 
 def _write(options: argparse.Namespace, written: report.Report) -> None:

@@ -128,7 +128,9 @@ def _generator(report: "Report") -> str:
     g = report.generator
     return (
         f"<h2>The load generator</h2><p>{escape(g.host)}: {g.cpu:.0%} of a core; "
-        f"99 % of its requests were sent at most {g.lag_p99_ms:.1f} ms late.</p>"
+        f"99 % of its requests were sent at most {g.lag_p99_ms:.1f} ms late."
+        + ("" if g.bystanders is None else f" Other programs took {g.bystanders:.1f} cores meanwhile.")
+        + "</p>"
     )
 
 

@@ -52,6 +52,8 @@ class Generator(msgspec.Struct, frozen=True):
     cpu: float
     # 99th percentile of how late requests were sent [ms].
     lag_p99_ms: float
+    # Cores that other programs took on this host; None where the server is on another one.
+    bystanders: float | None
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -153,4 +155,5 @@ def _generator(result: Result, robots: list[Sample]) -> Generator:
         host=f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores",
         cpu=sum(beats) / len(beats) if beats else 0.0,
         lag_p99_ms=percentile((sample.lag_ms for sample in robots), 99) if robots else 0.0,
+        bystanders=result.bystanders,
     )

@@ -52,6 +52,8 @@ class Result(msgspec.Struct, frozen=True):
     recording: Recording
     memory: list[Reading]
     server: ServerNumbers | None
+    # Cores that other programs on the server's host took; None where it is another host.
+    bystanders: float | None
     judgement: Judgement
 
     @property
@@ -98,9 +100,8 @@ def run(
             recording = samples.read(folder.glob("*.samples"))
         except ValueError as error:
             raise RunFailed(str(error)) from error
-    return Result(
-        tier, recording, watch.readings, watch.numbers, judge(recording, tier, _judged(watch.readings))
-    )
+    judgement = judge(recording, tier, _judged(watch.readings))
+    return Result(tier, recording, watch.readings, watch.numbers, watch.bystanders, judgement)
 
 
 def _judged(readings: list[Reading]) -> list[float]:

@@ -12,6 +12,8 @@ import msgspec
 import psutil
 import requests
 
+from loadtest.host import Bystanders
+
 PERIOD_S = 1.0
 TIMEOUT_S = 5.0
 
@@ -107,8 +109,14 @@ class Watch:
         self._same_host = same_host
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._read_all, daemon=True)
+        self._bystanders: float | None = None
         self._before: Metrics | None = None
         self._after: Metrics | None = None
+
+    @property
+    def bystanders(self) -> float | None:
+        """Cores that other programs took meanwhile; None where the server is on another host."""
+        return self._bystanders
 
     @property
     def numbers(self) -> ServerNumbers | None:
@@ -125,6 +133,7 @@ class Watch:
         self._thread.join()
 
     def _read_all(self) -> None:
+        counted = Bystanders(self._workers()) if self._same_host else None
         while not self._over.is_set():
             if (metrics := self._metrics()) is not None:
                 self._after = metrics
@@ -133,6 +142,7 @@ class Watch:
             if reading:
                 self.readings.append(reading)
             self._over.wait(PERIOD_S)
+            self._bystanders = counted.cores() if counted else None
         self._after = self._metrics() or self._after
 
     def _metrics(self) -> Metrics | None:
@@ -144,14 +154,21 @@ class Watch:
 
     def _local(self) -> Reading | None:
         """Read the workers' processes; None when the server does not say which, or they are not here."""
+        workers = self._workers()
+        try:
+            resident = sum(psutil.Process(pid).memory_info().rss for pid in workers)
+        except psutil.Error:
+            return None
+        accelerator = accelerator_bytes() if any(workers.values()) else None
+        return Reading(time.time(), resident, accelerator) if workers else None
+
+    def _workers(self) -> dict[int, bool]:
+        """Return the workers' process ids, and whether each has an accelerator."""
         try:
             workers = requests.get(self._describe, timeout=TIMEOUT_S).json()[0]["workers"]
-            pids = [worker["pid"] for worker in workers if worker["pid"] > 0]
-            resident = sum(psutil.Process(pid).memory_info().rss for pid in pids)
-        except (requests.RequestException, ValueError, KeyError, psutil.Error):
-            return None
-        accelerator = accelerator_bytes() if any(worker["gpu"] for worker in workers) else None
-        return Reading(time.time(), resident, accelerator) if pids else None
+            return {worker["pid"]: worker["gpu"] for worker in workers if worker["pid"] > 0}
+        except (requests.RequestException, ValueError, KeyError):
+            return {}
 
 
 def accelerator_bytes() -> float | None:
