@@ -4,6 +4,10 @@ The towers are transformers' `CLIPTextModel` and `CLIPVisionModel`, with fresh w
 checkpoint. Queries made from the command's end token attend over the image patches; where they look (soft
 arg-max, Levine et al. 2016), a few features of what they see, the state and the command's tokens decide the
 actions. The read-out is narrow on purpose: a decoder over pooled features learns its demonstrations by heart.
+
+It returns no similarity of image and command as a confidence. Every block is in every picture, so that every
+command fits and CLIP's contrast has nothing to tell apart; and trained for actions alone, the features of the
+two towers share no scale on which a cosine would mean a chance of success.
 """
 
 from dataclasses import dataclass
