@@ -34,9 +34,9 @@ class Config:
     queries: int = 4
     keypoints: int = 8
     # Width, heads, perceptrons and blocks of the denoiser.
-    width: int = 128
+    width: int = 64
     heads: int = 4
-    inner: int = 256
+    inner: int = 128
     layers: int = 2
     # Noise levels in training, and steps of the sampler.
     levels: int = 100
@@ -74,6 +74,7 @@ class Config:
             queries=8,
             keypoints=16,
             width=256,
+            heads=4,
             inner=1024,
             layers=8,
             steps=16,

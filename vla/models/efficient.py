@@ -28,7 +28,9 @@ class Config:
     """Sizes of the model."""
 
     # Scales MobileNetV2's channels; 1 as published.
-    multiplier: float = 0.5
+    multiplier: float = 0.35
+    # Its inverted residuals, 3 to 5: up to the first or the last of stride 8.
+    blocks: int = 4
     # Local folder of a pretrained MobileNetV2 as transformers saves it; None: fresh weights.
     checkpoint: str | None = None
     # DistilBERT's width, layers, heads and perceptrons.
@@ -64,6 +66,7 @@ class Config:
         """MobileNetV2 and DistilBERT of the published sizes."""
         return cls(
             multiplier=1.0,
+            blocks=5,
             text_width=768,
             text_layers=6,
             text_heads=12,
@@ -78,19 +81,16 @@ class Model(nn.Module):
     """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
 
     Raises:
-        ValueError: the pictures' size is no multiple of the tower's stride.
-        OSError: the checkpoint's folder is missing or holds no MobileNetV2.
-        RuntimeError: the checkpoint is of another multiplier.
+        ValueError: the pictures' size is no multiple of the tower's stride, or the checkpoint does not fit.
+        OSError: the checkpoint's folder is missing or holds no model.
     """
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = replace(config, checkpoint=None), sizes
         width = config.text_width
-        self.tower = MobileNet(config.multiplier, None)
-        if config.checkpoint:
-            self.tower.load_state_dict(MobileNet(config.multiplier, config.checkpoint).state_dict())
-        else:
+        self.tower = MobileNet(config.multiplier, config.blocks, config.checkpoint)
+        if config.checkpoint is None:
             restart(self.tower)
         self.edge = edge_of(sizes.image_size, self.tower.stride)
         self.text = DistilBert(

@@ -38,9 +38,9 @@ class Config:
     queries: int = 4
     keypoints: int = 8
     # Width, heads, perceptrons and blocks of the action expert.
-    width: int = 96
+    width: int = 64
     heads: int = 4
-    inner: int = 192
+    inner: int = 128
     layers: int = 2
     # Euler steps from noise to actions.
     steps: int = 5

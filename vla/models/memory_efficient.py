@@ -34,7 +34,7 @@ class Config:
     """Sizes of the model."""
 
     # Scales EfficientNet-B0's channels; 1 as published.
-    multiplier: float = 0.5
+    multiplier: float = 0.35
     # How many of its seven stages; 3 end at stride 8, 5 at stride 16.
     stages: int = 3
     # Local folder of a pretrained EfficientNet-B0 as transformers saves it; None: fresh weights.
@@ -93,9 +93,8 @@ class Model(nn.Module):
     """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
 
     Raises:
-        ValueError: the pictures' size is no multiple of the tower's stride.
-        OSError: the checkpoint's folder is missing or holds no EfficientNet.
-        RuntimeError: the checkpoint is of another multiplier.
+        ValueError: the pictures' size is no multiple of the tower's stride, or the checkpoint does not fit.
+        OSError: the checkpoint's folder is missing or holds no model.
     """
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
@@ -171,13 +170,10 @@ class EfficientNet(nn.Module):
         self.recompute = config.recompute
         values = {"depth_coefficient": 1.0, "hidden_dim": 1280, "drop_connect_rate": 0.0}
         whole = EfficientNetModel(EfficientNetConfig(width_coefficient=config.multiplier, **values))
-        if config.checkpoint:
-            other = EfficientNetModel.from_pretrained(
-                config.checkpoint, local_files_only=True, dtype=torch.float32
-            )
-            whole.load_state_dict(other.state_dict())
-        else:
+        if config.checkpoint is None:
             restart(whole)
+        else:
+            _load(whole, config.checkpoint)
         self.stem, self.blocks = whole.embeddings, whole.encoder.blocks[: sum(BLOCKS[: config.stages])]
         self.channels = self.blocks[-1].projection.project_conv.out_channels
         for module in self.modules():
@@ -193,3 +189,12 @@ class EfficientNet(nn.Module):
             else:
                 cells = block(cells)
         return cells
+
+
+def _load(model: EfficientNetModel, folder: str) -> None:
+    """Fill a model with the weights of a local checkpoint."""
+    found = EfficientNetModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    try:
+        model.load_state_dict(found.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{folder} does not fit an EfficientNet of this multiplier: {error}") from error

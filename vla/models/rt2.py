@@ -113,14 +113,15 @@ class Model(nn.Module):
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy of the action tokens and, weighed, of one word of each command [nats]."""
+        """Return the cross-entropy of the action tokens and, weighed, that of the commands' words [nats]."""
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
-        state = batch.state.repeat_interleave(batch.commands_per_frame, 0)
+        told = batch.commands_per_frame
+        state = batch.state.repeat_interleave(told, 0)
         logits, _ = self._decode(batch.images, command, mask, state)
         tokens = encode_bins(batch.actions, self.config.bins)
         return {
             "tokens": functional.cross_entropy(logits.flatten(0, 2), tokens.flatten()),
-            "language": LANGUAGE * self._language(batch.input_ids, batch.attention_mask),
+            "language": LANGUAGE * self._language(batch.input_ids[::told], batch.attention_mask[::told]),
         }
 
     def _words(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:

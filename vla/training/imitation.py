@@ -138,7 +138,7 @@ def _optimise(settings: Settings, batches: Batches, model: Any, until: int) -> P
 
 
 def _draw(settings: Settings, batches: Batches, teacher: Teacher | None, step: int) -> Batch:
-    """Draw a step's batch and seed what is random in it: a step depends on its number and the weights alone."""
+    """Draw a step's batch and seed what is random in it: a step depends on its number and the weights."""
     torch.manual_seed(settings.seed * 1_000_003 + step)
     batch = _to(batches.train(step, settings.batch, settings.commands), settings.device)
     return teacher.mix(batch) if teacher else batch
