@@ -16,8 +16,9 @@ from vla_runtime.spec import ActionSpace, DiscreteSpace, Precision
 
 SEEDS = (1, 2)
 # Allowed difference in the outputs' own (normalised) units: the largest in float32, the root mean square in
-# bfloat16, whose 8 bits round every product to 0.4 %. Indices count as different or not: their share.
-TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.05}
+# bfloat16 and int8, whose 8 bits round every product to 0.4 %. Indices count as different or not: by their
+# share.
+TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.05}
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,9 @@ def _too_different(parity: Parity, precision: Precision, tolerance: float) -> st
     differences = parity.largest if precision == "float32" else parity.typical
     name = max(differences, key=lambda key: differences[key])
     difference = f"the artifact's {name} differs from the model's by {differences[name]:.2g}"
-    if precision == "bfloat16":
+    if precision != "float32":
         return (
-            f"{difference} (root mean square) in bfloat16; at most {tolerance:g} is allowed: "
+            f"{difference} (root mean square) in {precision}; at most {tolerance:g} is allowed: "
             f"use float32, or allow more by --tolerance"
         )
     return (

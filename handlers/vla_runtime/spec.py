@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 Format = Literal["torchscript", "pt2"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 
 FILE_NAME = "policy.json"
 # What `act` may return besides the chunk; every other output is declared in the artifact's `extras`.
