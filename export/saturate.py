@@ -39,5 +39,6 @@ class Saturating(nn.Module):
 
 def saturated(model: nn.Module, space: ActionSpace) -> nn.Module:
     """Return the model, saturating where bounds normalise its actions: other statistics may reach beyond."""
-    bounded = isinstance(space, ContinuousSpace) and space.normalisation == "bounds"
-    return Saturating(model, space) if bounded else model
+    if isinstance(space, ContinuousSpace) and space.normalisation == "bounds":
+        return Saturating(model, space)
+    return model

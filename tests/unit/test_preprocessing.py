@@ -20,7 +20,7 @@ PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 TOKENIZER_FOLDER = Path(__file__).parents[2] / "vla" / "assets" / "clip"
 # Both do the same arithmetic in float32, in another order.
 TOLERANCE = 1e-5
-# Mean difference of a JPEG decoded at reduced scale [of 255]; `test_decoding.py` states it in the action's units.
+# Mean difference of a JPEG decoded at reduced scale [of 255]; `test_decoding.py` has it in an action's units.
 REDUCED_GREY_LEVELS = 2.5
 
 FILES = (

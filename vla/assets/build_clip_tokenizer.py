@@ -12,7 +12,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from transformers import CLIPTokenizerFast
+from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"

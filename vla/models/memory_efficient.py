@@ -11,7 +11,7 @@ torch reads the other way round; here it is 0.1. As a block runs twice, its norm
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +175,8 @@ class EfficientNet(nn.Module):
         else:
             _load(whole, config.checkpoint)
         self.stem, self.blocks = whole.embeddings, whole.encoder.blocks[: sum(BLOCKS[: config.stages])]
-        self.channels = self.blocks[-1].projection.project_conv.out_channels
+        last: Any = self.blocks[-1]
+        self.channels: int = last.projection.project_conv.out_channels
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = MOMENTUM

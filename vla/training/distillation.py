@@ -1,6 +1,7 @@
 """Distillation: a student learns from what a trained policy would do, beside what the demonstrations show."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,8 @@ class Teacher:
         for part in ("cameras", "tokenizer", "state", "action"):
             if getattr(config, part) != getattr(student, part):
                 raise SpecError(f"the teacher {folder} has another {part} than the student: train both alike")
-        self._model, self._share = model.to(device), share
+        self._model: Any = model.to(device)
+        self._share = share
 
     @torch.no_grad()
     def mix(self, batch: Batch) -> Batch:
