@@ -1,65 +1,19 @@
 """Real servers for the tests: real archives, own ports, a deadline, and their log shown when a test fails."""
 
-import dataclasses
-import json
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
+from making import running, serve, write_archive, write_checkpoint
 
 from export.export import Options, export
-from server.process import TorchServe, free_port
-from vla.models import build, module_of
-from vla.training import checkpoint
-from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Safety, Statistics, Tokenizer, Vector
+from server.process import TorchServe
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "command_attention"
-# A worker imports torch; 2 busy cores take some seconds for it.
-STARTUP_TIMEOUT_S = 120.0
-
-ECHO = """
-import json
-
-def handle(data, ctx):
-    return [json.dumps(sorted(row)).encode() for row in data or []] or None
-"""
-
-_running: list[TorchServe] = []
-
-
-def write_archive(folder: Path, handler: str = ECHO, name: str = "echo") -> Path:
-    """Write a real archive around a handler's source and return its path."""
-    manifest = {
-        "runtime": "python",
-        "archiverVersion": "0.12.0",
-        "model": {
-            "modelName": name,
-            "modelVersion": "1.0",
-            "handler": "handler.py",
-            "configFile": "model-config.yaml",
-        },
-    }
-    path = folder / f"{name}.mar"
-    with zipfile.ZipFile(path, "w") as mar:
-        mar.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        mar.writestr("handler.py", handler)
-        mar.writestr("model-config.yaml", "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 4\nmaxBatchDelay: 1\n")
-    return path
-
-
-def serve(archive: Path) -> Iterator[TorchServe]:
-    """Serve an archive on free ports for the life of a fixture."""
-    with TorchServe(archive, port=free_port(), startup_timeout_s=STARTUP_TIMEOUT_S) as server:
-        _running.append(server)
-        yield server
-        _running.remove(server)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -67,7 +21,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> object:
     """Add the log of every server that runs to the report of a failed test."""
     report = yield
     if report.failed:
-        for server in _running:
+        for server in running:
             report.sections.append((f"TorchServe {server.url}", server.log_tail(80)))
     return report
 
@@ -104,46 +58,6 @@ def policy_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served_policy(policy_archive: Path) -> Iterator[TorchServe]:
     """A server of the default checkpoint's archive."""
     yield from serve(policy_archive)
-
-
-def write_checkpoint(folder: Path, architecture: str = "command_attention") -> Path:
-    """Write a real checkpoint with random weights: the architecture's tiny preset, two state dimensions."""
-    config = checkpoint.Config(
-        name=f"tiny_{architecture}",
-        architecture=architecture,
-        model=dataclasses.asdict(module_of(architecture).Config.tiny()),
-        cameras=(Camera(name="front", size=96),),
-        tokenizer=Tokenizer(file="tokenizer.json", context_length=77, pad_id=49407),
-        state=vector(Vector, height=("m", 0.0, 0.5), gripper=("1", 0.0, 1.0)),
-        action=vector(
-            ContinuousSpace, delta_x=("m", -0.03, 0.03), gripper=("1", -1.0, 1.0), horizon=4, control_hz=10.0
-        ),
-        safety=Safety(),
-        training={},
-    )
-    torch.manual_seed(0)
-    model = build(architecture, config.model, config.sizes())
-    # Some architectures start with zeros, which would answer every command alike.
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3), np.uint8)
-    example = checkpoint.Frame(
-        images=pixels, command="push the red block", state=np.array([0.1, 1.0], np.float32)
-    )
-    checkpoint.save(folder, config, model, example, {"seed": 0}, half=False)
-    return folder
-
-
-def vector(kind: type[Vector], **fields: Any) -> Any:
-    """Make a vector of dimensions name=(unit, low, high), normalised by its bounds."""
-    named = {name: fields.pop(name) for name in list(fields) if isinstance(fields[name], tuple)}
-    dimensions = tuple(
-        Dimension(name=name, unit=u, low=low, high=high) for name, (u, low, high) in named.items()
-    )
-    low, high = tuple(d.low for d in dimensions), tuple(d.high for d in dimensions)
-    middle = tuple((a + b) / 2 for a, b in zip(low, high, strict=True))
-    statistics = Statistics(mean=middle, std=(1.0,) * len(low), q01=low, q99=high)
-    return kind(dimensions=dimensions, normalisation="bounds", statistics=statistics, **fields)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_checkpoint
+from making import write_checkpoint
 from torch import nn
 
 from export.errors import ExportError

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from conftest import vector
+from making import vector
 from torch import Tensor, nn
 
 from export.saturate import saturated

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from conftest import serve
+from making import serve
 
 from loadtest.body import body
 from loadtest.corpus import FORM
