@@ -55,7 +55,7 @@ def latency(report: "Report") -> str:
 
 
 def throughput(report: "Report") -> str:
-    """Right answers and failures over time."""
+    """Right answers and errors over time."""
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=WIDE)
         times = [second.time_s for second in report.seconds]
@@ -63,7 +63,7 @@ def throughput(report: "Report") -> str:
         failures = [second.failures for second in report.seconds]
         axes.bar(times, answers, 0.9, align="edge", color=PALE, label="right answers")
         if any(failures):
-            axes.bar(times, failures, 0.9, align="edge", bottom=answers, color=RED, label="failures")
+            axes.bar(times, failures, 0.9, align="edge", bottom=answers, color=RED, label="errors")
         if report.tier.scenario != "eager":
             asked = report.tier.robots * report.tier.control_hz
             axes.axhline(asked, color=INK, lw=1, ls="--", label=f"asked for: {asked:g} a second")
@@ -155,7 +155,7 @@ def _over_time(axes: Any, report: "Report", label: str) -> None:
     for outage in report.judgement.outages:
         axes.axvspan(outage.start_s, outage.start_s + outage.duration_s, color=RED, alpha=0.15, lw=0)
     axes.set_xlim(start, report.tier.duration_s)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1 or 1.0)
     axes.set_xlabel("time [s]; grey: ramp and warm-up")
     axes.set_ylabel(label)
     axes.legend(ncols=4, loc="upper left", bbox_to_anchor=(0, 1.16))
