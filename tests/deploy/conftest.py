@@ -1,5 +1,6 @@
 """What the tests of a deployment share: one replica that lasts, and the open proxy in front of it."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where archives, settings and logs of this session lie; nginx's workers may run as another user."""
-    made = tmp_path_factory.mktemp("deploy")
-    for place in (made, made.parent, made.parent.parent):
-        place.chmod(0o755)
-    return made
+def folder() -> Iterator[Path]:
+    """Where archives, settings and logs of this session lie: readable to nginx's workers, another user's.
+
+    Not in pytest's own folder: every run of pytest closes that to other users, also of runs before it.
+    """
+    with tempfile.TemporaryDirectory(prefix="vla-deploy-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 @pytest.fixture(scope="session")
