@@ -5,33 +5,29 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from bench import plots
 from bench.machine import fingerprint
 from bench.measure import FULL, QUICK, ceilings, measure
-from bench.policies import clip_b32, random_archive
+from bench.policies import random_archive
 from bench.report import Report, markdown, missed, write
-
-TINY = {"text_width": 32, "text_layers": 1, "text_heads": 2, "text_inner": 64} | {
-    "vision_width": 32,
-    "vision_layers": 1,
-    "vision_heads": 2,
-    "vision_inner": 64,
-    "patch": 16,
-    "width": 32,
-}
+from vla_runtime.spec import Precision
 
 
 @dataclass(frozen=True)
 class Options:
     """What to measure, and where the report goes."""
 
-    # Archives to measure. By default that of `make export` and, made on the fly, one of CLIP ViT-B/32's size
-    # with random weights, named clip_b32.
+    # Archives to measure; by default that of `make export`, and the random ones.
     archives: tyro.conf.Positional[tuple[Path, ...]] = ()
+    # Policies of random weights to make and measure where no archive is named: of CLIP ViT-B/32's size, or of
+    # 3 billion parameters, for a GPU.
+    random: tuple[Literal["clip_b32", "clip_3b"], ...] = ("clip_b32",)
+    # Precision of the random ones.
+    precision: Precision = "float32"
     # Folder of the report; archives that are made on the fly are kept in its folder `policies`.
     output: Path = Path("runs/bench")
     # Under a minute on a tiny policy of random weights: tests that the benchmark works, no figures to quote.
@@ -65,11 +61,11 @@ def _default_archives(options: Options) -> tuple[Path, ...]:
     made = options.output / "policies"
     made.mkdir(parents=True, exist_ok=True)
     if options.quick:
-        return (random_archive(made, "clip_tiny", clip_b32() | TINY, 64),)
+        return (random_archive(made, "clip_tiny", "float32"),)
     served = Path("model_store/vla.mar")
     if not served.is_file():
         sys.exit(f"error: no archive at {served}: make one with `make export`, or name others")
-    return served, random_archive(made, "clip_b32", clip_b32(), 224)
+    return served, *(random_archive(made, name, options.precision) for name in options.random)
 
 
 def _say(line: str) -> None:

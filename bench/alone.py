@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from bench.load import Latency
+from server.process import WORKER_ENVIRONMENT
 from vla_runtime.observation import Row, decode
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.preprocessing import decoded, picture
@@ -48,12 +49,12 @@ class Split:
 class Process:
     """A process that holds one policy; every method runs in it."""
 
-    def __init__(self, archive: Path, threads: int | None = None, device: str = "cpu") -> None:
-        """Start the process; `threads` compute and decode, as many as there are cores by default."""
-        cores = len(os.sched_getaffinity(0))
-        self._executor = ProcessPoolExecutor(
-            1, get_context("spawn"), _load, (archive, threads or cores, device)
-        )
+    def __init__(self, archive: Path) -> None:
+        """Start the process as a lone worker would run: its environment, device and number of threads."""
+        os.environ.update({**WORKER_ENVIRONMENT, **os.environ})
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        arguments = (archive, len(os.sched_getaffinity(0)), device)
+        self._executor = ProcessPoolExecutor(1, get_context("spawn"), _load, arguments)
 
     def __enter__(self) -> Self:
         return self

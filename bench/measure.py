@@ -121,6 +121,19 @@ class Results:
         """Median of the rounds' gain by cached commands."""
         return median(one.cached_gain for one in self.rounds)
 
+    def robots(self, p95_ms: float, control_hz: float = 10.0) -> float:
+        """Return how many robots one host served at their control rate within a latency.
+
+        Robots do not wait for each other, so that this is the highest rate of open-loop arrivals at which
+        nothing failed and p95 kept the limit, over the rate of one robot; 0 where none did.
+        """
+        kept = [
+            load.answers.rate_hz
+            for load in self.open.values()
+            if not load.answers.failed and load.answers.latency.p95_ms <= p95_ms
+        ]
+        return max(kept, default=0.0) / control_hz
+
     @property
     def dip(self) -> float:
         """The most by which more clients give less throughput than the peak at fewer, as a share of it."""

@@ -1,18 +1,28 @@
 """The policies that are measured, as archives."""
 
 import hashlib
+import shutil
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from export.export import Options, export
-from vla.models import build, module_of
+from vla.models import build
 from vla.training import checkpoint
-from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Safety, Statistics, Tokenizer, Vector
+from vla_runtime.spec import (
+    Camera,
+    ContinuousSpace,
+    Dimension,
+    Precision,
+    Safety,
+    Statistics,
+    Tokenizer,
+    Vector,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 # What decides how a random policy is made: when it changes, the archive is made anew.
@@ -20,33 +30,56 @@ SOURCES = ("bench/policies.py", "export", "handlers", "vla/models/clip.py", "vla
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 
-def clip_b32() -> dict[str, Any]:
-    """Return the configuration of `vla.models.clip` with towers of CLIP ViT-B/32's sizes."""
-    return asdict(module_of("clip").Config.base()) | {"patch": 32}
+# Sizes of the towers of CLIP ViT-B/32, with pictures of 224 pixels.
+TEXT_B32 = {"text_width": 512, "text_layers": 12, "text_heads": 8, "text_inner": 2048}
+VISION_B32 = {"vision_width": 768, "vision_layers": 12, "vision_heads": 12, "vision_inner": 3072, "patch": 32}
 
 
-def random_archive(folder: Path, name: str, model: dict[str, Any], size: int, workers: int = 1) -> Path:
-    """Export a `clip` policy of random weights, or return it where it has been made by the same code.
+@dataclass(frozen=True)
+class Random:
+    """A `clip` policy of random weights."""
 
-    Args:
-        folder: where the archive goes
-        name: the archive's name without `.mar`
-        model: values of `vla.models.clip.Config`
-        size: edge of the policy's picture [pixels]
-        workers: worker processes that the archive asks for
+    # Values of `vla.models.clip.Config`.
+    model: dict[str, Any]
+    # Edge of its picture [pixels].
+    size: int
+
+
+RANDOM = {
+    "clip_tiny": Random(
+        {"text_width": 32, "text_layers": 1, "text_heads": 2, "text_inner": 64, "vision_width": 32}
+        | {"vision_layers": 1, "vision_heads": 2, "vision_inner": 64, "patch": 16, "width": 32},
+        64,
+    ),
+    "clip_b32": Random(TEXT_B32 | VISION_B32 | {"width": 512}, 224),
+    # 38 layers of 12 x 2560 x 2560 weights each.
+    "clip_3b": Random(
+        TEXT_B32
+        | {"vision_width": 2560, "vision_layers": 38, "vision_heads": 20, "vision_inner": 10240, "patch": 14}
+        | {"width": 512},
+        224,
+    ),
+}
+
+
+def random_archive(folder: Path, name: str, precision: Precision) -> Path:
+    """Export a policy of RANDOM for this machine, or return it where the same code has made it already.
 
     Returns:
-        the archive's path
+        the archive's path in `folder`
     """
-    digest = hashlib.sha256(repr((sorted(model.items()), size, workers)).encode())
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    made_of = RANDOM[name]
+    digest = hashlib.sha256(repr((made_of, precision, device)).encode())
     for file in _files(SOURCES):
         digest.update(file.read_bytes())
     archive, made_by = folder / f"{name}.mar", folder / f"{name}.sha256"
     if archive.is_file() and made_by.is_file() and made_by.read_text() == digest.hexdigest():
         return archive
     source = folder / f"{name}.checkpoint"
-    write_checkpoint(source, name, model, size)
-    export(Options(checkpoint=source, output=archive, buckets=BUCKETS, workers=workers))
+    write_checkpoint(source, name, made_of.model, made_of.size)
+    export(Options(checkpoint=source, output=archive, buckets=BUCKETS, precision=precision, device=device))
+    shutil.rmtree(source)
     made_by.write_text(digest.hexdigest())
     return archive
 

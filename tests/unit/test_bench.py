@@ -1,6 +1,7 @@
 """The benchmark's own parts: it sends what it says, counts what comes back, and judges what it measured."""
 
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
@@ -127,6 +128,16 @@ def results(closed, alone_hz=100.0, served_hz=95.0, uncached_hz=50.0):
 )
 def test_targets_are_judged(measured, met):
     assert [target.met for target in targets(measured)] == met
+
+
+def test_robots_are_counted_at_the_highest_rate_that_kept_the_limit():
+    def at(rate_hz, latency_s, status=200):
+        samples = [Sample(0.0, latency_s, status, b"")] * rate_hz
+        return Load(summarise(Samples(samples, 1.0, 0.1, 0)), 1.0, 1.0)
+
+    opened = {10.0: at(10, 0.02), 20.0: at(20, 0.04), 30.0: at(30, 0.1), 40.0: at(40, 0.01, 503)}
+    measured = dataclasses.replace(results([50]), open=opened)
+    assert (measured.robots(50), measured.robots(200), measured.robots(5)) == (2.0, 3.0, 0.0)
 
 
 @pytest.mark.slow
