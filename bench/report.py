@@ -16,6 +16,8 @@ SERVED_SHARE = 0.90
 OVERHEAD_MS = 4.0
 CACHED_GAIN = 1.3
 DIP = 0.10
+# The shares of throughput are promised for policies that compute at least so long for one request [ms].
+LARGE_MS = 15.0
 # Latencies that robots per host are counted within [ms].
 ROBOTS_P95_MS = (50.0, 200.0)
 
@@ -52,13 +54,14 @@ def write(report: Report, folder: Path) -> None:
 def targets(results: Results) -> list[Target]:
     """Hold one archive's figures against the targets."""
     share, gain, dip = results.served_share, results.cached_gain, results.dip
-    found = [
-        Target(
-            "served / in-process throughput", f">= {SERVED_SHARE:.2f}", f"{share:.2f}", share >= SERVED_SHARE
-        ),
-        Target("cached / uncached throughput", f">= {CACHED_GAIN:g}", f"{gain:.2f}", gain >= CACHED_GAIN),
-        Target("more clients, less throughput", f"<= {DIP:.0%}", f"{dip:.0%}", dip <= DIP),
-    ]
+    found = [Target("more clients, less throughput", f"<= {DIP:.0%}", f"{dip:.0%}", dip <= DIP)]
+    # Most of a small policy's request is HTTP, and its commands are quickly encoded.
+    if results.alone.artifact.p50_ms >= LARGE_MS:
+        wanted = f">= {SERVED_SHARE:.2f}"
+        found += [
+            Target("served / in-process throughput", wanted, f"{share:.2f}", share >= SERVED_SHARE),
+            Target("cached / uncached throughput", f">= {CACHED_GAIN:g}", f"{gain:.2f}", gain >= CACHED_GAIN),
+        ]
     for lone in results.lone:
         if lone.kind == "30KB":
             name = f"lone request over in-process, p50, 30 KB {lone.body}"
@@ -139,9 +142,10 @@ def _section(results: Results) -> Iterator[str]:
         yield _row(target.name, target.wanted, target.measured, "yes" if target.met else "**no**")
     yield ""
     rounds = ", ".join(f"{one.served_share:.2f}" for one in results.rounds)
-    yield f"Served over in-process in each round: {rounds}. Peak memory [MiB]: " + ", ".join(
-        f"{name} {mib:.0f}" for name, mib in results.peak_mib.items()
-    )
+    cached = ", ".join(f"{one.cached_gain:.2f}" for one in results.rounds)
+    yield f"Served over in-process in each round: {rounds}; cached over uncached: {cached}."
+    yield ""
+    yield "Peak memory [MiB]: " + ", ".join(f"{name} {mib:.0f}" for name, mib in results.peak_mib.items())
     within = ", ".join(
         f"{results.robots(p95_ms):.0f} with p95 inside {p95_ms:g} ms" for p95_ms in ROBOTS_P95_MS
     )

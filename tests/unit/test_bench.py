@@ -12,9 +12,10 @@ import pytest
 from policy_server import ANSWER, running_server
 
 from bench import bodies, images
+from bench.alone import Alone
 from bench.bodies import Target
 from bench.generator import Plan, Sample, Samples
-from bench.load import drive, summarise
+from bench.load import Latency, drive, summarise
 from bench.measure import Results, Round
 from bench.report import targets
 from bench.served import Load
@@ -111,19 +112,21 @@ def loaded(rate_hz):
     return Load(summarise(Samples(samples, 2.0, 0.2, 0)), 1.0, 1.0)
 
 
-def results(closed, alone_hz=100.0, served_hz=95.0, uncached_hz=50.0):
+def results(closed, alone_hz=100.0, served_hz=95.0, uncached_hz=50.0, artifact_s=0.1):
     rounds = [Round(alone_hz, loaded(served_hz), loaded(uncached_hz))]
     curve = {2**index: loaded(rate) for index, rate in enumerate(closed)}
-    return Results({}, None, [], curve, {}, rounds, {}, {})
+    latency = Latency.of([artifact_s])
+    return Results({}, Alone(latency, latency, {}, {}), [], curve, {}, rounds, {}, {})
 
 
 @pytest.mark.parametrize(
     ("measured", "met"),
     [
         (results([50, 90, 88]), [True, True, True]),
-        (results([50, 90, 80]), [True, True, False]),  # 11 % under the peak
-        (results([50, 90], served_hz=89), [False, True, True]),
-        (results([50, 90], uncached_hz=80), [True, False, True]),
+        (results([50, 90, 80]), [False, True, True]),  # 11 % under the peak
+        (results([50, 90], served_hz=89), [True, False, True]),
+        (results([50, 90], uncached_hz=80), [True, True, False]),
+        (results([50, 90], served_hz=10, artifact_s=0.001), [True]),  # a small policy
     ],
 )
 def test_targets_are_judged(measured, met):
