@@ -53,16 +53,18 @@ def _greeting(server: TorchServe) -> str:
         f" management {server.management_url}, metrics {server.metrics_url}; Ctrl-C stops it"
     ]
     if example := server.archive.example:
-        images = [f"-F {field}=@{_example_file(file)}" for field, (file, _) in example.images.items()]
+        images = [
+            f"-F {field}=@{_example_file(file, data)}" for field, (file, data) in example.images.items()
+        ]
         fields = [f"-F {shlex.quote(f'{field}={text}')}" for field, text in example.fields.items()]
         lines += ["try it:", " ".join(["  curl", *images, *fields, server.predictions_url])]
     return "\n".join(lines)
 
 
-def _example_file(name: str) -> Path:
-    """Return where the archived example's image lies in the repository: beside the checkpoint."""
+def _example_file(name: str, data: bytes) -> Path:
+    """Return where the archived example's image lies in the repository: beside its checkpoint."""
     beside = sorted(Path().glob(f"checkpoints/*/{name}"))
-    return beside[0] if beside else Path(name)
+    return next((path for path in beside if path.read_bytes() == data), Path(name))
 
 
 def _say(line: str) -> None:
