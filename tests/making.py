@@ -13,6 +13,9 @@ import torch
 from server.process import TorchServe, free_port
 from vla.models import build, module_of
 from vla.training import checkpoint
+from vla_runtime.observation import Row
+from vla_runtime.policy import Policy
+from vla_runtime.preprocessing import normalise_pictures
 from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Safety, Statistics, Tokenizer, Vector
 
 # A worker imports torch; 2 busy cores take some seconds for it.
@@ -82,6 +85,20 @@ def write_checkpoint(folder: Path, architecture: str = "command_attention") -> P
     )
     checkpoint.save(folder, config, model, example, {"seed": 0}, half=False)
     return folder
+
+
+def eager_actions(policy: Policy, model: torch.nn.Module, row: Row) -> np.ndarray:
+    """Compute one request with the model that was exported: float32 [T, A], physical units, in the bounds."""
+    inputs, spec = policy._prepare(row, 0.0), policy.spec
+    pictures = normalise_pictures(torch.from_numpy(np.array(inputs.pictures))[None], spec.cameras)
+    ids, mask, state, noise = (
+        torch.from_numpy(part)[None] for part in (inputs.ids, inputs.mask, inputs.state, inputs.noise)
+    )
+    with torch.inference_mode():
+        answer = model.act(pictures, *model.encode_command(ids, mask), state, noise)
+    space = spec.action
+    actions = answer["actions"][0].numpy() * space.scale + space.shift
+    return np.clip(actions, space.low, space.high)
 
 
 def vector(kind: type[Vector], **fields: Any) -> Any:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from making import eager_actions
 from test_export import SIZES, FrozenBranch, FrozenLoop, Sound
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ def test_archive_answers_as_the_eager_model(archive: Path, tiny_checkpoint: Path
     request = dict(policy.example_row(archive))
     commands = ["push the red block", "lift it", "reach the green cube", "go"]
     rows = [{**request, "command": command, "state": [0.1 * i, 0.5]} for i, command in enumerate(commands)]
-    expected = np.stack([_eager(policy, model, row) for row in rows])
+    expected = np.stack([eager_actions(policy, model, row) for row in rows])
 
     for count in (1, 3, 4):
         answers = policy.infer(rows[:count])
@@ -68,29 +69,6 @@ def test_archive_answers_as_the_eager_model(archive: Path, tiny_checkpoint: Path
         difference = np.abs(got - expected[:count]) / config.action.scale
         assert difference.max() <= ALLOWED[policy.spec.artifact.precision]
     assert np.abs(expected[0] - expected[1]).max() > 1e-3  # the command matters
-
-
-def _eager(policy: Policy, model: nn.Module, row: dict) -> np.ndarray:
-    """Compute one request with the model itself: float32 [T, A], physical units, inside the bounds."""
-    inputs, space = policy._prepare(row, 0.0), policy.spec.action
-    pictures = torch.tensor(inputs.pictures)[None]
-    images = checkpoint_images(pictures, policy.spec)
-    batch = Batch(
-        torch.tensor(inputs.ids)[None],
-        torch.tensor(inputs.mask)[None],
-        images,
-        torch.tensor(inputs.state)[None],
-        torch.zeros(1, 0, 0),
-    )
-    with torch.no_grad():
-        actions = batch.run(model)["actions"][0].numpy()
-    return np.clip(actions * space.scale + space.shift, space.low, space.high)
-
-
-def checkpoint_images(pictures: Tensor, spec: PolicySpec) -> Tensor:
-    camera = spec.cameras[0]
-    mean, std = (torch.tensor(values)[:, None, None] for values in (camera.mean, camera.std))
-    return (pictures / 255 - mean) / std
 
 
 def test_archive_says_what_it_is_and_what_it_lost(archive: Path) -> None:

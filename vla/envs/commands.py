@@ -76,6 +76,18 @@ HELD_OUT = {
 }
 
 
+def parse(text: str) -> Goal:
+    """Return the goal that is written as ``lift blue``.
+
+    Raises:
+        ValueError: there is no such goal; the message lists those there are.
+    """
+    named = {" ".join(goal): goal for goal in GOALS}
+    if text not in named:
+        raise ValueError(f"unknown goal {text!r}; valid: {', '.join(named)}")
+    return named[text]
+
+
 def phrase(goal: Goal, index: int) -> str:
     """Say ``goal`` in its training phrasing number ``index`` (wraps round)."""
     return _say(PHRASES, goal, index)

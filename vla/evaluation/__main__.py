@@ -11,8 +11,9 @@ import msgspec
 import tyro
 
 from client import Encoding, Policy, PolicyFailure, RemotePolicy
-from vla.envs.commands import GOALS, Goal
+from vla.envs.commands import GOALS, Goal, parse
 from vla.envs.tabletop import Tabletop
+from vla.evaluation import comparison
 from vla.evaluation.conditions import BASELINES, Condition, trials
 from vla.evaluation.episodes import Episode, MakePolicy, Setup, run_all
 from vla.evaluation.plot import plot
@@ -31,6 +32,8 @@ SHOWN = (Goal("reach", "red"), Goal("lift", "green"), Goal("push", "blue"), Goal
 class Evaluation:
     """Run closed-loop episodes in the simulator and report success, latency and batching.
 
+    `python -m vla.evaluation compare` trains and evaluates all architectures instead, see its --help.
+
     With --url and --archive both are run on the same scenes and the same encoded pictures, side by side.
     """
 
@@ -41,7 +44,9 @@ class Evaluation:
     # Conditions: phrasings held_out and seen; ablations wrong_colour, blank and shuffled; baselines expert
     # and random, which need no policy.
     conditions: tuple[Condition, ...] = ("held_out",)
-    # Episodes of each condition, spread evenly over the 12 goals.
+    # Goals to pursue, `lift blue` for instance; none named: all 12.
+    goals: tuple[str, ...] = ()
+    # Episodes of each condition, spread evenly over the goals.
     episodes: int = 120
     # Seed of the first scene, 100000 or more; the next episodes take the next seeds.
     first_seed: int = FIRST_UNSEEN_SEED
@@ -72,6 +77,8 @@ class Evaluation:
         for name in ("episodes", "robots", "replan", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for goal in self.goals:
+            parse(goal)
         if self.first_seed < FIRST_UNSEEN_SEED:
             raise ValueError(f"first_seed must be at least {FIRST_UNSEEN_SEED}, which training never uses")
         if not self.conditions:
@@ -81,6 +88,11 @@ class Evaluation:
         for threshold in (*self.thresholds(self.require), *self.thresholds(self.at_most)):
             if threshold.condition not in self.conditions:
                 raise ValueError(f"a threshold names {threshold.condition}, which --conditions does not run")
+
+    @property
+    def pursued(self) -> tuple[Goal, ...]:
+        """The goals to pursue."""
+        return tuple(map(parse, self.goals)) or GOALS
 
     @property
     def setup(self) -> Setup:
@@ -105,7 +117,7 @@ def evaluate(config: Evaluation) -> tuple[list[Summary], list[Episode], dict[str
     differences: dict[str, float] = {}
     with _policies(config) as makers:
         for condition in config.conditions:
-            todo = trials(condition, config.episodes, config.first_seed)
+            todo = trials(condition, config.episodes, config.first_seed, config.pursued)
             found: dict[str, list[Episode]] = {}
             for source, make in _sources(condition, makers):
                 title = f"{condition} ({source})"
@@ -193,6 +205,8 @@ def _fields(episode: Episode) -> dict[str, object]:
 
 def main() -> int:
     """Run the command line; returns 0, or 1 when a threshold is missed or the policy fails."""
+    if sys.argv[1:2] == ["compare"]:
+        return comparison.main(sys.argv[2:])
     try:
         config = tyro.cli(Evaluation, prog="python -m vla.evaluation")
         config.out.mkdir(parents=True, exist_ok=True)

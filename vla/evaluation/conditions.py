@@ -13,6 +13,7 @@ random           no policy: uniformly random actions
 A policy that heeds both picture and words is near 1 on the first two and near chance on the ablations.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,13 +41,15 @@ class Trial:
     command: str
 
 
-def trials(condition: Condition, episodes: int, first_seed: int) -> list[Trial]:
+def trials(
+    condition: Condition, episodes: int, first_seed: int, goals: Sequence[Goal] = GOALS
+) -> list[Trial]:
     """Return `episodes` trials, balanced over the goals; trial i has the seed `first_seed + i`.
 
     Scenes and goals are the same in every condition, so that conditions differ in nothing else.
     """
     return [
-        _trial(condition, GOALS[index % len(GOALS)], index // len(GOALS), first_seed + index)
+        _trial(condition, goals[index % len(goals)], index // len(goals), first_seed + index)
         for index in range(episodes)
     ]
 

@@ -142,10 +142,13 @@ def misses(
 def markdown(summaries: Sequence[Summary]) -> str:
     """Return the table of results; success in percent, the 95 % Wilson interval in brackets."""
     head = ["condition", "policy", *TASKS, "all [95 %]", "named block", "steps", "latency mean / p95 [ms]"]
-    rows = [[*head, "robots a batch: mean (max)", "clamped or held"], ["---"] * (len(head) + 2)]
-    rows += [_row(summary) for summary in summaries]
+    return table([[*head, "robots a batch: mean (max)", "clamped or held"], *map(_row, summaries)])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells, the first one the headings, as a Markdown table with aligned columns."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    rows[1] = ["-" * width for width in widths]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return "\n".join(
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
         for row in rows

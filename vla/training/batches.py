@@ -8,7 +8,7 @@ import torch
 
 from vla.data.demonstrations import Demonstrations
 from vla.envs.camera import boxes
-from vla.envs.commands import GOALS, HELD_OUT, PHRASES, held_out, phrase
+from vla.envs.commands import GOALS, HELD_OUT, PHRASES, Goal, held_out, phrase
 from vla.models import Batch
 from vla.training.checkpoint import Config, Frame
 from vla_runtime.actions import normalise
@@ -31,6 +31,8 @@ class Batches:
     validation_share: float
     # Share of the commands that are drawn from all goals; the rest is the goal that the episode pursued.
     counterfactual: float
+    # Goals that training never commands, and whose episodes it does not see.
+    excluded: tuple[Goal, ...] = ()
 
     def __post_init__(self) -> None:
         goals = tuple(tuple(goal) for goal in GOALS)
@@ -56,24 +58,42 @@ class Batches:
         episodes = self.dataset.description.episodes
         order = np.random.default_rng([self.seed, SPLIT]).permutation(episodes)
         held = np.isin(self.dataset.episode, order[: max(1, round(episodes * self.validation_share))])
-        return np.flatnonzero(~held), np.flatnonzero(held)
+        trained = ~held & np.isin(self.dataset.goal, self.goals[0])
+        return np.flatnonzero(trained), np.flatnonzero(held)
+
+    @cached_property
+    def goals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the goals that are trained, and of those that are excluded: int64 [G]."""
+        excluded = np.array([goal in self.excluded for goal in GOALS])
+        return np.flatnonzero(~excluded), np.flatnonzero(excluded)
 
     def train(self, step: int, frames: int, commands: int) -> Batch:
         """Draw `frames` training frames with `commands` commands each, in training phrasings."""
         random = np.random.default_rng([self.seed, TRAIN, step])
         rows = random.choice(self.frames[0], frames)
-        goals = random.integers(len(GOALS), size=(frames, commands))
+        goals = _choose(random, self.goals[0], frames, commands)
         kept = random.random(goals.shape) >= self.counterfactual
         goals = np.where(kept, self.dataset.goal[rows, None], goals)
         wordings = random.integers(1 << 16, size=goals.shape)
         return self._batch(rows, goals, self._phrases[0], wordings)
 
-    def validation(self, frames: int, commands: int) -> Batch:
-        """Draw validation frames, the same ones every time, with commands in held-out phrasings."""
+    def validation(
+        self, frames: int, commands: int, *, excluded: bool = False, shuffled: bool = False
+    ) -> Batch:
+        """Draw validation frames, the same ones every time, with commands in held-out phrasings.
+
+        Args:
+            frames: how many
+            commands: how many each
+            excluded: ask for the goals that training excludes, instead of those that it does not
+            shuffled: say another goal than the one that the actions pursue, drawn at random
+        """
         random = np.random.default_rng([self.seed, VALIDATE])
         rows = random.choice(self.frames[1], frames)
-        goals = random.integers(len(GOALS), size=(frames, commands))
-        return self._batch(rows, goals, self._phrases[1], random.integers(1 << 16, size=goals.shape))
+        goals = _choose(random, self.goals[int(excluded)], frames, commands)
+        wordings = random.integers(1 << 16, size=goals.shape)
+        others = random.integers(1, len(GOALS), size=goals.shape) if shuffled else 0
+        return self._batch(rows, goals, self._phrases[1], wordings, told=(goals + others) % len(GOALS))
 
     def example(self) -> Frame:
         """Return the first validation frame, told what its episode pursued in a held-out phrasing."""
@@ -96,16 +116,17 @@ class Batches:
         goals: np.ndarray,
         phrases: list[list[tuple[np.ndarray, np.ndarray]]],
         wordings: np.ndarray,
+        told: np.ndarray | None = None,
     ) -> Batch:
-        """Gather frames `rows` [B] under the goals [B, K], said in the given wordings [B, K]."""
+        """Gather frames `rows` [B] under the goals [B, K], with these or the goals `told` in the wordings."""
         data = self.dataset
-        said = [phrases[goal] for goal in goals.flat]
+        said = [phrases[goal] for goal in (goals if told is None else told).flat]
         said = [forms[wording % len(forms)] for forms, wording in zip(said, wordings.flat, strict=True)]
         ids, mask = (torch.from_numpy(np.stack(part)) for part in zip(*said, strict=True))  # [B * K, L]
         longest = int(mask.sum(1).max())
         pictures = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2).unsqueeze(1)  # [B, 1, 3, H, W]
-        state = data.state[rows] if self.config.state else np.zeros((len(rows), 0), np.float32)
         actions = data.actions[rows[:, None], goals].reshape(-1, *data.actions.shape[2:])
+        state = data.state[rows] if self.config.state else np.zeros((len(rows), 0), np.float32)
         return Batch(
             images=normalise_pictures(pictures, self.config.cameras),
             state=torch.from_numpy(normalise(state, self.config.state) if self.config.state else state),
@@ -116,3 +137,8 @@ class Batches:
             blocks=torch.from_numpy(data.blocks[rows]),
             boxes=torch.from_numpy(boxes(data.blocks[rows])).unsqueeze(1),
         )
+
+
+def _choose(random: np.random.Generator, goals: np.ndarray, frames: int, commands: int) -> np.ndarray:
+    """Draw goals: int64 [frames, commands]."""
+    return goals[random.integers(len(goals), size=(frames, commands))]

@@ -4,12 +4,13 @@ Every frame is trained with several commands, each with the expert's answer to i
 guesses its goal from the picture and ignores the words.
 """
 
+import copy
 import math
-import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from vla.data import demonstrations
 from vla.data.demonstrations import Demonstrations
 from vla.data.statistics import Statistics, Summary
+from vla.envs.commands import parse
 from vla.models import Batch, build, module_of
 from vla.training import checkpoint, provenance
 from vla.training.batches import Batches
@@ -32,6 +34,8 @@ from vla_runtime import spec
 PAD_ID = 49407
 # Share of the steps in which the learning rate rises, and where it starts as a share of the highest.
 WARM_UP, START = 0.3, 0.04
+# Steps that are timed, after as many that are not.
+TIMED = 4
 # Frames, and commands of each, in a validation on the way and in the last one.
 VALIDATION, LAST_VALIDATION = (256, 2), (1024, 4)
 # Sent in place of an action that is not finite: stand still, fingers closed, so that a held block stays held.
@@ -56,12 +60,37 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     dataset = Demonstrations.load(settings.data)
     config = describe(settings, dataset)
     model: Any = build(settings.architecture, config.model, config.sizes())
-    config = msgspec.structs.replace(config, model=asdict(model.config))
-    batches = Batches(dataset, config, settings.seed, settings.validation_share, settings.counterfactual)
-    progress = _optimise(settings, batches, model.to(settings.device), stop_after or settings.steps)
+    batches = batches_of(settings, dataset, config)
+    model.to(settings.device)
+    if settings.minutes:
+        settings = replace(settings, minutes=0.0, steps=_fitting(settings, batches, model))
+        print(f"{settings.steps} steps fit", file=sys.stderr)
+    config = msgspec.structs.replace(config, model=asdict(model.config), training=plain(settings))
+    batches = replace(batches, config=config)
+    progress = _optimise(settings, batches, model, stop_after or settings.steps)
     if stop_after is None:
         _finish(settings, batches, model.cpu(), progress)
     return config
+
+
+def _fitting(settings: Settings, batches: Batches, model: Any) -> int:
+    """Return how many steps fit into the time, by the speed of the first ones, made with a copy."""
+    model = copy.deepcopy(model)
+    optimiser = AdamW(model.parameters())
+    taken_s = []
+    for step in range(2 * TIMED):
+        begin = time.perf_counter()
+        _step(settings, _draw(settings, batches, None, step), model, optimiser, step)
+        taken_s.append(time.perf_counter() - begin)
+    return max(1, round(60 * settings.minutes / median(taken_s[TIMED:])))
+
+
+def batches_of(settings: Settings, dataset: Demonstrations, config: checkpoint.Config) -> Batches:
+    """Return what draws the run's batches."""
+    excluded = tuple(parse(goal) for goal in settings.excluded_goals)
+    return Batches(
+        dataset, config, settings.seed, settings.validation_share, settings.counterfactual, excluded
+    )
 
 
 def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
@@ -157,15 +186,20 @@ def _step(settings: Settings, batch: Batch, model: Any, optimiser: AdamW, step: 
     return loss.item()
 
 
-@torch.inference_mode()
 def validate(batches: Batches, model: Any, device: str, frames: int, commands: int) -> tuple[float, ...]:
     """Return the mean absolute error on held-out episodes, told in held-out phrasings.
 
     Returns:
         one number a dimension, mean over the chunk [action unit]
     """
+    return action_error(batches, model, device, batches.validation(frames, commands))
+
+
+@torch.inference_mode()
+def action_error(batches: Batches, model: Any, device: str, batch: Batch) -> tuple[float, ...]:
+    """Return the mean absolute error on a batch: one number a dimension [action unit]."""
     model.eval()
-    batch = _to(batches.validation(frames, commands), device)
+    batch = _to(batch, device)
     # Drawn as the server draws it: what a stochastic model answers is not what it answers to zeros.
     noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(0)).to(device)
     command, mask = model.encode_command(batch.input_ids, batch.attention_mask)
@@ -184,7 +218,7 @@ def _finish(settings: Settings, batches: Batches, model: Any, progress: Progress
     config, example, out = batches.config, batches.example(), settings.out
     last = progress.points[-1]
     about = {
-        "command_line": shlex.join(["python", "-m", "vla.training", *sys.argv[1:]]),
+        "command_line": settings.command_line,
         "seed": settings.seed,
         "commit": provenance.commit(),
         "dataset_sha256": provenance.digest(settings.data),

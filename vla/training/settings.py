@@ -1,9 +1,11 @@
 """What a training run can be told; the command line is made from it."""
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from vla.envs.commands import GOALS, parse
 from vla_runtime.spaces import Normalisation
 
 
@@ -21,6 +23,8 @@ class Settings:
     out: Path = Path("runs/command_attention")
     # Optimiser steps.
     steps: int = 3000
+    # Instead of `steps`: as many as fit into this time, by the speed of the first ones; 0: `steps` [min].
+    minutes: float = 0.0
     # Frames in a batch.
     batch: int = 64
     # Commands that each frame of a batch is trained with.
@@ -33,6 +37,8 @@ class Settings:
     clip_norm: float = 1.0
     # Share of the commands that are drawn from all goals; the rest is the goal that the episode pursued.
     counterfactual: float = 0.5
+    # Goals that are never commanded, nor seen pursued, in training: `lift blue` for instance.
+    excluded_goals: tuple[str, ...] = ()
     # Rule that normalises the state and the actions.
     normalisation: Normalisation = "bounds"
     # Longest command [tokens].
@@ -58,15 +64,36 @@ class Settings:
     # Continue the run in `out`, which must have the same settings, to the same weights.
     resume: bool = False
 
+    @property
+    def command_line(self) -> str:
+        """The command that makes this run: every setting that is not the default."""
+        words = ["python", "-m", "vla.training"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default and field.name != "resume":
+                words += _option(field.name.replace("_", "-"), value)
+        return shlex.join(words)
+
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "commands", "context_length", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.minutes < 0 or (self.minutes and self.resume):
+            raise ValueError("minutes must be 0 or more, and 0 to resume a run, which has its --steps")
         if not 0 <= self.counterfactual <= 1:
             raise ValueError(f"counterfactual must be from 0 to 1, got {self.counterfactual}")
         if not 0 <= self.teacher_share <= 1:
             raise ValueError(f"teacher_share must be from 0 to 1, got {self.teacher_share}")
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share}")
+        if len({parse(goal) for goal in self.excluded_goals}) == len(GOALS):
+            raise ValueError("excluded_goals leaves no goal to train")
         if self.pretrained is not None and self.architecture != "clip":
             raise ValueError(f"pretrained is for the architecture clip, not {self.architecture}")
+
+
+def _option(name: str, value: object) -> list[str]:
+    """Write a setting as the command line has it."""
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]

@@ -1,0 +1,119 @@
+"""Every architecture in every format: the archive answers as its model does, alone, in batches, over HTTP.
+
+A new name in `vla.models.ARCHITECTURES` is tested here without another line.
+"""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from making import eager_actions, serve, write_checkpoint
+from PIL import Image
+
+from export.export import Options, export
+from vla.models import ARCHITECTURES
+from vla.training import checkpoint
+from vla_runtime.policy import Answer, Policy
+from vla_runtime.spec import Format
+
+BUCKETS = (1, 2, 8)
+# Normalised: what a format may lose in float32.
+TOLERANCE = 1e-4
+# `make test` builds these as .pt2, which takes tens of seconds each; `make test-all` builds all.
+PACKAGED = ("early_fusion", "flow", "realtime")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint of random weights and its archive."""
+
+    checkpoint: Path
+    archive: Path
+    policy: Policy
+
+
+def cases() -> list[object]:
+    """Return (architecture, format) of all, those that take long marked as slow."""
+    quick = [(name, "torchscript") for name in ARCHITECTURES] + [(name, "pt2") for name in PACKAGED]
+    slow = [(name, "pt2") for name in ARCHITECTURES if name not in PACKAGED]
+    return [pytest.param(case, id="-".join(case)) for case in quick] + [
+        pytest.param(case, id="-".join(case), marks=pytest.mark.slow) for case in slow
+    ]
+
+
+@pytest.fixture(scope="module", params=cases())
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """One architecture in one format."""
+    architecture: str
+    format_: Format
+    architecture, format_ = request.param
+    folder = tmp_path_factory.mktemp(f"{architecture}_{format_}")
+    made_from = write_checkpoint(folder / "checkpoint", architecture)
+    archive = folder / "vla.mar"
+    export(Options(made_from, archive, buckets=BUCKETS, format=format_))
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(folder / "unpacked")
+    return Exported(made_from, archive, Policy.load(folder / "unpacked"))
+
+
+def requests_of(count: int) -> list[dict[str, object]]:
+    """Return requests that differ in picture, command, state and seed, as the example's policy takes them."""
+    commands = ("push the red block", "lift it", "reach the green cube", "go", "please grab the yellow one")
+    return [
+        {
+            "image": png(seed),
+            "command": commands[seed % len(commands)],
+            "state": json.dumps([0.05 * seed, 0.5]),
+            "seed": str(seed),
+        }
+        for seed in range(count)
+    ]
+
+
+def png(seed: int) -> bytes:
+    """Draw a picture."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (96, 96, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def answers(policy: Policy, asked: list[dict[str, object]]) -> list[Answer]:
+    """Answer requests as one batch."""
+    found = policy.infer(asked)
+    assert all(isinstance(answer, Answer) for answer in found), found
+    return [answer for answer in found if isinstance(answer, Answer)]
+
+
+def test_archive_answers_as_the_model_alone_and_in_batches(exported: Exported) -> None:
+    _, model = checkpoint.load(exported.checkpoint)
+    asked = requests_of(BUCKETS[-1])
+    expected = np.stack([eager_actions(exported.policy, model, row) for row in asked])
+
+    for count in (1, 3, BUCKETS[-1]):
+        got = np.stack([answer.chunk.actions for answer in answers(exported.policy, asked[:count])])
+        difference = np.abs(got - expected[:count]) / exported.policy.spec.action.scale
+        assert difference.max() <= TOLERANCE
+    assert np.ptp(expected, axis=0).max() > 1e-3  # the requests are told apart
+
+
+def test_server_answers_as_the_policy_in_process(exported: Exported) -> None:
+    asked = requests_of(3)[-1]
+    (expected,) = answers(exported.policy, [asked])
+    files = {name: (name, value) if name == "image" else (None, value) for name, value in asked.items()}
+
+    for server in serve(exported.archive):
+        answer = requests.post(server.predictions_url, files=files, timeout=60)
+
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert body["policy"] == exported.policy.spec.name
+    difference = (
+        np.abs(np.array(body["actions"]) - expected.chunk.actions) / exported.policy.spec.action.scale
+    )
+    assert difference.max() <= TOLERANCE
+    assert body.get("extras", {}).keys() == (expected.chunk.extras or {}).keys()

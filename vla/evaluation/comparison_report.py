@@ -1,0 +1,171 @@
+"""The comparison of architectures as JSON, as a Markdown table and as a plot."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vla.evaluation.probes import Probe
+from vla.evaluation.report import Rate, table
+
+# By how much an ablation must raise the validation error to say that the policy heeds what it takes away.
+CLEARLY = 1.25
+SHOWN = {"m": ("mm", 1000.0)}
+_COLOURS = {"held_out": "#2f6db3", "excluded": "#8fb8de", "shuffled": "#d98c3f", "blank": "#9a9a9a"}
+_NAMES = {
+    "held_out": "held-out phrasings",
+    "excluded": "new combinations",
+    "shuffled": "another command",
+    "blank": "blank picture",
+}
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What came of one architecture."""
+
+    architecture: str
+    # Of the comparison.
+    settings: dict[str, Any]
+    # The command that trains it alike.
+    command_line: str
+    parameters: int
+    steps: int
+    train_s: float
+    archive_bytes: int
+    # Unit of each dimension of an action.
+    units: tuple[str, ...]
+    # Mean absolute error by probe: one number a dimension [action unit].
+    errors: dict[Probe, tuple[float, ...]]
+    # Closed loop: condition -> successes; `excluded`: held-out phrasings of the goals that training excluded.
+    success: dict[str, Rate]
+    # Batch size -> median time from encoded pictures to safe chunks [ms].
+    latency_ms: dict[int, float]
+    # Most memory that a process which runs it has had resident [MiB].
+    peak_mib: float
+
+    def error(self, probe: Probe) -> dict[str, float]:
+        """Return a probe's error by unit: the mean over the dimensions that have it."""
+        by_unit: dict[str, list[float]] = {}
+        for unit, value in zip(self.units, self.errors[probe], strict=True):
+            shown, factor = SHOWN.get(unit, (unit, 1.0))
+            by_unit.setdefault(shown, []).append(factor * value)
+        return {unit: sum(values) / len(values) for unit, values in by_unit.items()}
+
+    def heeds(self, ablation: Probe) -> bool:
+        """Whether the ablation clearly raises the error in the first unit: what it takes away counts."""
+        told, ablated = (next(iter(self.error(probe).values())) for probe in ("held_out", ablation))
+        return ablated >= CLEARLY * told
+
+
+def write(folder: Path, results: Sequence[Result]) -> str:
+    """Write comparison.json, comparison.md and comparison.png; returns the Markdown."""
+    (folder / "comparison.json").write_bytes(
+        msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
+    )
+    text = markdown(results)
+    (folder / "comparison.md").write_text(text)
+    try:
+        plot(results, folder / "comparison.png")
+    except ModuleNotFoundError:
+        print("no comparison.png: matplotlib is not installed; it comes with the dev extra", file=sys.stderr)
+    return text
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """Return three tables: what each architecture costs, does, and has learned."""
+    how = results[0].settings
+    excluded = " and ".join(how["excluded_goals"]) or "none"
+    units = " / ".join(results[0].error("held_out"))
+    parts = [
+        f"{how['minutes']:g} minutes of training on one core each, batches of {how['batch']} frames with "
+        f"{how['commands']} commands, preset {how['preset']}, seed {how['seed']}.",
+        table([_COST, *map(_cost, results)]),
+        f"Success in percent of {results[0].success['held_out'].episodes} episodes a column, an observation "
+        f"every {how['replan']} actions. New combinations, never commanded in training: {excluded}.",
+        table([_SUCCESS, *map(_success, results)]),
+        f"Mean absolute validation error [{units}], in held-out phrasings. An architecture heeds words or "
+        f"picture when taking them away raises its first error by {CLEARLY - 1:.0%} or more.",
+        table([_ERROR, *map(_error, results)]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_COST = ["architecture", "parameters [M]", "archive [MB]", "memory [MiB]", "latency 1 / 8 [ms]", "steps"]
+_SUCCESS = [
+    "architecture",
+    "held-out phrasings",
+    "seen",
+    "new combinations",
+    "another command",
+    "blank picture",
+]
+_ERROR = [*_SUCCESS[:2], "new combinations", "another command", "blank picture", "heeds"]
+
+
+def _cost(result: Result) -> list[str]:
+    return [
+        f"`{result.architecture}`",
+        f"{result.parameters / 1e6:.2f}",
+        f"{result.archive_bytes / 1e6:.1f}",
+        f"{result.peak_mib:.0f}",
+        " / ".join(f"{value:.1f}" for value in result.latency_ms.values()),
+        str(result.steps),
+    ]
+
+
+def _success(result: Result) -> list[str]:
+    rates = [result.success.get(name) for name in ("held_out", "seen", "excluded", "shuffled", "blank")]
+    return [f"`{result.architecture}`", *(f"{100 * rate.value:.0f}" if rate else "-" for rate in rates)]
+
+
+def _error(result: Result) -> list[str]:
+    probes: tuple[Probe, ...] = ("held_out", "excluded", "shuffled", "blank")
+    heeded = [name for name, probe in (("words", "shuffled"), ("picture", "blank")) if result.heeds(probe)]
+    return [
+        f"`{result.architecture}`",
+        *(
+            " / ".join(f"{value:.2f}" for value in result.error(probe).values())
+            if probe in result.errors
+            else "-"
+            for probe in probes
+        ),
+        " and ".join(heeded) or "neither",
+    ]
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Write a PNG: success by condition, and success against latency.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  only in the dev extra
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    ordered = sorted(results, key=lambda result: result.success["held_out"].value)
+    figure = Figure(figsize=(11, 1.5 + 0.42 * len(ordered)), layout="constrained")
+    bars, cloud = figure.subplots(1, 2, width_ratios=(3, 2))
+    height = 0.8 / len(_COLOURS)
+    for turn, (condition, colour) in enumerate(_COLOURS.items()):
+        found = [(at, r.success[condition]) for at, r in enumerate(ordered) if condition in r.success]
+        at = [place + 0.4 - (turn + 0.5) * height for place, _ in found]
+        rates = [100 * rate.value for _, rate in found]
+        bars.barh(at, rates, height, color=colour, label=_NAMES[condition])
+    bars.set_yticks(range(len(ordered)), [result.architecture for result in ordered])
+    bars.set_xlabel("success [%]")
+    bars.set_xlim(0, 100)
+    bars.set_ylim(-0.6, len(ordered) - 0.4)
+    for result in ordered:
+        place = result.latency_ms[1], 100 * result.success["held_out"].value
+        cloud.plot(*place, "o", color=_COLOURS["held_out"])
+        cloud.annotate(result.architecture, place, (4, 3), textcoords="offset points", fontsize=8)
+    cloud.set_xscale("log")
+    cloud.set_xlabel("latency, one observation [ms]")
+    cloud.set_ylabel("success, held-out phrasings [%]")
+    cloud.set_ylim(-3, 103)
+    for axes in (bars, cloud):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
+    FigureCanvasAgg(figure).print_png(path)
