@@ -5,6 +5,7 @@ import io
 import json
 import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -12,7 +13,7 @@ import pytest
 
 from client import ActionChunk, InvalidAnswer, Observation, PolicyError, SafetyReport
 from client.observation import encode
-from vla.envs.commands import COLOURS, GOALS, HELD_OUT, Goal
+from vla.envs.commands import COLOURS, GOALS, HELD_OUT, Goal, parse
 from vla.envs.expert import expert_action
 from vla.envs.tabletop import Tabletop
 from vla.evaluation.__main__ import Evaluation, evaluate, write
@@ -76,6 +77,17 @@ def test_trials_are_balanced_and_share_their_scenes(condition):
     assert [trial.goal for trial in made] == list(GOALS) * 2
     assert {trial.condition for trial in made} == {condition}
     assert all(trial.told.colour in trial.command for trial in made)
+
+
+def test_trials_of_chosen_goals():
+    chosen = (parse("lift blue"), parse("push yellow"))
+    made = trials("shuffled", 6, 100_000, chosen)
+    assert [trial.goal for trial in made] == list(chosen) * 3
+    assert {trial.told for trial in made} - set(chosen)  # any other goal may be told
+    assert Evaluation(goals=("lift blue", "push yellow"), archive=Path("x")).pursued == chosen
+    assert Evaluation(archive=Path("x")).pursued == GOALS
+    with pytest.raises(ValueError, match="unknown goal 'lift pink'; valid: reach red, "):
+        Evaluation(goals=("lift pink",), archive=Path("x"))
 
 
 def test_phrasings():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -9,17 +10,18 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+import tyro
 from PIL import Image
 from safetensors.torch import load_file
 
 from vla.data.collection import Collection, collect
 from vla.data.demonstrations import Demonstrations
-from vla.envs.commands import HELD_OUT, PHRASES
+from vla.envs.commands import GOALS, HELD_OUT, PHRASES, Goal, held_out
 from vla.models import ARCHITECTURES
 from vla.training import checkpoint
 from vla.training.batches import Batches
 from vla.training.distillation import Teacher
-from vla.training.imitation import describe, learning_rate, train
+from vla.training.imitation import PAD_ID, describe, learning_rate, train
 from vla.training.settings import Settings
 from vla_runtime.actions import unnormalise
 from vla_runtime.errors import SpecError
@@ -162,6 +164,56 @@ def test_example_is_a_held_out_frame_in_physical_units(run, settings):
     drawn = batches(settings, seed=settings.seed)
     assert row in drawn.frames[1]
     assert example.command == drawn.example().command
+
+
+def test_excluded_goals_are_neither_commanded_nor_shown(settings):
+    excluded = (Goal("lift", "blue"), Goal("reach", "red"))
+    drawn = batches(settings, excluded=excluded)
+    left, kept = (np.array(indices) for indices in (drawn.goals[1], drawn.goals[0]))
+    assert [GOALS[i] for i in left] == [Goal("reach", "red"), Goal("lift", "blue")]
+    assert not np.isin(drawn.dataset.goal[drawn.frames[0]], left).any()
+    trained = torch.cat([drawn.train(step, 8, 8).goal for step in range(8)])
+    assert set(trained.tolist()) == set(kept.tolist())
+    assert set(drawn.validation(64, 4).goal.tolist()) <= set(kept.tolist())
+    assert set(drawn.validation(64, 4, excluded=True).goal.tolist()) == set(left.tolist())
+
+
+def test_shuffled_commands_are_of_other_goals_than_the_actions(settings):
+    drawn = batches(settings)
+    plain, shuffled = drawn.validation(64, 2), drawn.validation(64, 2, shuffled=True)
+    assert torch.equal(plain.actions, shuffled.actions)
+    assert torch.equal(plain.images, shuffled.images)
+    tokenizer = drawn.config.command_tokenizer()
+    said = {tokenizer(held_out(goal, i))[0].tobytes(): goal for goal in GOALS for i in range(4)}
+    told = [said[full(row)] for row in shuffled.input_ids]
+    assert all(goal != GOALS[index] for goal, index in zip(told, shuffled.goal, strict=True))
+    assert len(set(told)) == len(GOALS)
+
+
+def full(ids):
+    """Pad a command as the tokenizer does."""
+    padded = np.full(77, PAD_ID)
+    padded[: len(ids)] = ids
+    return padded.tobytes()
+
+
+def test_time_becomes_steps_and_the_command_line_says_which(settings, tmp_path):
+    timed = replace(settings, out=tmp_path, minutes=0.01, excluded_goals=("lift blue",), half=True)
+    config = train(timed)
+    assert config.training["minutes"] == 0
+    assert (
+        config.training["steps"] == json.loads((tmp_path / "progress.json").read_text())["points"][-1]["step"]
+    )
+    said = json.loads((tmp_path / checkpoint.PROVENANCE).read_text())["command_line"]
+    assert said.startswith("python -m vla.training --preset tiny --data ")
+    words = shlex.split(said)[3:]
+    again = tyro.cli(Settings, args=words)
+    assert again == replace(timed, minutes=0.0, steps=config.training["steps"])
+
+
+def test_time_and_resuming_contradict_each_other(settings):
+    with pytest.raises(ValueError, match="minutes must be 0 or more, and 0 to resume a run"):
+        replace(settings, minutes=1.0, resume=True)
 
 
 @pytest.mark.parametrize("part", ["state", "action"])

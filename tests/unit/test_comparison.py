@@ -1,0 +1,146 @@
+"""The comparison of architectures: one real run of the smallest size, and what its report says."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from vla.data.collection import Collection, collect
+from vla.evaluation import comparison
+from vla.evaluation.comparison import Comparison, ComparisonFailed, compare
+from vla.evaluation.comparison_report import Result, markdown, write
+from vla.evaluation.report import Rate
+from vla.training import checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A handful of demonstrations; all 12 goals are pursued in a dozen episodes."""
+    folder = tmp_path_factory.mktemp("data") / "tabletop"
+    collect(Collection(out=folder, episodes=12, horizon=4, image_size=32, workers=1))
+    return folder
+
+
+def test_one_command_compares(data: Path, tmp_path: Path) -> None:
+    options = ["--architectures", "realtime", "--preset", "tiny", "--minutes", "0.02", "--episodes", "2"]
+    command = [sys.executable, "-m", "vla.evaluation", "compare", "--data", data, "--out", tmp_path, *options]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    (written,) = json.loads((tmp_path / "comparison.json").read_bytes())
+    assert run.stdout.strip() == (tmp_path / "comparison.md").read_text().strip()
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    config, model = checkpoint.load(tmp_path / "realtime" / "checkpoint")
+    assert written["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert written["steps"] == config.training["steps"] > 1
+    assert config.training["minutes"] == 0
+    assert f"--steps {written['steps']} " in written["command_line"]
+    assert "--excluded-goals 'lift blue' 'push yellow'" in written["command_line"]
+    assert written["archive_bytes"] == (tmp_path / "realtime" / "vla.mar").stat().st_size
+    assert sorted(written["errors"]) == ["blank", "excluded", "held_out", "shuffled"]
+    assert all(len(error) == len(written["units"]) == 4 for error in written["errors"].values())
+    assert {name: rate["episodes"] for name, rate in written["success"].items()} == dict.fromkeys(
+        ("held_out", "seen", "shuffled", "blank", "excluded"), 2
+    )
+    assert sorted(written["latency_ms"]) == ["1", "8"]
+    assert 100 < written["peak_mib"] < 4000
+
+
+def result(name: str = "clip", *, success: int = 9, excluded: bool = True, **changes: object) -> Result:
+    rates = {
+        "held_out": Rate(success, 10),
+        "seen": Rate(10, 10),
+        "shuffled": Rate(1, 10),
+        "blank": Rate(0, 10),
+    }
+    errors = {"held_out": (0.001, 0.003, 0.2), "shuffled": (0.004, 0.006, 0.3), "blank": (0.002, 0.002, 0.9)}
+    made = Result(
+        architecture=name,
+        settings=Comparison(minutes=6.0).plain(),
+        command_line="python -m vla.training",
+        parameters=3_890_000,
+        steps=1000,
+        train_s=360.0,
+        archive_bytes=7_800_000,
+        units=("m", "m", "1"),
+        errors=errors | ({"excluded": (0.002, 0.002, 0.1)} if excluded else {}),
+        success=rates | ({"excluded": Rate(5, 10)} if excluded else {}),
+        latency_ms={1: 9.26, 8: 40.0},
+        peak_mib=340.4,
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def test_tables_say_what_was_measured() -> None:
+    lines = markdown([result(), result("rt2", success=2, excluded=False)]).splitlines()
+
+    assert lines[0] == (
+        "6 minutes of training on one core each, batches of 32 frames with 8 commands, preset default, "
+        "seed 0."
+    )
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")
+    ]
+    assert cells[0] == ["`clip`", "3.89", "7.8", "340", "9.3 / 40.0", "1000"]
+    assert cells[2] == ["`clip`", "90", "100", "50", "10", "0"]
+    assert cells[3] == ["`rt2`", "20", "100", "-", "10", "0"]
+    assert cells[4] == ["`clip`", "2.00 / 0.20", "2.00 / 0.10", "5.00 / 0.30", "2.00 / 0.90", "words"]
+    assert cells[5][2] == "-"
+
+
+def test_what_is_heeded_is_what_is_missed_when_it_is_gone() -> None:
+    told = result()
+
+    assert told.heeds("shuffled")
+    assert not told.heeds("blank")
+
+
+def test_report_is_read_back(tmp_path: Path) -> None:
+    written = [result(), result("rt2")]
+    write(tmp_path, written)
+
+    assert msgspec.json.decode((tmp_path / "comparison.json").read_bytes(), type=list[Result]) == written
+
+
+def test_what_is_there_is_kept_unless_it_is_of_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Comparison(architectures=("clip", "rt2"), out=tmp_path, minutes=6.0)
+    for name in asked.architectures:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / comparison.RESULT).write_bytes(msgspec.json.encode(result(name)))
+    trained: list[str] = []
+    monkeypatch.setattr(comparison, "_commands", lambda _, name: trained.append(name))
+    monkeypatch.setattr(comparison, "_measure", lambda _, name, __: result(name))
+
+    assert compare(asked) == [result("clip"), result("rt2")]
+    assert trained == []
+    compare(replace(asked, minutes=7.0, jobs=1))
+    assert trained == ["clip", "rt2"]
+
+
+def test_failed_step_is_named(tmp_path: Path) -> None:
+    asked = Comparison(architectures=("clip",), data=tmp_path / "none", out=tmp_path / "out")
+
+    with pytest.raises(ComparisonFailed, match=r"(?s)^vla\.training of clip ended with status 1:\n.*none"):
+        compare(asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"architectures": ("rt1",)}, "unknown architecture 'rt1'"),
+        ({"excluded_goals": ("lift pink",)}, "unknown goal 'lift pink'; valid: reach red, reach green"),
+        ({"minutes": 0.0}, "minutes must be more than 0, got 0.0"),
+        ({"jobs": -1}, "jobs must be 0 or more, got -1"),
+    ],
+)
+def test_wrong_settings_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Comparison(**options)
