@@ -26,7 +26,8 @@ from vla_runtime.spec import (
 
 ROOT = Path(__file__).resolve().parent.parent
 # What decides how a random policy is made: when it changes, the archive is made anew.
-SOURCES = ("bench/policies.py", "export", "handlers", "vla/models/clip.py", "vla/models/spatial.py")
+MODULES = (f"vla/models/{name}.py" for name in ("clip", "clip_towers", "spatial"))
+SOURCES = ("bench/policies.py", "export", "handlers", *MODULES)
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 

@@ -1,0 +1,99 @@
+"""From real frames to batches: which goals, which words, which episodes."""
+
+import numpy as np
+import pytest
+import torch
+
+from vla.data.collection import Collection, collect
+from vla.data.demonstrations import Demonstrations
+from vla.envs.commands import GOALS, HELD_OUT, PHRASES, Goal, held_out
+from vla.training.batches import Batches
+from vla.training.imitation import PAD_ID, describe
+from vla.training.settings import Settings
+from vla_runtime.actions import unnormalise
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "tabletop"
+    collect(Collection(out=folder, episodes=6, horizon=2, image_size=32, workers=1))
+    return Settings(preset="tiny", data=folder)
+
+
+def batches(settings, **changes):
+    dataset = Demonstrations.load(settings.data)
+    values = {"seed": 0, "validation_share": 0.3, "counterfactual": 0.8} | changes
+    return Batches(dataset, describe(settings, dataset), **values)
+
+
+def test_batch_gives_each_frame_the_action_of_each_of_its_commands(settings):
+    drawn = batches(settings, counterfactual=1.0)
+    batch = drawn.train(step=5, frames=6, commands=3)
+    assert batch.commands_per_frame == 3
+    assert batch.images.shape == (6, 1, 3, 32, 32)
+    dataset, config = drawn.dataset, drawn.config
+    tokenizer = config.command_tokenizer()
+    said = {
+        tuple(tokenizer(form.format(colour=colour))[0][: batch.input_ids.shape[1]]): goal
+        for goal, (task, colour) in enumerate(dataset.description.goals)
+        for form in PHRASES[task]
+    }
+    physical = unnormalise(batch.actions.numpy(), drawn.space)
+    for index, ids in enumerate(batch.input_ids.numpy()):
+        goal = said[tuple(ids)]
+        state = unnormalise(batch.state.numpy()[index // 3], config.state)
+        row = np.abs(dataset.state - state).sum(1).argmin()
+        np.testing.assert_allclose(physical[index], dataset.actions[row, goal], atol=1e-6)
+
+
+def test_batches_depend_on_seed_and_step_alone(settings):
+    one, two = batches(settings).train(7, 4, 2), batches(settings).train(7, 4, 2)
+    assert all(torch.equal(*pair) for pair in zip(one, two, strict=True))
+    assert not torch.equal(one.actions, batches(settings).train(8, 4, 2).actions)
+    assert not torch.equal(one.actions, batches(settings, seed=1).train(7, 4, 2).actions)
+
+
+def test_split_is_by_episode_and_without_counterfactuals_goals_are_kept(settings):
+    drawn = batches(settings, counterfactual=0.0)
+    training, held = drawn.frames
+    episode = drawn.dataset.episode
+    assert not set(episode[training]) & set(episode[held])
+    assert len(training) + len(held) == len(episode)
+    batch = drawn.train(0, 4, 3)
+    actions = batch.actions.unflatten(0, (4, 3))
+    assert torch.equal(actions, actions[:, :1].expand_as(actions))
+
+
+def test_held_out_phrasings_are_not_trained():
+    assert all(not set(PHRASES[task]) & set(HELD_OUT[task]) for task in PHRASES)
+
+
+def test_excluded_goals_are_neither_commanded_nor_shown(settings):
+    excluded = (Goal("lift", "blue"), Goal("reach", "red"))
+    drawn = batches(settings, excluded=excluded)
+    left, kept = (np.array(indices) for indices in (drawn.goals[1], drawn.goals[0]))
+    assert [GOALS[i] for i in left] == [Goal("reach", "red"), Goal("lift", "blue")]
+    assert not np.isin(drawn.dataset.goal[drawn.frames[0]], left).any()
+    trained = torch.cat([drawn.train(step, 8, 8).goal for step in range(8)])
+    assert set(trained.tolist()) == set(kept.tolist())
+    assert set(drawn.validation(64, 4).goal.tolist()) <= set(kept.tolist())
+    assert set(drawn.validation(64, 4, excluded=True).goal.tolist()) == set(left.tolist())
+
+
+def test_shuffled_commands_are_of_other_goals_than_the_actions(settings):
+    drawn = batches(settings)
+    plain, shuffled = drawn.validation(64, 2), drawn.validation(64, 2, shuffled=True)
+    assert torch.equal(plain.actions, shuffled.actions)
+    assert torch.equal(plain.images, shuffled.images)
+    tokenizer = drawn.config.command_tokenizer()
+    said = {tokenizer(held_out(goal, i))[0].tobytes(): goal for goal in GOALS for i in range(4)}
+    told = [said[full(row)] for row in shuffled.input_ids]
+    assert all(goal != GOALS[index] for goal, index in zip(told, shuffled.goal, strict=True))
+    assert len(set(told)) == len(GOALS)
+
+
+def full(ids):
+    """Pad a command as the tokenizer does."""
+    padded = np.full(77, PAD_ID)
+    padded[: len(ids)] = ids
+    return padded.tobytes()

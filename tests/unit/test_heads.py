@@ -1,0 +1,132 @@
+"""What single architectures do beside the contract that `test_models` tests."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from test_models import SIZES, act, batch_of, commands, observations
+from torch import nn
+
+from vla.models import Sizes, build, module_of
+
+
+@pytest.mark.parametrize("architecture", ["diffusion", "flow"])
+def test_the_same_noise_gives_the_same_chunk_alone_and_in_a_batch(architecture):
+    torch.manual_seed(0)
+    model = build(architecture, asdict(module_of(architecture).Config.tiny()), SIZES).eval()
+    assert model.stochastic
+    images, state, noise = observations(model, 4)
+    command, mask = model.encode_command(*commands(4))
+    with torch.inference_mode():
+        together = model.act(images, command, mask, state, noise)["actions"]
+        again = model.act(images, command, mask, state, noise)["actions"]
+        other = model.act(images, command, mask, state, noise.flip(0))["actions"]
+        alone = model.act(*(part[2:3] for part in (images, command, mask, state, noise)))["actions"]
+    assert torch.equal(again, together)
+    assert (other - together).abs().max() > 1e-3
+    torch.testing.assert_close(alone, together[2:3], atol=1e-5, rtol=0)
+
+
+def test_rows_of_a_batch_take_different_skills():
+    torch.manual_seed(0)
+    model = build("hierarchical", asdict(module_of("hierarchical").Config.tiny()), SIZES).eval()
+    for layer in (model.perception.words.table, model.select[0], model.select[-1]):
+        nn.init.normal_(layer.weight)
+    answer = act(model, 32)
+    assert len(answer["skill"].unique()) > 1
+    assert answer["skill"].max() < len(model.extras["skill"].labels)
+    assert (answer["skill_probability"] >= 1 / len(model.config.skills)).all()
+    assert (answer["skill_probability"] <= 1).all()
+
+
+def test_the_chosen_skill_alone_controls():
+    torch.manual_seed(0)
+    model = build("hierarchical", asdict(module_of("hierarchical").Config.tiny()), SIZES).eval()
+    before = act(model, 8)
+    chosen = int(before["skill"][0])
+    with torch.no_grad():
+        model.controllers.biases[-1][chosen] += 1
+    after = act(model, 8)
+    changed = (after["actions"] - before["actions"]).amax((1, 2))
+    expected = (before["skill"] == chosen).float()
+    torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
+
+
+def test_the_matched_box_lies_in_the_picture_and_tells_its_score():
+    torch.manual_seed(0)
+    model = build("grounded", asdict(module_of("grounded").Config.tiny()), SIZES).eval()
+    answer = act(model, 5)
+    left_top, right_bottom = answer["box"].chunk(2, dim=-1)
+    assert (left_top >= 0).all()
+    assert (right_bottom <= 1).all()
+    assert (left_top < right_bottom).all()
+    assert ((answer["box_score"] > 0) & (answer["box_score"] <= 1)).all()
+    assert answer["box_camera"].max() < SIZES.cameras
+
+
+def test_rt2_learns_action_tokens_that_decode_to_the_actions():
+    torch.manual_seed(0)
+    module = module_of("rt2")
+    model = build("rt2", asdict(module.Config.tiny()), SIZES)
+    images, state, _ = observations(model, 2)
+    batch = batch_of(images, state, *commands(2), torch.rand(2, SIZES.horizon, SIZES.action) * 2 - 1)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(80):
+        optimiser.zero_grad()
+        sum(model.loss(batch).values()).backward()
+        optimiser.step()
+    with torch.inference_mode():
+        answer = model.eval().act(images, *model.encode_command(*commands(2)), state, torch.zeros(2, 0, 0))
+    near = (answer["actions"] - batch.actions).abs() <= 1 / model.config.bins + 1e-6
+    assert near.float().mean() > 0.9
+    assert ((answer["confidence"] > 0) & (answer["confidence"] <= 1)).all()
+
+
+def test_recomputing_saves_memory_and_changes_no_gradient():
+    gradients, remembered = [], []
+    for recompute in (True, False):
+        torch.manual_seed(0)
+        config = asdict(module_of("memory_efficient").Config.tiny()) | {"recompute": recompute}
+        model = build("memory_efficient", config, SIZES).train()
+        images, state, _ = observations(model, 2)
+        batch = batch_of(images, state, *commands(2), torch.ones(2, SIZES.horizon, SIZES.action))
+        kept = {}
+
+        def remember(tensor, kept=kept):
+            kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+            loss = sum(model.loss(batch).values())
+        remembered.append(sum(kept.values()))
+        loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert remembered[0] < remembered[1] / 3
+    for mine, its in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+@pytest.mark.parametrize("image_size", [96, 64])
+def test_clip_takes_a_local_checkpoint(tmp_path, image_size):
+    transformers = pytest.importorskip("transformers")
+    text = {"hidden_size": 8, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = text | {"image_size": 96, "patch_size": 16, "num_hidden_layers": 2}
+    torch.manual_seed(1)
+    original = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision)).eval()
+    original.save_pretrained(tmp_path)
+    sizes = Sizes(**(asdict(SIZES) | {"image_size": image_size}))
+    config = asdict(module_of("clip").Config.tiny()) | {"checkpoint": str(tmp_path)}
+    model = build("clip", config, sizes).eval()
+    assert (model.config.text_inner, model.config.vision_layers, model.config.checkpoint) == (24, 2, None)
+    ids, _ = commands(3)
+    with torch.inference_mode():
+        expected = original.text_model(input_ids=ids).last_hidden_state
+        torch.testing.assert_close(model.text(input_ids=ids).last_hidden_state, expected)
+        images = torch.randn(1, 3, image_size, image_size)
+        if image_size == 96:
+            expected = original.vision_model(pixel_values=images).last_hidden_state
+            torch.testing.assert_close(model.vision(pixel_values=images).last_hidden_state, expected)
+    again = build("clip", asdict(model.config), sizes)
+    again.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="reads 77 tokens of a vocabulary of 49408"):
+        build("clip", config, Sizes(**(asdict(SIZES) | {"context_length": 78})))
