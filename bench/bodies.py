@@ -50,9 +50,9 @@ def repeated(count: int) -> list[str]:
     return [COMMANDS[index % len(COMMANDS)] for index in range(count)]
 
 
-def all_different(count: int) -> list[str]:
-    """Return `count` commands of which no two are alike, so that none is found in a cache."""
-    return [f"{COMMANDS[index % len(COMMANDS)]} number {index}" for index in range(count)]
+def all_different(count: int, turn: int) -> list[str]:
+    """Return `count` commands unlike each other and those of other turns, so that no cache has them."""
+    return [f"{COMMANDS[index % len(COMMANDS)]} number {turn} {index}" for index in range(count)]
 
 
 def write(pool: Sequence[Request], path: Path) -> Path:

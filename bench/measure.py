@@ -1,5 +1,6 @@
 """One archive, measured alone and served: every figure of the report, in one run."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 from bench import bodies, images
@@ -19,6 +20,10 @@ from bench.load import Answers, Latency, drive
 from bench.served import WARM_UP_S, Load, Served, settle, write_empty_archive
 from vla_runtime.observation import Row
 
+# Alternations of in-process and served that a lone request's overhead is the median of.
+TURNS = 5
+# A phase of many clients is long enough for so many batches of all of them, up to a limit [s].
+BATCHES, MOST_S = 4, 16.0
 BODIES: tuple[Body, ...] = ("multipart", "msgpack")
 
 
@@ -161,7 +166,7 @@ def measure(archive: Path, depth: Depth, say: Callable[[str], None]) -> Results:
             peak = max(closed, key=lambda clients: closed[clients].answers.rate_hz)
             saturated = {kind.name: run.closed(kind.name, peak) for kind in depth.kinds[1:]}
             bucket = max(in_process.policy_hz, key=lambda size: in_process.policy_hz[size])
-            rounds = [run.round(small, bucket, peak) for _ in range(depth.rounds)]
+            rounds = [run.round(turn, bucket, peak) for turn in range(1, depth.rounds + 1)]
             rate_hz = median(one.served.answers.rate_hz for one in rounds)
             opened = {share * rate_hz: run.open(small, share * rate_hz) for share in depth.shares}
             peak_mib = {"in-process": alone.peak_mib(), **served.peak_mib()}
@@ -202,31 +207,39 @@ class _Run:
         self.depth, self.served, self.alone, self.folder = depth, served, alone, folder
         self.pictures, self.say = pictures, say
         self.kinds = {kind.name: kind for kind in depth.kinds}
+        # What the last closed loop reached [requests/s].
+        self.rate_hz = math.inf
 
-    def pool(self, kind: str, body: Body, *, repeated: bool = True) -> Path:
-        """Write requests with pictures of one kind, a different picture each."""
-        path = self.folder / f"{kind}.{body}.{'repeated' if repeated else 'different'}"
+    def pool(self, kind: str, body: Body, turn: int = 0) -> Path:
+        """Write requests with pictures of one kind, a different picture each.
+
+        Their commands are repeated ones; with a `turn` above 0 they are such as no other turn has.
+        """
+        path = self.folder / f"{kind}.{body}.{turn}"
         if not path.exists():
             pictures = self.pictures[kind]
             # More commands than the worker keeps.
-            commands = bodies.repeated(len(pictures)) if repeated else bodies.all_different(1100)
+            commands = bodies.all_different(1100, turn) if turn else bodies.repeated(len(pictures))
             bodies.write(bodies.requests(self.served.target, pictures, commands, body), path)
         return path
 
     def lone(self, kind: str, body: Body) -> Lone:
-        """Measure one client, and the same pictures in-process right before and after."""
-        seconds = self.depth.phase_s
+        """Measure one client and the same pictures in-process, in turns."""
+        seconds = self.depth.phase_s / TURNS
         pictures = self.pictures[kind]
         rows = _rows(pictures, self.served.target.state)
-        before = self.alone.latency(rows, seconds / 3)
-        settle()
-        load = self.served.load(self.pool(kind, body), seconds * 2 / 3, clients=1)
-        settle()
-        after = self.alone.latency(rows, seconds / 3)
-        quiet = min(before, after, key=lambda latency: latency.p50_ms)
-        split = self.alone.split(rows, min(1.0, seconds / 4))
+        turns = []
+        for _ in range(TURNS):
+            alone = self.alone.latency(rows, seconds)
+            settle()
+            turns.append((alone, self.served.load(self.pool(kind, body), seconds, clients=1)))
+            settle()
+        # The turn in the middle by its overhead.
+        overheads = [load.answers.latency.p50_ms - alone.p50_ms for alone, load in turns]
+        alone, load = turns[overheads.index(median_low(overheads))]
+        split = self.alone.split(rows, min(1.0, seconds))
         size = sum(map(len, pictures)) / len(pictures) / 1000
-        lone = Lone(kind, body, size, load, quiet, split, images.encode_ms(self.kinds[kind]))
+        lone = Lone(kind, body, size, load, alone, split, images.encode_ms(self.kinds[kind]))
         self.say(
             f"  lone, {kind} {body}: p50 {load.answers.latency.p50_ms:.1f} ms, {lone.overhead_ms:+.1f} ms"
         )
@@ -235,7 +248,8 @@ class _Run:
     def closed(self, kind: str, clients: int) -> Load:
         """Measure `clients` in closed loop."""
         settle()
-        load = self.served.load(self.pool(kind, "multipart"), self.depth.phase_s, clients=clients)
+        load = self.served.load(self.pool(kind, "multipart"), self._seconds(clients), clients=clients)
+        self.rate_hz = load.answers.rate_hz
         self._tell(f"{clients} clients, {kind}", load)
         return load
 
@@ -246,15 +260,20 @@ class _Run:
         self._tell(f"arrivals at {rate_hz:.1f}/s, {kind}", load)
         return load
 
-    def round(self, kind: str, bucket: int, clients: int) -> Round:
+    def round(self, turn: int, bucket: int, clients: int) -> Round:
         """Measure saturated throughput in-process, served, and served with commands never seen before."""
-        seconds = self.depth.phase_s
+        kind, seconds = self.depth.kinds[0].name, self._seconds(clients)
         alone_hz = self.alone.rate(_rows(self.pictures[kind], self.served.target.state), bucket, seconds)
-        load = self.closed(kind, clients)
-        uncached = self.served.load(self.pool(kind, "multipart", repeated=False), seconds, clients=clients)
+        settle()
+        load = self.served.load(self.pool(kind, "multipart"), seconds, clients=clients)
+        uncached = self.served.load(self.pool(kind, "multipart", turn), seconds, clients=clients)
         one = Round(alone_hz, load, uncached)
         self.say(f"  served / in-process {one.served_share:.2f}, cached / uncached {one.cached_gain:.2f}")
         return one
+
+    def _seconds(self, clients: int) -> float:
+        """Return how long a phase of so many clients is: a slow policy needs time for some batches."""
+        return max(self.depth.phase_s, min(MOST_S, BATCHES * clients / self.rate_hz))
 
     def _tell(self, what: str, load: Load) -> None:
         answers = load.answers

@@ -14,6 +14,7 @@ from vla.evaluation.report import Rate, table
 CLEARLY = 1.25
 SHOWN = {"m": ("mm", 1000.0)}
 _COLOURS = {"held_out": "#2f6db3", "excluded": "#8fb8de", "shuffled": "#d98c3f", "blank": "#9a9a9a"}
+_SPEEDS = ("#3f8f6b", "#a9d1bf")
 _NAMES = {
     "held_out": "held-out phrasings",
     "excluded": "new combinations",
@@ -136,7 +137,7 @@ def _error(result: Result) -> list[str]:
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Write a PNG: success by condition, and success against latency.
+    """Write a PNG: success by condition, and latency.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -145,27 +146,25 @@ def plot(results: Sequence[Result], path: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     ordered = sorted(results, key=lambda result: result.success["held_out"].value)
-    figure = Figure(figsize=(11, 1.5 + 0.42 * len(ordered)), layout="constrained")
-    bars, cloud = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure = Figure(figsize=(10, 1.5 + 0.42 * len(ordered)), layout="constrained")
+    done, speed = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
     height = 0.8 / len(_COLOURS)
     for turn, (condition, colour) in enumerate(_COLOURS.items()):
         found = [(at, r.success[condition]) for at, r in enumerate(ordered) if condition in r.success]
         at = [place + 0.4 - (turn + 0.5) * height for place, _ in found]
-        rates = [100 * rate.value for _, rate in found]
-        bars.barh(at, rates, height, color=colour, label=_NAMES[condition])
-    bars.set_yticks(range(len(ordered)), [result.architecture for result in ordered])
-    bars.set_xlabel("success [%]")
-    bars.set_xlim(0, 100)
-    bars.set_ylim(-0.6, len(ordered) - 0.4)
-    for result in ordered:
-        place = result.latency_ms[1], 100 * result.success["held_out"].value
-        cloud.plot(*place, "o", color=_COLOURS["held_out"])
-        cloud.annotate(result.architecture, place, (4, 3), textcoords="offset points", fontsize=8)
-    cloud.set_xscale("log")
-    cloud.set_xlabel("latency, one observation [ms]")
-    cloud.set_ylabel("success, held-out phrasings [%]")
-    cloud.set_ylim(-3, 103)
-    for axes in (bars, cloud):
+        done.barh(
+            at, [100 * rate.value for _, rate in found], height, color=colour, label=_NAMES[condition]
+        )
+    for turn, (size, colour) in enumerate(zip(ordered[0].latency_ms, _SPEEDS, strict=True)):
+        at = [place + 0.2 - 0.4 * turn for place in range(len(ordered))]
+        label = f"batch {size}"
+        speed.barh(at, [result.latency_ms[size] for result in ordered], 0.4, color=colour, label=label)
+    done.set_yticks(range(len(ordered)), [result.architecture for result in ordered])
+    done.set_ylim(-0.6, len(ordered) - 0.4)
+    done.set_xlim(0, 100)
+    done.set_xlabel("success [%]")
+    speed.set_xlabel("latency of the batch [ms]")
+    for axes in (done, speed):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*bars.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
+    figure.legend(loc="outside upper left", ncols=6, frameon=False)
     FigureCanvasAgg(figure).print_png(path)
