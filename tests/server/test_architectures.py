@@ -21,6 +21,8 @@ from vla.training import checkpoint
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.spec import Format
 
+# What transformers warns of its own properties when a trace looks inside its models.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 BUCKETS = (1, 2, 8)
 # Normalised: what a format may lose in float32.
 TOLERANCE = 1e-4

@@ -123,7 +123,8 @@ def _success(result: Result) -> list[str]:
 
 def _error(result: Result) -> list[str]:
     probes: tuple[Probe, ...] = ("held_out", "excluded", "shuffled", "blank")
-    heeded = [name for name, probe in (("words", "shuffled"), ("picture", "blank")) if result.heeds(probe)]
+    taken: dict[str, Probe] = {"words": "shuffled", "picture": "blank"}
+    heeded = [name for name, probe in taken.items() if result.heeds(probe)]
     return [
         f"`{result.architecture}`",
         *(
@@ -152,9 +153,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
     for turn, (condition, colour) in enumerate(_COLOURS.items()):
         found = [(at, r.success[condition]) for at, r in enumerate(ordered) if condition in r.success]
         at = [place + 0.4 - (turn + 0.5) * height for place, _ in found]
-        done.barh(
-            at, [100 * rate.value for _, rate in found], height, color=colour, label=_NAMES[condition]
-        )
+        done.barh(at, [100 * rate.value for _, rate in found], height, color=colour, label=_NAMES[condition])
     for turn, (size, colour) in enumerate(zip(ordered[0].latency_ms, _SPEEDS, strict=True)):
         at = [place + 0.2 - 0.4 * turn for place in range(len(ordered))]
         label = f"batch {size}"

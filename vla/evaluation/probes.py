@@ -51,8 +51,11 @@ def validation_errors(folder: Path, data: Path) -> dict[Probe, tuple[float, ...]
         excluded,
     )
     plain = batches.validation(FRAMES, COMMANDS)
-    told = {"held_out": plain, "shuffled": batches.validation(FRAMES, COMMANDS, shuffled=True)}
-    told |= {"blank": plain._replace(images=_blank(plain, config))}
+    told: dict[Probe, Batch] = {
+        "held_out": plain,
+        "shuffled": batches.validation(FRAMES, COMMANDS, shuffled=True),
+        "blank": plain._replace(images=_blank(plain, config)),
+    }
     if excluded:
         told["excluded"] = batches.validation(FRAMES, COMMANDS, excluded=True)
     return {probe: action_error(batches, model, "cpu", batch) for probe, batch in told.items()}
