@@ -76,9 +76,10 @@ def write_checkpoint(folder: Path, architecture: str = "command_attention") -> P
     )
     torch.manual_seed(0)
     model = build(architecture, config.model, config.sizes())
-    # Some architectures start with zeros, which would answer every command alike.
+    # Fresh word vectors are zero, which would answer every command alike.
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3), np.uint8)
     example = checkpoint.Frame(
         images=pixels, command="push the red block", state=np.array([0.1, 1.0], np.float32)
