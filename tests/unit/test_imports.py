@@ -1,12 +1,15 @@
 """Who may import whom (the boundaries that keep training out of the server and torch out of the robot)."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from vla.models import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 # Our own packages, as they are imported.
@@ -73,6 +76,12 @@ def allowed(name: str, rule: Rule, own: str) -> bool:
 
 def test_boundaries_hold() -> None:
     assert breaches(ROOT) == []
+
+
+def test_runtime_names_no_architecture() -> None:
+    for file in (ROOT / "handlers").rglob("*.py"):
+        words = set(re.findall(r"\w+", file.read_text().replace("np.clip(", "")))
+        assert not words & set(ARCHITECTURES), file
 
 
 def test_every_source_file_has_a_rule() -> None:
