@@ -47,7 +47,7 @@ class Options:
     version: str = "1.0"
     # Batch sizes [requests] that batches are padded to; the largest is the server's batchSize.
     buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    # Worker processes. One is best on a CPU.
+    # Worker processes. A second one serves small policies to more robots, for twice the memory.
     workers: int = 1
     # torchscript runs anywhere; pt2 (AOTInductor) is machine code for this machine, and needs g++ here.
     format: Format = "torchscript"
