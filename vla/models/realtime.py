@@ -3,8 +3,8 @@
 The LSTM runs once a command and is cached by the server, so that a frame costs the layers of MobileNetV2
 (Sandler et al. 2018) up to stride 8, a handful of dot products and a small perceptron. These are the fewest
 operations of all architectures, though not the shortest time everywhere (docs/comparison.md). Queries that
-the command makes attend over the map, because the pooled features of the usual sketch lose where a thing is; it
-also runs its LSTM with every frame, and takes the LSTM's state after the padding for the command's.
+the command makes attend over the map, because the pooled features of the usual sketch lose where a thing is;
+it also runs its LSTM with every frame, and takes the LSTM's state after the padding for the command's.
 """
 
 from dataclasses import dataclass, replace
