@@ -32,7 +32,7 @@ SOURCES := $(shell find handlers export vla/models vla/training/checkpoint.py vl
 .PHONY: help run test test-all check export train evaluate loadtest bench demos clean java rendering nginx image image-run test-image deploy-check FORCE
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' Makefile
 	@echo "Options: PORT=$(PORT) CHECKPOINT=$(CHECKPOINT) ARCHIVE=$(ARCHIVE) ARGS='options of the program'"
 
 run: java $(ARCHIVE) ## serve the default policy: installs, exports, starts, prints a request to try
