@@ -155,25 +155,25 @@ def _split(rows: Sequence[Row], seconds: float) -> Split:
     for index in _until(seconds):
         begin = time.perf_counter()
         observation = decode(rows[index % len(rows)], spec, time.time())
-        decoded(observation.images[0], camera.size)
+        decoded(observation.images[0][-1], camera)
         decode_s.append(time.perf_counter() - begin)
         begin = time.perf_counter()
         observation = decode(rows[index % len(rows)], spec, time.time())
-        picture(observation.images[0], camera)
+        picture(observation.images[0][-1], camera)
         whole_s.append(time.perf_counter() - begin)
     part, whole = float(np.median(decode_s)) * 1000, float(np.median(whole_s)) * 1000
     return Split(part, max(0.0, whole - part))
 
 
 def _inputs(rows: Sequence[Row]) -> list[Inputs]:
-    return [_policy._prepare(row, time.time()) for row in rows]
+    return [_policy.prepare(row, time.time()) for row in rows]
 
 
 def _describe() -> dict[str, Any]:
     spec = _policy.spec
     return {
         "name": spec.name,
-        "picture_pixels": spec.cameras[0].size,
+        "picture_pixels": spec.cameras[0].width,
         "precision": spec.artifact.precision,
         "state": spec.state_size,
         "buckets": list(spec.artifact.buckets),

@@ -79,7 +79,7 @@ def random_archive(folder: Path, name: str, precision: Precision) -> Path:
         return archive
     source = folder / f"{name}.checkpoint"
     write_checkpoint(source, name, made_of.model, made_of.size)
-    export(Options(checkpoint=source, output=archive, buckets=BUCKETS, precision=precision, device=device))
+    export(Options(str(source), archive, buckets=BUCKETS, precision=precision, device=device))
     shutil.rmtree(source)
     made_by.write_text(digest.hexdigest())
     return archive
@@ -91,7 +91,7 @@ def write_checkpoint(folder: Path, name: str, model: dict[str, Any], size: int) 
         name=name,
         architecture="clip",
         model=model,
-        cameras=(Camera(name="front", size=size),),
+        cameras=(Camera(name="front", width=size, height=size),),
         tokenizer=Tokenizer(file="tokenizer.json", context_length=77, pad_id=49407),
         state=Vector(**_vector(("x", "m", 0.3), ("y", "m", 0.3), ("z", "m", 0.3), ("opening", "1", 1.0))),
         action=ContinuousSpace(

@@ -1,4 +1,8 @@
-"""`python -m export CHECKPOINT`: trace, verify, describe, archive."""
+"""Export a policy to an archive: compile it, compare it with the model, describe it, pack it.
+
+python -m export my_robot/policy.py:make --output model_store/mine.mar
+python -m export checkpoints/command_attention
+"""
 
 import sys
 from typing import Annotated
@@ -11,7 +15,7 @@ from vla_runtime.errors import SpecError
 
 
 def main() -> None:
-    """Export one checkpoint; a refusal is one line on stderr and status 1."""
+    """Export one policy; a refusal is one line on stderr and status 1."""
     options = tyro.cli(
         Annotated[Options, tyro.conf.OmitArgPrefixes], prog="python -m export", description=__doc__
     )

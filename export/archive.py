@@ -1,6 +1,7 @@
 """A folder to a `.mar`: a zip file with TorchServe's manifest. Equal inputs give equal bytes."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -12,11 +13,13 @@ CONFIG = "model-config.yaml"
 
 # The earliest time that a zip file can state: an archive must not depend on when it was made.
 EPOCH = (1980, 1, 1, 0, 0, 0)
-# Larger files are stored as they are [bytes].
+# Larger files are stored as they are [bytes]: weights hardly shrink, and take a minute a gigabyte to try.
 STORED_FROM = 32 << 20
+# Read and written at a time [bytes].
+PIECE = 4 << 20
 
 
-def model_config(largest_batch: int, workers: int) -> bytes:
+def model_config(largest_batch: int, workers: int, response_timeout_s: int = 8) -> bytes:
     """Return the archive's `model-config.yaml`: workers, queue, batching and timeouts."""
     config = {
         "minWorkers": workers,
@@ -26,7 +29,8 @@ def model_config(largest_batch: int, workers: int) -> bytes:
         "maxBatchDelay": 1,  # [ms]; 0 would mean the default of 100
         # Beyond it a request is refused with 503 at once instead of growing old in the queue.
         "jobQueueSize": 4 * largest_batch,
-        "responseTimeout": 30,  # [s]
+        # A batch that takes longer is given up with its worker, which a fresh one replaces [s].
+        "responseTimeout": response_timeout_s,
         "startupTimeout": 300,  # [s]
         # A worker that keeps dying is given up after this time [s], and /ping says so.
         "maxRetryTimeoutInSec": 60,
@@ -37,26 +41,40 @@ def model_config(largest_batch: int, workers: int) -> bytes:
 
 
 def write(folder: Path, name: str, version: str, config: bytes, target: Path) -> None:
-    """Pack the artifact's folder, the handler and its runtime into `target`, atomically."""
+    """Pack the artifact's folder, the handler and its runtime into `target`, atomically, file by file."""
     manifest = {
         "createdOn": "01/01/1980 00:00:00",
         "runtime": "python",
         "model": {"modelName": name, "modelVersion": version, "handler": HANDLER, "configFile": CONFIG},
         "archiverVersion": "0.12.0",
     }
-    contents = {"MAR-INF/MANIFEST.json": json.dumps(manifest, indent=2).encode(), CONFIG: config}
-    contents |= _files(folder, folder) | {HANDLER: (HANDLERS / HANDLER).read_bytes()}
-    contents |= _files(HANDLERS / "vla_runtime", HANDLERS)
+    contents: dict[str, bytes | Path] = {
+        "MAR-INF/MANIFEST.json": json.dumps(manifest, indent=2).encode(),
+        CONFIG: config,
+        HANDLER: HANDLERS / HANDLER,
+    }
+    contents |= _files(folder, folder) | _files(HANDLERS / "vla_runtime", HANDLERS)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, data in sorted(contents.items()):
-            # Weights hardly shrink, and take a minute a gigabyte to try.
-            kind = zipfile.ZIP_STORED if len(data) > STORED_FROM else zipfile.ZIP_DEFLATED
-            archive.writestr(zipfile.ZipInfo(path, EPOCH), data, kind)
+            _add(archive, path, data)
     partial.replace(target)
 
 
-def _files(folder: Path, root: Path) -> dict[str, bytes]:
+def _add(archive: zipfile.ZipFile, path: str, data: bytes | Path) -> None:
+    member = zipfile.ZipInfo(path, EPOCH)
+    member.compress_type = zipfile.ZIP_DEFLATED
+    if isinstance(data, bytes):
+        archive.writestr(member, data, zipfile.ZIP_DEFLATED)
+        return
+    size = member.file_size = data.stat().st_size
+    if size > STORED_FROM:
+        member.compress_type = zipfile.ZIP_STORED
+    with data.open("rb") as source, archive.open(member, "w", force_zip64=size > 1 << 31) as packed:
+        shutil.copyfileobj(source, packed, PIECE)
+
+
+def _files(folder: Path, root: Path) -> dict[str, bytes | Path]:
     found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+    return {path.relative_to(root).as_posix(): path for path in found}

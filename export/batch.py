@@ -1,84 +1,137 @@
-"""Inputs of the common signature, to trace with and to compare on: random ones, a checkpoint's example."""
+"""Inputs of a policy's module, to trace with and to compare on: random ones, and a source's example."""
 
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
-import msgspec
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from export.target import Target
-from vla.models import Sizes
-from vla.training import checkpoint
+from export.source import Source
 from vla_runtime.actions import normalise
-from vla_runtime.preprocessing import normalise_pictures, picture
+from vla_runtime.module import Module
+from vla_runtime.preprocessing import normalise_picture, picture
+from vla_runtime.spec import Camera
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shapes of what a module takes and gives; see `vla_runtime.spec` for the letters."""
+
+    cameras: tuple[Camera, ...]
+    # What `act` takes and `encode_command` returns, in order; see `ArtifactSpec`.
+    inputs: tuple[str, ...]
+    command: tuple[str, ...]
+    # Actions in a chunk [steps], and numbers of one action.
+    horizon: int
+    action: int
+    # Tokens of the longest command, and whether shorter ones are padded to it; entries of the vocabulary.
+    context_length: int = 0
+    padded: bool = True
+    vocabulary: int = 0
+    # Numbers of a state; 0 for none.
+    state: int = 0
+    noise: tuple[int, ...] = ()
+    history: int = 1
+
+    @classmethod
+    def of(cls, source: Source, command: tuple[str, ...]) -> Self:
+        """Return the layout of a source's module, whose `encode_command` returns the named tensors."""
+        tokenizer, reader = source.tokenizer, source.command_tokenizer()
+        inputs = [f"image.{camera.name}" for camera in source.cameras]
+        inputs += [f"command.{name}" for name in command]
+        inputs += [*(["state"] if source.state else []), *(["noise"] if source.noise else [])]
+        return cls(
+            cameras=source.cameras,
+            inputs=tuple(inputs),
+            command=command,
+            horizon=source.action.horizon,
+            action=source.action_width,
+            context_length=tokenizer.context_length if tokenizer else 0,
+            padded=tokenizer is None or tokenizer.padding == "fixed",
+            vocabulary=reader.vocabulary if reader else 0,
+            state=source.state.policy_width if source.state else 0,
+            noise=source.noise or (),
+            history=source.history,
+        )
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The axis of the observation steps, where there is one."""
+        return () if self.history == 1 else (self.history,)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of the common signature; see `vla.models`."""
+    """Inputs of one layout."""
 
-    ids: torch.Tensor  # int64 [B, L]
-    mask: torch.Tensor  # int64 [B, L]
-    images: torch.Tensor  # float32 [B, C, 3, H, W]
-    state: torch.Tensor  # float32 [B, S]
-    noise: torch.Tensor  # float32 [B, T, A], or [B, 0, 0]
+    layout: Layout
+    ids: Tensor  # int64 [B, L]
+    mask: Tensor  # int64 [B, L]
+    # By the name of the input: images [B, 3, H, W] or [B, n, 3, H, W], state and noise; float32.
+    tensors: Mapping[str, Tensor]
 
     @classmethod
-    def random(cls, sizes: Sizes, count: int, seed: int, target: Target) -> "Batch":
-        """Draw `count` observations on the target's device; commands have different lengths."""
+    def random(cls, layout: Layout, count: int, seed: int, device: str) -> Self:
+        """Draw `count` observations; padded commands have different lengths, others one."""
         generator = torch.Generator().manual_seed(seed)
-        length = sizes.context_length
-        tokens = torch.randint(3, length + 1, (count, 1), generator=generator)
-        return cls(
-            ids=torch.randint(0, sizes.vocabulary, (count, length), generator=generator),
-            mask=(torch.arange(length) < tokens).long(),
-            images=torch.randn(
-                count, sizes.cameras, 3, sizes.image_size, sizes.image_size, generator=generator
-            ),
-            state=torch.rand(count, sizes.state, generator=generator) * 2 - 1,
-            noise=_noise(sizes, count, generator, target),
-        ).to(target.device)
+        length = layout.context_length
+        if not layout.padded:
+            length = int(torch.randint(1, length + 1, (), generator=generator))
+        tokens = torch.randint(min(3, length), length + 1, (count, 1), generator=generator)
+        tensors = {}
+        for camera in layout.cameras:
+            shape = (count, *layout.steps, 3, camera.height, camera.width)
+            pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+            tensors[f"image.{camera.name}"] = normalise_picture(pixels, camera)
+        tensors["state"] = torch.rand(count, *layout.steps, layout.state, generator=generator) * 2 - 1
+        tensors["noise"] = torch.randn(count, *(layout.noise or (0, 0)), generator=generator)
+        ids = torch.randint(0, max(1, layout.vocabulary), (count, length), generator=generator)
+        mask = (torch.arange(length) < tokens).long() if layout.padded else torch.ones_like(ids)
+        return cls(layout, ids, mask, tensors).to(device)
 
     @classmethod
-    def example(cls, folder: Path, config: checkpoint.Config, target: Target) -> "Batch":
-        """Read a checkpoint's example as one observation, preprocessed as the server does it."""
-        source = msgspec.json.decode((folder / checkpoint.EXAMPLE).read_bytes(), type=checkpoint.Example)
-        pictures = np.stack(
-            [picture(Image.open(folder / source.images[camera.name]), camera) for camera in config.cameras]
-        )
-        ids, mask = config.command_tokenizer()(source.command)
-        state = np.array(source.state if config.state else (), np.float32)
-        if config.state:
-            state = normalise(state, config.state)
-        return cls(
-            ids=torch.from_numpy(ids)[None],
-            mask=torch.from_numpy(mask)[None],
-            images=normalise_pictures(torch.from_numpy(pictures)[None], config.cameras),
-            state=torch.from_numpy(state)[None],
-            noise=_noise(config.sizes(), 1, torch.Generator().manual_seed(0), target),
-        ).to(target.device)
+    def example(cls, source: Source, layout: Layout, device: str) -> Self:
+        """Return a source's example as one observation, preprocessed as the server does it."""
+        example, tensors = source.example, {}
+        for camera in source.cameras:
+            shown = example.images[camera.name]
+            made = [
+                picture(Image.fromarray(p), camera) for p in (shown if isinstance(shown, tuple) else (shown,))
+            ]
+            pixels = torch.from_numpy(np.stack(made) if len(made) > 1 else np.array(made[0]))
+            tensors[f"image.{camera.name}"] = normalise_picture(pixels, camera)[None]
+        state = np.array(example.state, np.float32).reshape(*layout.steps, -1)
+        state = normalise(state, source.state) if source.state else state
+        tensors["state"] = torch.from_numpy(state)[None]
+        generator = torch.Generator().manual_seed(0)
+        tensors["noise"] = torch.randn(1, *(layout.noise or (0, 0)), generator=generator)
+        reader, none = source.command_tokenizer(), np.zeros(0, np.int64)
+        ids, mask = reader(example.command) if reader else (none, none)
+        return cls(layout, torch.from_numpy(ids)[None], torch.from_numpy(mask)[None], tensors).to(device)
 
-    def to(self, device: str) -> "Batch":
+    def to(self, device: str) -> Self:
         """Copy the inputs to a device."""
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        tensors = {name: value.to(device) for name, value in self.tensors.items()}
+        return type(self)(self.layout, self.ids.to(device), self.mask.to(device), tensors)
 
-    def run(self, module: Any) -> dict[str, torch.Tensor]:
-        """Encode the commands and act: the outputs of the common signature."""
-        command, command_mask = module.encode_command(self.ids, self.mask)
-        return module.act(self.images, command, command_mask, self.state, self.noise)
+    def run(self, module: Module) -> dict[str, Tensor]:
+        """Encode the commands and act: the outputs by name."""
+        return module.act(*self._inputs(self._encoded(module)))
 
-    def calls(self, module: Any) -> dict[str, tuple[torch.Tensor, ...]]:
+    def calls(self, module: Module) -> dict[str, tuple[Tensor, ...]]:
         """Return the arguments of both methods, contiguous, the encoded commands among them."""
-        command, command_mask = module.encode_command(self.ids, self.mask)
-        return {
-            "encode_command": (self.ids, self.mask),
-            "act": (self.images, command.contiguous(), command_mask.contiguous(), self.state, self.noise),
-        }
+        act = tuple(value.contiguous() for value in self._inputs(self._encoded(module)))
+        return {"encode_command": (self.ids, self.mask), "act": act} if self.layout.command else {"act": act}
 
+    def _encoded(self, module: Module) -> tuple[Tensor, ...]:
+        return module.encode_command(self.ids, self.mask) if self.layout.command else ()
 
-def _noise(sizes: Sizes, count: int, generator: torch.Generator, target: Target) -> torch.Tensor:
-    shape = (count, sizes.horizon, sizes.action) if target.stochastic else (count, 0, 0)
-    return torch.randn(shape, generator=generator)
+    def _inputs(self, encoded: tuple[Tensor, ...]) -> list[Tensor]:
+        names = (f"command.{name}" for name in self.layout.command)
+        given = dict(self.tensors) | dict(zip(names, encoded, strict=True))
+        if "images" in self.layout.inputs:
+            given["images"] = torch.stack([given[f"image.{c.name}"] for c in self.layout.cameras], dim=1)
+        return [given[name] for name in self.layout.inputs]

@@ -1,4 +1,4 @@
-"""Checkpoint to archive, as one list of steps."""
+"""Source to archive, as one list of steps."""
 
 import hashlib
 import platform
@@ -13,34 +13,40 @@ from typing import Any, Literal
 import msgspec
 import torch
 import tyro
+from PIL import Image
+from torch import nn
 
-from export import archive
-from export.batch import Batch
+from export import archive, eager
+from export.batch import Batch, Layout
 from export.errors import ExportError
+from export.find import find
+from export.flat import flattened
 from export.lower import Lowered
 from export.package import package
 from export.quantise import quantised
 from export.saturate import saturated
+from export.source import Source
 from export.target import Target
 from export.trace import trace
 from export.verify import SEEDS, TOLERANCES, Parity, verify
-from vla.training import checkpoint
-from vla_runtime.artifact import Artifact as RunningArtifact
 from vla_runtime.errors import RequestError, SpecError
-from vla_runtime.module import load_module, platform_of
+from vla_runtime.module import Module, load_module, platform_of
 from vla_runtime.policy import Policy
-from vla_runtime.preprocessing import CommandTokenizer
-from vla_runtime.spec import Artifact, Example, Format, PolicySpec, Precision, Vector
+from vla_runtime.spec import ArtifactSpec, Example, Format, PolicySpec, Precision, Vector
 
-FILES: dict[Format, str] = {"torchscript": "policy.ts", "pt2": "policy.pt2"}
+FILES: dict[Format, str] = {
+    "torchscript": "policy.ts",
+    "pt2": "policy.pt2",
+    "eager": "policy.safetensors",
+}
 
 
 @dataclass(frozen=True)
 class Options:
     """What to export, and how it is to be served."""
 
-    # Folder of the checkpoint.
-    checkpoint: tyro.conf.Positional[Path]
+    # Your policy as `policy.py:make` (docs/your-own-policy.md), or the folder of a checkpoint.
+    policy: tyro.conf.Positional[str]
     # The archive to write; its name without `.mar` is the model's name in the URL.
     output: Path = Path("model_store/vla.mar")
     # Version of the archive: the last part of /predictions/vla/<version>.
@@ -49,167 +55,204 @@ class Options:
     buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     # Worker processes. A second one serves small policies to more robots, for twice the memory.
     workers: int = 1
-    # torchscript runs anywhere; pt2 (AOTInductor) is machine code for this machine, and needs g++ here.
+    # torchscript runs anywhere; pt2 (AOTInductor) is machine code for this machine, and needs g++ here; eager
+    # takes your Python package along, for modules that can't be traced.
     format: Format = "torchscript"
     # Of the matrix products and their weights; bfloat16 halves the weights and rounds to 0.4 %. int8 is for
-    # torchscript on a CPU: a quarter of the weights' size.
+    # torchscript on a CPU: a quarter of the weights' size. An eager module is served as it is built.
     precision: Precision = "float32"
+    # Let GPUs compute float32 products in TensorFloat-32: faster, with 10 bits instead of 23.
+    tf32: bool = False
     # Where a pt2 runs: it is compiled for the device of this machine.
     device: Literal["cpu", "cuda"] = "cpu"
     # Allowed difference of model and artifact, in normalised units: the largest in float32 (default 1e-4),
     # the root mean square in bfloat16 and int8 (default 0.05).
     tolerance: float | None = None
+    # A batch that takes longer is given up, and its worker replaced [s].
+    response_timeout_s: int = 8
 
 
 def export(options: Options) -> PolicySpec:
-    """Trace, verify, describe and archive one checkpoint.
+    """Find, compile, verify, describe and archive one policy.
 
     Returns:
         the spec that the archive carries
 
     Raises:
-        SpecError: the checkpoint lacks something or contradicts itself.
-        ExportError: the traced artifact does not do what the model does.
+        SpecError: the source lacks something or contradicts itself.
+        ExportError: there is no such source, or the artifact does not do what the model does.
     """
-    config, model = checkpoint.load(options.checkpoint)
+    return archived(find(options.policy), options)
+
+
+def archived(source: Source, options: Options) -> PolicySpec:
+    """Compile, verify, describe and archive one source; see `export`."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        artifact, found = _compile(options, config, model, folder)
-        spec = _describe(options, config, folder, artifact, found)
-        archive.write(
-            folder,
-            options.output.stem,
-            options.version,
-            archive.model_config(max(options.buckets), options.workers),
-            options.output,
-        )
+        artifact, found = _compile(source, options, folder)
+        spec = _describe(source, options, folder, artifact, found)
+        config = archive.model_config(max(options.buckets), options.workers, options.response_timeout_s)
+        _say(f"packing {options.output}")
+        archive.write(folder, options.output.stem, options.version, config, options.output)
     _reopen(options.output, options.device)
-    size, digest = options.output.stat().st_size, hashlib.sha256(options.output.read_bytes()).hexdigest()
-    print(f"{options.output}: {size / 1e6:.1f} MB, SHA-256 {digest}", flush=True)
+    size = options.output.stat().st_size
+    _say(f"{options.output}: {size / 1e6:.1f} MB, SHA-256 {_digest(options.output)}")
     return spec
 
 
-def _compile(
-    options: Options, config: checkpoint.Config, model: Any, folder: Path
-) -> tuple[Artifact, dict[str, Any]]:
+def _compile(source: Source, options: Options, folder: Path) -> tuple[ArtifactSpec, dict[str, Any]]:
     """Make the artifact in a folder, and compare it with the model.
 
     Returns:
         the artifact's description, and what the comparison found, for the archive's provenance
     """
+    target = _target(source, options)
+    flat, layout = flattened(source)
+    model = flat if target.format == "eager" else saturated(flat, source.action)
+    model = model.to(target.device)
+    _say(f"{target.format} in {target.precision}: {source.name} ({source.architecture}) of {options.policy}")
+    makers = {"torchscript": trace, "pt2": package, "eager": eager.save}
+    outputs = makers[target.format](_lowered(model, target), layout, folder / FILES[target.format], target)
+    artifact = ArtifactSpec(
+        file=FILES[target.format],
+        command=layout.command,
+        inputs=layout.inputs,
+        buckets=tuple(sorted(options.buckets)),
+        outputs=outputs,
+        extras=source.extras,
+        format=target.format,
+        precision=target.precision,
+        tf32=options.tf32,
+        platform=platform_of(target.device) if target.format == "pt2" else None,
+        **eager.described(source, folder) if target.format == "eager" else {},
+    )
+    module = load_module(folder, artifact, target.device)
+    return artifact, _verified(model, module, source, layout, options)
+
+
+def _target(source: Source, options: Options) -> Target:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ExportError("device is 'cuda', but this machine has no GPU that torch can use")
-    target = Target(
+    if options.format == "eager" and options.precision != "float32":
+        raise ExportError(
+            f"precision {options.precision!r} is none of format 'eager', which serves the module as its "
+            "factory builds it: build it in that precision"
+        )
+    return Target(
         largest_batch=max(options.buckets),
         format=options.format,
         precision=options.precision,
         device=options.device,
-        stochastic=bool(getattr(model, "stochastic", False)),
-        output=config.action.output,
+        output=source.action.output,
     )
-    sizes, file = config.sizes(), FILES[target.format]
-    extras = dict(getattr(model, "extras", {}))
-    model = saturated(model, config.action).to(target.device)
-    lowered = _lowered(model, target)
-    print(f"{target.format} in {target.precision}: {config.architecture} of {options.checkpoint}", flush=True)
-    make = trace if target.format == "torchscript" else package
-    artifact = Artifact(
-        file=file,
-        buckets=tuple(sorted(options.buckets)),
-        outputs=make(lowered, sizes, folder / file, target),
-        extras=extras,
-        stochastic=target.stochastic,
-        format=target.format,
-        precision=target.precision,
-        platform=platform_of(target.device) if target.format == "pt2" else None,
-    )
-    tolerance = TOLERANCES[target.precision] if options.tolerance is None else options.tolerance
-    module = load_module(folder, artifact, target.device)
-    example = Batch.example(options.checkpoint, config, target)
-    parity = verify(model, module, sizes, target, tolerance=tolerance, examples=[example])
-    return artifact, _found(parity, tolerance, target, config)
 
 
-def _lowered(model: Any, target: Target) -> Any:
+def _lowered(model: nn.Module, target: Target) -> nn.Module:
     """Return the model that is compiled: itself, or a copy of lower precision."""
     if target.precision == "int8":
         return quantised(model, target)
     return Lowered(model, target.device) if target.precision == "bfloat16" else model
 
 
-def _found(parity: Parity, tolerance: float, target: Target, config: checkpoint.Config) -> dict[str, Any]:
-    """Print what the comparison found, and return it for the provenance."""
+def _verified(model: Any, module: Module, source: Source, layout: Layout, options: Options) -> dict[str, Any]:
+    """Compare model and artifact; print what was found, and return it for the provenance."""
+    target = _target(source, options)
+    tolerance = TOLERANCES[target.precision] if options.tolerance is None else options.tolerance
+    example = Batch.example(source, layout, target.device)
+    parity: Parity = verify(model, module, layout, target, tolerance=tolerance, examples=[example])
     summary = parity.summary()
-    print(
+    _say(
         f"verified at batch sizes {list(parity.batch_sizes)}: largest difference "
-        f"{summary['largest_difference']:.1e}, root mean square {summary['root_mean_square']:.1e}",
-        flush=True,
+        f"{summary['largest_difference']:.1e}, root mean square {summary['root_mean_square']:.1e}"
     )
     judged = "largest_difference" if target.precision == "float32" else "root_mean_square"
-    about = {"batch_sizes": parity.batch_sizes, "seeds": SEEDS, "tolerance": tolerance, "judged_by": judged}
-    return {"parity": about | summary, "precision_loss": parity.loss(config.action)}
+    about = {
+        "batch_sizes": parity.batch_sizes,
+        "seeds": SEEDS,
+        "tolerance": tolerance,
+        "judged_by": judged,
+    }
+    return {"parity": about | summary, "precision_loss": parity.loss(source.action)}
 
 
 def _describe(
-    options: Options, config: checkpoint.Config, folder: Path, artifact: Artifact, found: dict[str, Any]
+    source: Source, options: Options, folder: Path, artifact: ArtifactSpec, found: dict[str, Any]
 ) -> PolicySpec:
     """Write `policy.json` and what it refers to into the artifact's folder, with the example's answer."""
-    shutil.copy(checkpoint.TOKENIZER_FOLDER / config.tokenizer.file, folder)
-    source = msgspec.json.decode(
-        (options.checkpoint / checkpoint.EXAMPLE).read_bytes(), type=checkpoint.Example
-    )
-    for file in source.images.values():
-        shutil.copy(options.checkpoint / file, folder)
+    if source.tokenizer and source.tokenizer_file:
+        shutil.copy(source.tokenizer_file, folder / source.tokenizer.file)
     spec = PolicySpec(
-        name=config.name,
+        name=source.name,
         version=options.version,
-        architecture=config.architecture,
-        cameras=config.cameras,
-        tokenizer=config.tokenizer,
-        state=config.state,
-        action=config.action,
-        safety=config.safety,
+        architecture=source.architecture,
+        cameras=source.cameras,
+        tokenizer=source.tokenizer,
+        state=source.state,
+        action=source.action,
+        safety=source.safety,
         artifact=artifact,
-        example=Example(images=source.images, command=source.command, state=source.state, seed=0, actions=()),
-        provenance=_provenance(options, config) | found,
+        history=source.history,
+        noise=source.noise,
+        example=Example(
+            images=_write_pictures(source, folder),
+            command=source.example.command,
+            state=source.example.state,
+            seed=0,
+            actions=(),
+        ),
+        provenance=_provenance(source) | found,
     )
+    spec.save(folder)
     spec = msgspec.structs.replace(spec, example=_answered(spec, folder, options.device))
     spec.save(folder)
     return spec
 
 
+def _write_pictures(source: Source, folder: Path) -> dict[str, str | tuple[str, ...]]:
+    """Write the example's pictures as PNG files, and return their names by camera."""
+    names: dict[str, str | tuple[str, ...]] = {}
+    for camera in source.cameras:
+        shown = source.example.images[camera.name]
+        steps = shown if isinstance(shown, tuple) else (shown,)
+        files = [f"example.{camera.name}.{step}.png" for step in range(len(steps))]
+        files = files if source.history > 1 else [f"example.{camera.name}.png"]
+        for file, pixels in zip(files, steps, strict=True):
+            Image.fromarray(pixels).save(folder / file)
+        names[camera.name] = tuple(files) if source.history > 1 else files[0]
+    return names
+
+
 def _answered(spec: PolicySpec, folder: Path, device: str) -> Example:
     """Record the policy's answer to the example request."""
-    tokenizer = CommandTokenizer(folder, spec.tokenizer)
-    policy = Policy(spec, tokenizer, RunningArtifact(folder, spec, device), threads=1)
+    policy = Policy.open(folder, device, threads=1)
     answer = policy.infer([policy.example_row(folder)])[0]
     if isinstance(answer, RequestError):
-        raise SpecError(f"the checkpoint's example is refused: {answer.message}")
+        raise SpecError(f"the source's example is refused: {answer.message}")
     actions = tuple(tuple(row) for row in answer.chunk.recordable.tolist())
     return msgspec.structs.replace(spec.example, actions=actions, names=answer.chunk.chosen)
 
 
-def _provenance(options: Options, config: checkpoint.Config) -> dict[str, Any]:
-    trained = options.checkpoint / checkpoint.PROVENANCE
-    digests = {
-        name: hashlib.sha256((options.checkpoint / name).read_bytes()).hexdigest()
-        for name in (checkpoint.CONFIG, checkpoint.WEIGHTS)
-    }
-    vectors = {"action": config.action, "state": config.state}
+def _provenance(source: Source) -> dict[str, Any]:
+    vectors = {"action": source.action, "state": source.state}
     statistics = {
         name: vector.statistics.sha256() for name, vector in vectors.items() if isinstance(vector, Vector)
     }
     packages = ("torch", "tokenizers", "pillow", "numpy")
-    return {
-        "checkpoint_sha256": digests,
-        "statistics_sha256": statistics,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "training": msgspec.json.decode(trained.read_bytes()) if trained.is_file() else None,
-    }
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"statistics_sha256": statistics, "versions": versions, **source.provenance}
 
 
 def _reopen(path: Path, device: str) -> None:
     """Load the written archive as a worker will; it replays its example."""
-    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(path) as archived:
-        archived.extractall(temporary)
+    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(path) as packed:
+        packed.extractall(temporary)
         Policy.load(Path(temporary), device)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -30,21 +30,22 @@ class Lowered(nn.Module):
                 module.register_forward_hook(lambda _module, _inputs, output: output.float())
             if isinstance(module, EXACT):
                 module.register_forward_pre_hook(lambda _module, inputs: _float(inputs))
+            if isinstance(module, nn.RNNBase):
+                # Autocast would round what they multiply, which processors without bfloat16 can't even run.
+                module.forward = torch.autocast(self.kind, enabled=False)(module.forward)
         self.eval()
 
-    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """See `vla.models`."""
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """See `vla_runtime.module.Module`."""
         # No cache: a trace must not share a cast between calls.
         with torch.autocast(self.kind, torch.bfloat16, cache_enabled=False):
-            command, mask = self.model.encode_command(input_ids, attention_mask)
-        return command.float(), mask
+            encoded = self.model.encode_command(input_ids, attention_mask)
+        return _float(encoded)
 
-    def act(
-        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
-        """See `vla.models`."""
+    def act(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """See `vla_runtime.module.Module`."""
         with torch.autocast(self.kind, torch.bfloat16, cache_enabled=False):
-            outputs = self.model.act(images, command, command_mask, state, noise)
+            outputs = self.model.act(*inputs)
         return _float(outputs)
 
 

@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.batch import Batch
+from export.batch import Batch, Layout
 from export.errors import ExportError
 from export.target import Target
 from export.trace import TRACED_BATCH
-from vla.models import Sizes
-from vla_runtime.module import METHODS
 
 
 class _Method(nn.Module):
@@ -34,12 +32,12 @@ class _Method(nn.Module):
         return getattr(self.model, self.name)(*inputs)
 
 
-def package(model: Any, sizes: Sizes, path: Path, target: Target) -> tuple[str, ...]:
+def package(model: Any, layout: Layout, path: Path, target: Target) -> tuple[str, ...]:
     """Capture and compile both methods of a `torch.nn.Module` in evaluation mode; takes tens of seconds.
 
     Args:
         model: on the target's device, the only one that the package will run on
-        sizes: the policy's sizes
+        layout: the shapes of what the methods take
         path: the package to write
         target: its batch sizes and device
 
@@ -57,13 +55,13 @@ def package(model: Any, sizes: Sizes, path: Path, target: Target) -> tuple[str, 
         raise ExportError(
             f"a .pt2 is compiled by {compiler}, which is not here: install it, or use torchscript"
         )
-    batch = Batch.random(sizes, TRACED_BATCH, seed=0, target=target)
+    batch = Batch.random(layout, TRACED_BATCH, 0, target.device)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own inner workings
         calls = batch.calls(model)
         outputs = model.act(*calls["act"])
-        captured = {name: _capture(model, name, calls[name], target.largest_batch) for name in METHODS}
-        files = {name: _compile(model, captured[name], calls[name]) for name in METHODS}
+        captured = {name: _capture(model, name, calls[name], target.largest_batch) for name in calls}
+        files = {name: _compile(model, captured[name], calls[name]) for name in calls}
         package_aoti(str(path), files)
     return tuple(sorted(outputs))
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,24 +22,27 @@ class Saturating(nn.Module):
         self.model = model
         self.low: Tensor
         self.high: Tensor
-        self.register_buffer("low", torch.from_numpy(normalise(space.low, space)))
-        self.register_buffer("high", torch.from_numpy(normalise(space.high, space)))
+        # Beyond the dimensions nothing is cut: nobody reads it.
+        low, high = (normalise(bound, space) for bound in (space.low, space.high))
+        low[space.width :], high[space.width :] = -np.inf, np.inf
+        self.register_buffer("low", torch.from_numpy(low))
+        self.register_buffer("high", torch.from_numpy(high))
         self.eval()
 
-    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """See `vla.models`."""
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """See `vla_runtime.module.Module`."""
         return self.model.encode_command(input_ids, attention_mask)
 
-    def act(
-        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
-        """See `vla.models`."""
-        outputs = self.model.act(images, command, command_mask, state, noise)
+    def act(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """See `vla_runtime.module.Module`."""
+        outputs = self.model.act(*inputs)
         return outputs | {"actions": outputs["actions"].clamp(self.low, self.high)}
 
 
 def saturated(model: nn.Module, space: ActionSpace) -> nn.Module:
-    """Return the model, saturating where bounds normalise its actions: other statistics may reach beyond."""
-    if isinstance(space, ContinuousSpace) and space.normalisation == "bounds":
+    """Return the model, saturating where its own bounds normalise its actions: others reach beyond."""
+    if not isinstance(space, ContinuousSpace) or space.normalisation != "bounds" or space.statistics.low:
+        return model
+    if not any(dimension.relative for dimension in space.dimensions):
         return Saturating(model, space)
     return model

@@ -16,7 +16,5 @@ class Target:
     precision: Precision = "float32"
     # Where it is traced or compiled, and compared.
     device: Literal["cpu", "cuda"] = "cpu"
-    # Whether `act` reads its noise input.
-    stochastic: bool = False
     # The output that holds the chunk: "actions", or "logits" of a discrete policy.
     output: str = "actions"

@@ -1,23 +1,25 @@
 """A model to one TorchScript file with the two methods `encode_command` and `act`."""
 
+import shutil
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.jit._trace import TracerWarning
 
-from export.batch import Batch
+from export.archive import EPOCH, PIECE
+from export.batch import Batch, Layout
 from export.errors import ExportError
 from export.target import Target
-from vla.models import Sizes
 
 # The batch size that is traced: one that no verified batch size equals, so that a baked one shows.
 TRACED_BATCH = 2
 
 
 @torch.inference_mode()
-def trace(model: Any, sizes: Sizes, path: Path, target: Target) -> tuple[str, ...]:
+def trace(model: Any, layout: Layout, path: Path, target: Target) -> tuple[str, ...]:
     """Trace both methods of a `torch.nn.Module` in evaluation mode and save them.
 
     Returns:
@@ -26,7 +28,7 @@ def trace(model: Any, sizes: Sizes, path: Path, target: Target) -> tuple[str, ..
     Raises:
         ExportError: the model can't be traced.
     """
-    batch = Batch.random(sizes, TRACED_BATCH, seed=0, target=target)
+    batch = Batch.random(layout, TRACED_BATCH, 0, target.device)
     try:
         methods = batch.calls(model)
         outputs = model.act(*methods["act"])
@@ -38,4 +40,24 @@ def trace(model: Any, sizes: Sizes, path: Path, target: Target) -> tuple[str, ..
     except Exception as error:
         raise ExportError(f"{type(model).__name__} can't be traced: {error}") from error
     torch.jit.save(traced, str(path))
+    _forget_sources(path)
     return tuple(sorted(outputs))
+
+
+def _forget_sources(path: Path) -> None:
+    """Drop the paths of the source files from a TorchScript file: equal models give equal bytes anywhere.
+
+    They stand in the debug files, which only error messages read, and in the hash over all files.
+    """
+    partial = path.with_suffix(".partial")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as new:
+        for member in old.infolist():
+            if member.filename.endswith((".debug_pkl", "/.data/serialization_id")):
+                continue
+            kept = zipfile.ZipInfo(member.filename, EPOCH)
+            with (
+                old.open(member) as source,
+                new.open(kept, "w", force_zip64=member.file_size > 1 << 31) as file,
+            ):
+                shutil.copyfileobj(source, file, PIECE)
+    partial.replace(path)

@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from export.batch import Batch
+from export.batch import Batch, Layout
 from export.errors import ExportError
 from export.target import Target
 from export.trace import TRACED_BATCH
-from vla.models import Sizes
+from vla_runtime.module import Module
 from vla_runtime.spec import ActionSpace, DiscreteSpace, Precision
 
 SEEDS = (1, 2)
@@ -52,15 +51,17 @@ class Parity:
         else:
             names = [f"{dimension.name} [{dimension.unit}]" for dimension in space.dimensions]
             scale = space.scale.tolist()
-        columns = zip(names, scale, self.chunk_largest.tolist(), self.chunk_mean.tolist(), strict=True)
+        width = len(names)  # beyond it a policy may pad
+        most, mean = self.chunk_largest[:width].tolist(), self.chunk_mean[:width].tolist()
+        columns = zip(names, scale, most, mean, strict=True)
         return {name: {"largest": unit * most, "mean": unit * mean} for name, unit, most, mean in columns}
 
 
 @torch.inference_mode()
 def verify(
-    model: Any,
-    artifact: Any,
-    sizes: Sizes,
+    model: Module,
+    artifact: Module,
+    layout: Layout,
     target: Target,
     *,
     tolerance: float,
@@ -71,7 +72,7 @@ def verify(
     Args:
         model: the eager model, in evaluation mode and float32, on the target's device
         artifact: the loaded artifact
-        sizes: the policy's sizes
+        layout: the shapes of what they take
         target: what the artifact is to be
         tolerance: allowed difference, as TOLERANCES explains it
         examples: further inputs to compare on
@@ -80,8 +81,8 @@ def verify(
         ExportError: an output is missing, not finite, or differs in shape or value.
     """
     batch_sizes = tuple(sorted({1, 3, target.largest_batch} - {TRACED_BATCH}))
-    random = [Batch.random(sizes, count, seed, target) for count in batch_sizes for seed in SEEDS]
-    answers = [_compare(model, artifact, batch, sizes, target.output) for batch in (*random, *examples)]
+    random = [Batch.random(layout, count, seed, target.device) for count in batch_sizes for seed in SEEDS]
+    answers = [_compare(model, artifact, batch, layout, target.output) for batch in (*random, *examples)]
     parity = _measure(answers, target.output, batch_sizes)
     if not parity.judged(target.precision) <= tolerance:
         raise ExportError(_too_different(parity, target.precision, tolerance))
@@ -89,13 +90,13 @@ def verify(
 
 
 def _compare(
-    model: Any, artifact: Any, batch: Batch, sizes: Sizes, output: str
+    model: Module, artifact: Module, batch: Batch, layout: Layout, output: str
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return both answers to one batch by output, after checking their names and shapes."""
     expected, got, count = batch.run(model), _run(artifact, batch), len(batch.ids)
     shapes = {name: list(value.shape) for name, value in got.items()}
     wanted = {name: list(value.shape) for name, value in expected.items()}
-    wanted[output] = [count, sizes.horizon, sizes.action]
+    wanted[output] = [count, layout.horizon, layout.action]
     if shapes != wanted:
         raise ExportError(
             f"at batch size {count} the artifact returns {shapes} instead of {wanted}: "
@@ -106,7 +107,7 @@ def _compare(
     return {name: (value.cpu(), got[name].cpu()) for name, value in expected.items()}
 
 
-def _run(artifact: Any, batch: Batch) -> dict[str, Tensor]:
+def _run(artifact: Module, batch: Batch) -> dict[str, Tensor]:
     try:
         return batch.run(artifact)
     except RuntimeError as error:

@@ -19,7 +19,7 @@ from ts.metrics.metric_abstract import MetricAbstract
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
-from vla_runtime import wire
+from vla_runtime import device, wire
 from vla_runtime.errors import RequestError
 from vla_runtime.metrics import CATALOGUE, Meter, Metric
 from vla_runtime.observation import Row
@@ -42,18 +42,18 @@ class VlaHandler:
         """
         properties = context.system_properties
         settings = (context.model_yaml_config or {}).get("handler", {})
-        threads = max(1, len(os.sched_getaffinity(0)) // int(settings.get("workers", 1)))
+        started, threads = time.perf_counter(), device.threads(int(settings.get("workers", 1)))
         torch.set_num_threads(threads)
-        gpu = properties.get("gpu_id")
-        device = f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu"
-        started = time.perf_counter()
-        self.policy = Policy.load(Path(properties["model_dir"]), device, threads)
+        place = device.of_worker(properties.get("gpu_id"))
+        self.policy = Policy.load(Path(properties["model_dir"]), place, threads)
         self.policy.warm_up()
         self.meter = Meter(self.policy, _place())
         self.metrics = {metric: _metric(context, metric) for metric in CATALOGUE}
         self.initialized = True
         spec, took_s = self.policy.spec, time.perf_counter() - started
-        logger.info("policy %s %s on %s, ready after %.1f s", spec.name, spec.version, device, took_s)
+        logger.info(
+            "policy %s %s on %s, ready after %.1f s", spec.name, spec.version, self.policy.device, took_s
+        )
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer one batch: one serialised answer a row, in order."""

@@ -70,7 +70,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_archive(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its archive."""
     output = tmp_path_factory.mktemp("tiny_store") / "vla.mar"
-    export(Options(checkpoint=tiny_checkpoint, output=output, buckets=(1, 2, 4, 8)))
+    export(Options(str(tiny_checkpoint), output=output, buckets=(1, 2, 4, 8)))
     return output
 
 

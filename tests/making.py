@@ -65,7 +65,7 @@ def write_checkpoint(folder: Path, architecture: str = "command_attention") -> P
         name=f"tiny_{architecture}",
         architecture=architecture,
         model=dataclasses.asdict(module_of(architecture).Config.tiny()),
-        cameras=(Camera(name="front", size=96),),
+        cameras=(Camera(name="front", width=96, height=96),),
         tokenizer=Tokenizer(file="tokenizer.json", context_length=77, pad_id=49407),
         state=vector(Vector, height=("m", 0.0, 0.5), gripper=("1", 0.0, 1.0)),
         action=vector(
@@ -90,11 +90,11 @@ def write_checkpoint(folder: Path, architecture: str = "command_attention") -> P
 
 def eager_actions(policy: Policy, model: torch.nn.Module, row: Row) -> np.ndarray:
     """Compute one request with the model that was exported: float32 [T, A], physical units, in the bounds."""
-    inputs, spec = policy._prepare(row, 0.0), policy.spec
-    pictures = normalise_pictures(torch.from_numpy(np.array(inputs.pictures))[None], spec.cameras)
-    ids, mask, state, noise = (
-        torch.from_numpy(part)[None] for part in (inputs.ids, inputs.mask, inputs.state, inputs.noise)
-    )
+    inputs, spec = policy.prepare(row), policy.spec
+    pixels = np.stack([inputs.tensors[f"image.{camera.name}"] for camera in spec.cameras])
+    pictures = normalise_pictures(torch.from_numpy(pixels)[None], spec.cameras)
+    parts = (inputs.ids, inputs.mask, inputs.tensors["state"], inputs.tensors["noise"])
+    ids, mask, state, noise = (torch.from_numpy(part)[None] for part in parts)
     with torch.inference_mode():
         answer = model.act(pictures, *model.encode_command(ids, mask), state, noise)
     space = spec.action

@@ -9,10 +9,22 @@ import torch
 
 from vla_runtime.artifact import Outputs
 from vla_runtime.safety import SafetyReport, enforce, enforce_discrete
-from vla_runtime.spec import ActionSpace, BinnedSpace, DiscreteSpace, Extra, PolicySpec, Vector
+from vla_runtime.spec import (
+    ActionSpace,
+    BinnedSpace,
+    ContinuousSpace,
+    DiscreteSpace,
+    Extra,
+    PolicySpec,
+    Precision,
+    Vector,
+)
 
 # Largest difference of a replayed answer from the recorded one, in normalised units or in probability.
-EXAMPLE_TOLERANCE = 1e-3
+# Where products round to 8 bits, processors that add them in another order differ by more: 0.004 measured.
+EXAMPLE_TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 3e-2, "int8": 3e-2}
+# The same for float32 products that a GPU may compute in TensorFloat-32.
+TF32_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,13 @@ class ActionChunk:
         )
 
 
-def to_chunk(output: Outputs, spec: PolicySpec) -> ActionChunk:
+def to_chunk(output: Outputs, state: np.ndarray, spec: PolicySpec) -> ActionChunk:
     """Turn one of the artifact's outputs into actions that may leave: decoded, limited, named.
+
+    Args:
+        output: what the policy says
+        state: float32 [S], the reported state in physical units
+        spec: what the output means
 
     Raises:
         UnsafeAction: a limit is broken, and the spec says to reject or has nothing safe to send instead.
@@ -66,24 +83,53 @@ def to_chunk(output: Outputs, spec: PolicySpec) -> ActionChunk:
             confidence = float(probabilities.max(-1).min())
         indices, probabilities, report = enforce_discrete(probabilities, confidence, space, safety)
         return ActionChunk(indices, space, report, confidence, output.attention, probabilities, extras)
-    actions = space.valid_rotations(unnormalise(output.actions, space))
-    actions, report = enforce(actions, output.confidence, space, safety)
+    measured = measured_by(space, state, spec.state)
+    actions = unnormalise(output.actions, space) + np.where(relative(space), measured, np.float32(0))
+    actions, report = enforce(space.valid_rotations(actions), output.confidence, measured, space, safety)
     return ActionChunk(actions, space, report, output.confidence, output.attention, None, extras)
 
 
-def example_tolerance(space: ActionSpace) -> float:
+def measured_by(space: ContinuousSpace, state: np.ndarray, measured: Vector | None) -> np.ndarray:
+    """Return what the reported state says of each dimension of an action.
+
+    Args:
+        space: the action's dimensions, some of which name a dimension of the state
+        state: float32 [S], physical units
+        measured: the state's dimensions
+
+    Returns:
+        float32 [A], NaN for a dimension that names none
+    """
+    names = measured.names if measured else ()
+    found = [state[names.index(d.state)] if d.state else np.nan for d in space.dimensions]
+    return np.asarray(found, np.float32)
+
+
+def relative(space: ContinuousSpace) -> np.ndarray:
+    """Return which dimensions the policy gives as a difference from the reported state: bool [A]."""
+    return np.array([dimension.relative for dimension in space.dimensions])
+
+
+def example_tolerance(spec: PolicySpec) -> float:
     """Return how far a replayed example may be from its record: rounding, or one bin where it chose one."""
-    return 2.001 / space.bins if isinstance(space, BinnedSpace) else EXAMPLE_TOLERANCE
+    artifact = spec.artifact
+    rounding = EXAMPLE_TOLERANCE[artifact.precision]
+    rounding = max(rounding, TF32_TOLERANCE) if artifact.tf32 else rounding
+    return max(rounding, 2.001 / spec.action.bins) if isinstance(spec.action, BinnedSpace) else rounding
 
 
 def normalise(values: np.ndarray, vector: Vector) -> np.ndarray:
-    """Physical units to the policy's: float32 [..., dimensions] to the same shape."""
-    return ((values - vector.shift) / vector.scale).astype(np.float32)
+    """Physical units to the policy's: float32 [..., dimensions] to float32 [..., policy_width]."""
+    normalised = ((values - vector.shift) / vector.scale).astype(np.float32)
+    padding = vector.policy_width - normalised.shape[-1]
+    if not padding:
+        return normalised
+    return np.pad(normalised, [(0, 0)] * (normalised.ndim - 1) + [(0, padding)])
 
 
 def unnormalise(values: np.ndarray, vector: Vector) -> np.ndarray:
-    """The policy's units to physical ones, the inverse of `normalise`: float32 [..., dimensions]."""
-    return (values * vector.scale + vector.shift).astype(np.float32)
+    """The inverse of `normalise`: float32 [..., policy_width] to float32 [..., dimensions]."""
+    return (values[..., : len(vector.dimensions)] * vector.scale + vector.shift).astype(np.float32)
 
 
 def encode_bins(values: torch.Tensor, bins: int) -> torch.Tensor:

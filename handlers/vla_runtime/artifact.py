@@ -3,19 +3,22 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from vla_runtime.graphs import Forward, capture
-from vla_runtime.module import load_module
-from vla_runtime.preprocessing import normalise_pictures
+from vla_runtime.device import prepare
+from vla_runtime.graphs import Forward, Graphs, check_replay
+from vla_runtime.module import Module, load_module
+from vla_runtime.preprocessing import normalise_picture
 from vla_runtime.spec import PolicySpec
 from vla_runtime.staging import Inputs, Staging
 
-# Commands whose encoding is kept, least recently used first out.
-CACHED_COMMANDS = 1024
+# Memory of the encoded commands that are kept, least recently used first out [bytes].
+CACHE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -32,28 +35,65 @@ class Outputs:
     extras: dict[str, np.ndarray]
 
 
+class Commands:
+    """Encoded commands by their tokens: the text tower runs once for each that is new."""
+
+    def __init__(self, module: Module, spec: PolicySpec, device: torch.device) -> None:
+        self._encode_command, self._buckets, self._device = module, spec.artifact.buckets, device
+        self._count = len(spec.artifact.command)
+        # Tokens -> what `encode_command` returns for them, without the batch axis, on the device.
+        self._kept: OrderedDict[bytes, tuple[Tensor, ...]] = OrderedDict()
+        self._bytes = 0
+        # Commands encoded so far.
+        self.encoded = 0
+
+    def __len__(self) -> int:
+        """Commands that are kept."""
+        return len(self._kept)
+
+    def __call__(self, rows: Sequence[Inputs]) -> list[Tensor]:
+        """Return the rows' commands, one tensor [B, ...] each that `encode_command` returns."""
+        if not self._count:
+            return []
+        keys = [row.ids.tobytes() + row.mask.tobytes() for row in rows]
+        self._encode({key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept})
+        for key in keys:
+            self._kept.move_to_end(key)
+        encoded = [self._kept[key] for key in keys]
+        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+            self._bytes -= _bytes(self._kept.popitem(last=False)[1])
+        return [torch.stack(column) for column in zip(*encoded, strict=True)]
+
+    def _encode(self, new: dict[bytes, Inputs]) -> None:
+        """Encode commands of one length together, padded to a bucket, and keep them."""
+        if not new:
+            return
+        rows = list(new.values())
+        size = next(size for size in self._buckets if size >= len(rows))
+        rows += [rows[0]] * (size - len(rows))
+        ids = torch.from_numpy(np.stack([row.ids for row in rows])).to(self._device)
+        mask = torch.from_numpy(np.stack([row.mask for row in rows])).to(self._device)
+        columns = self._encode_command.encode_command(ids, mask)
+        for index, key in enumerate(new):
+            # Clones, since a view would keep its whole batch alive.
+            self._kept[key] = tuple(column[index].clone() for column in columns)
+            self._bytes += _bytes(self._kept[key])
+        self.encoded += len(new)
+
+
 class Bucket:
     """Batches of one size: their memory on the device, and the forward pass over it."""
 
-    def __init__(self, artifact: "Artifact", size: int, like: Inputs) -> None:
-        self.size = size
-        self.staging = Staging(like, size, artifact.device)
-        command, mask = artifact.encode([like] * size)
-        # Memory of the encoded commands: [B, Lc, Dc], bool [B, Lc].
-        self.command, self.mask = command.clone(), mask.clone()
-        self._forward: Forward = lambda: artifact.act(self)
-        if artifact.device.type == "cuda":
-            self.staging.fill([like] * size)
-            self._forward = capture(self._forward, artifact.device, size)
+    def __init__(self, staging: Staging, command: Sequence[Tensor], forward: Forward) -> None:
+        """Compose a bucket: `forward` reads what `staging` and `command` hold."""
+        self.staging, self._command, self._forward = staging, command, forward
 
-    def __call__(
-        self, rows: Sequence[Inputs], command: torch.Tensor, mask: torch.Tensor
-    ) -> dict[str, np.ndarray]:
-        """Compute `size` observations: the outputs by name, in memory of their own."""
+    def __call__(self, rows: Sequence[Inputs], command: Sequence[Tensor]) -> dict[str, np.ndarray]:
+        """Compute one batch: the outputs by name, in memory of their own."""
         self.staging.fill(rows)
-        self.command.copy_(command)
-        self.mask.copy_(mask)
-        return {name: value.float().cpu().numpy() for name, value in self._forward().items()}
+        for memory, value in zip(self._command, command, strict=True):
+            memory.copy_(value)
+        return _to_host(self._forward())
 
 
 class Artifact:
@@ -65,68 +105,88 @@ class Artifact:
         Raises:
             SpecError: the module is missing, damaged, or compiled for another machine.
         """
-        self._module = load_module(folder, spec.artifact, device)
+        self.device = prepare(device, tf32=spec.artifact.tf32)
+        self._module = load_module(folder, spec.artifact, str(self.device))
         self._spec = spec
-        self.device = torch.device(device)
-        self._buckets: dict[int, Bucket] = {}
-        # ids -> (command [Lc, Dc], command_mask [Lc]) on the device
-        self._commands: OrderedDict[bytes, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
-        # Observations computed, and commands encoded for them.
-        self.computed = self.encoded = 0
+        self.commands = Commands(self._module, spec, self.device)
+        self._graphs = Graphs(self.device)
+        # Batch size and tokens of a command -> its memory.
+        self._buckets: dict[tuple[int, int], Bucket] = {}
+        # Observations computed.
+        self.computed = 0
 
     @torch.inference_mode()
     def __call__(self, observations: Sequence[Inputs]) -> list[Outputs]:
-        """Compute one batch, at most as many observations as the largest bucket.
+        """Compute one batch, at most as many observations as the largest bucket, commands of equal length.
 
         A batch is padded by repeating its first row to the next bucket; a padded row changes no real one.
         """
         count = len(observations)
         size = next(size for size in self._spec.artifact.buckets if size >= count)
         rows = [*observations, *[observations[0]] * (size - count)]
-        if size not in self._buckets:
-            self._buckets[size] = Bucket(self, size, rows[0])
-        arrays = self._buckets[size](rows, *self.encode(rows))
+        with self._graphs.stream():
+            command = self.commands(rows)
+            arrays = self._bucket(rows, command)(rows, command)
         self.computed += count
         return [self._outputs(arrays, row) for row in range(count)]
 
-    def warm_up(self, observation: Inputs) -> None:
-        """Run every bucket until the module's own optimisation is over."""
-        for bucket in self._spec.artifact.buckets:
+    def warm_up(self, observation: Inputs, other: Inputs) -> None:
+        """Run every bucket until the module's own optimisation is over; check each graph on two inputs.
+
+        Raises:
+            SpecError: a captured graph answers otherwise than the module itself.
+        """
+        for size in self._spec.artifact.buckets:
             for _ in range(3):
-                self([observation] * bucket)
+                self([observation] * size)
+            self._check([observation] * size, [other] * size)
 
-    def act(self, bucket: Bucket) -> dict[str, torch.Tensor]:
-        """Run the module on what the bucket's memory holds."""
-        staging = bucket.staging
-        pictures = normalise_pictures(staging.pictures, self._spec.cameras)
-        outputs = self._module.act(pictures, bucket.command, bucket.mask, staging.state, staging.noise)
-        return {name: outputs[name] for name in self._spec.artifact.outputs}
-
-    def encode(self, rows: Sequence[Inputs]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return command [B, Lc, Dc] and command_mask [B, Lc], encoding only commands not seen before."""
-        keys = [row.ids.tobytes() for row in rows]
-        self._encode({key: row for key, row in zip(keys, rows, strict=True) if key not in self._commands})
-        for key in keys:
-            self._commands.move_to_end(key)
-        encoded = [self._commands[key] for key in keys]
-        while len(self._commands) > CACHED_COMMANDS:
-            self._commands.popitem(last=False)
-        return torch.stack([command for command, _ in encoded]), torch.stack([mask for _, mask in encoded])
-
-    def _encode(self, new: dict[bytes, Inputs]) -> None:
-        """Encode commands together, padded to a bucket, and keep them."""
-        if not new:
+    @torch.inference_mode()
+    def _check(self, *batches: list[Inputs]) -> None:
+        """Compare what a bucket's graph answers to several batches with the module itself."""
+        if not self._graphs.enabled:
             return
-        rows = list(new.values())
-        size = next(size for size in self._spec.artifact.buckets if size >= len(rows))
-        rows += [rows[0]] * (size - len(rows))
-        ids = torch.from_numpy(np.stack([row.ids for row in rows])).to(self.device)
-        mask = torch.from_numpy(np.stack([row.mask for row in rows])).to(self.device)
-        commands, masks = self._module.encode_command(ids, mask)
-        for index, key in enumerate(new):
-            # Clones, since a view would keep its whole batch alive.
-            self._commands[key] = commands[index].clone(), masks[index].clone()
-        self.encoded += len(new)
+        chunk = self._spec.action.output
+        pairs = []
+        with self._graphs.stream():
+            for rows in batches:
+                command = self.commands(rows)
+                bucket = self._bucket(rows, command)
+                replayed = bucket(rows, command)
+                computed = _to_host(self._act(bucket.staging, command))
+                pairs.append((replayed[chunk], computed[chunk]))
+        check_replay(pairs, len(batches[0]))
+
+    def _bucket(self, rows: Sequence[Inputs], command: Sequence[Tensor]) -> Bucket:
+        key = (len(rows), len(rows[0].ids))
+        if key not in self._buckets:
+            staging = Staging(self._used(rows[0]), len(rows), self.device)
+            memory = [value.clone() for value in command]
+            staging.fill(rows)
+            forward = self._graphs.capture(partial(self._act, staging, memory), len(rows))
+            self._buckets[key] = Bucket(staging, memory, forward)
+        return self._buckets[key]
+
+    def _used(self, row: Inputs) -> Inputs:
+        """Keep what the module reads; `images` stands for the pictures of all cameras."""
+        names = set(self._spec.artifact.inputs)
+        kept = {
+            name: value
+            for name, value in row.tensors.items()
+            if name in names or ("images" in names and name.startswith("image."))
+        }
+        return Inputs(kept, row.ids, row.mask, row.state, row.deadline_s)
+
+    def _act(self, staging: Staging, command: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Run the module on what the memory holds."""
+        artifact, cameras = self._spec.artifact, {f"image.{c.name}": c for c in self._spec.cameras}
+        given = dict(zip((f"command.{name}" for name in artifact.command), command, strict=True))
+        for name, tensor in staging.tensors.items():
+            given[name] = normalise_picture(tensor, cameras[name]) if name in cameras else tensor
+        if "images" in artifact.inputs:
+            given["images"] = torch.stack([given[name] for name in cameras], dim=1)
+        outputs = self._module.act(*(given[name] for name in artifact.inputs))
+        return {name: outputs[name] for name in artifact.outputs}
 
     def _outputs(self, arrays: dict[str, np.ndarray], row: int) -> Outputs:
         return Outputs(
@@ -135,3 +195,18 @@ class Artifact:
             attention=arrays["attention"][row] if "attention" in arrays else None,
             extras={name: arrays[name][row] for name in self._spec.artifact.extras},
         )
+
+
+def _to_host(outputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Copy outputs [B, ...] to the host in one piece, as float32, into memory of their own."""
+    rows = len(next(iter(outputs.values())))
+    flat = torch.cat([value.reshape(rows, -1).float() for value in outputs.values()], dim=1).cpu().numpy()
+    ends = np.cumsum([value[0].numel() for value in outputs.values()])
+    parts = np.split(flat, ends[:-1], axis=1)
+    return {
+        name: part.reshape(value.shape) for (name, value), part in zip(outputs.items(), parts, strict=True)
+    }
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

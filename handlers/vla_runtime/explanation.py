@@ -25,7 +25,7 @@ def overlay(row: Row, attention: np.ndarray, spec: PolicySpec) -> bytes:
     Returns:
         a PNG picture of [EDGE, C * EDGE] pixels
     """
-    images = decode(row, spec, 0.0).images
+    images = [steps[-1] for steps in decode(row, spec, 0.0).images]  # the newest of each camera
     parts = zip(images, spec.cameras, attention, strict=True)
     panels = [_panel(picture(image, camera), heat) for image, camera, heat in parts]
     file = io.BytesIO()

@@ -2,52 +2,54 @@
 
 torchscript  one file that runs on any device, on any machine that this version of torch runs on
 pt2          an AOTInductor package: machine code for one device, one version of torch, one kind of processor
+eager        a Python package that builds the module, and its weights as safetensors: for what no tracer takes
 """
 
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from vla_runtime.errors import SpecError
-from vla_runtime.spec import Artifact, Platform
-
-METHODS = ("encode_command", "act")
+from vla_runtime.spec import ArtifactSpec, Platform
 
 
 class Module(Protocol):
-    """What every format offers; `vla.models` states shapes and meaning."""
+    """What every format offers; the spec's `artifact` names what goes in and comes out, in order."""
 
-    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode commands: once for each that is new."""
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Encode commands int64 [N, L], once for each that is new: tensors [N, ...]."""
         ...
 
-    def act(
-        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
-        """Compute one batch."""
+    def act(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Compute one batch: tensors [B, ...] to tensors [B, ...] by name."""
         ...
 
 
-def load_module(folder: Path, artifact: Artifact, device: str = "cpu") -> Module:
+def load_module(folder: Path, artifact: ArtifactSpec, device: str = "cpu") -> Module:
     """Load the module of an unpacked archive.
 
     Raises:
         SpecError: the file is missing or damaged, or was compiled for another machine.
     """
     path = folder / artifact.file
+    loaders = {"torchscript": _torchscript, "pt2": _Package, "eager": _Eager}
     try:
-        return (
-            _torchscript(path, device)
-            if artifact.format == "torchscript"
-            else _Package(path, artifact, device)
-        )
+        return loaders[artifact.format](path, artifact, device)
     except (RuntimeError, ValueError) as error:
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"{path.name} can't be loaded: {str(error).splitlines()[0]}") from error
+
+
+def methods_of(artifact: ArtifactSpec) -> tuple[str, ...]:
+    """Return the methods that an artifact has: a policy without a command encodes none."""
+    return ("encode_command", "act") if artifact.command else ("act",)
 
 
 def platform_of(device: str) -> Platform:
@@ -59,14 +61,14 @@ def platform_of(device: str) -> Platform:
     return Platform(device="cpu", torch=_release(), capability=torch.backends.cpu.get_cpu_capability())
 
 
-def _torchscript(path: Path, device: str) -> Module:
+def _torchscript(path: Path, _artifact: ArtifactSpec, device: str) -> Module:
     return torch.jit.load(str(path), map_location=device).eval()
 
 
 class _Package:
     """Both methods of an AOTInductor package."""
 
-    def __init__(self, path: Path, artifact: Artifact, device: str) -> None:
+    def __init__(self, path: Path, artifact: ArtifactSpec, device: str) -> None:
         # Only this format needs the compiler's side of torch, which takes seconds to import.
         from torch._inductor.package.package import load_package  # noqa: PLC0415
 
@@ -77,11 +79,79 @@ class _Package:
             )
         if not path.is_file():
             raise SpecError(f"{path.name} can't be loaded: it is missing")
-        index = torch.device(device).index if here.device == "cuda" else None
-        self.encode_command, self.act = (
-            _contiguous(load_package(str(path), method, device_index=-1 if index is None else index))
-            for method in METHODS
-        )
+        # One thread runs it, and without the locks that more would need it can be captured as a CUDA graph.
+        options = {"run_single_threaded": True, "device_index": torch.device(device).index or 0}
+        options = options if here.device == "cuda" else {}
+        methods = {name: load_package(str(path), name, **options) for name in methods_of(artifact)}
+        self.act = _contiguous(methods["act"])
+        self.encode_command = _contiguous(methods.get("encode_command", methods["act"]))
+
+
+class _Eager:
+    """A module that the archive's own Python package builds."""
+
+    def __init__(self, path: Path, artifact: ArtifactSpec, device: str) -> None:
+        self._artifact = artifact
+        self._cameras = [name.removeprefix("image.") for name in artifact.inputs if name.startswith("image.")]
+        build = _function(str(artifact.factory), path.parent)
+        try:
+            model = build(**artifact.arguments)
+        except Exception as error:
+            raise SpecError(f"{artifact.factory} fails: {error}") from error
+        load_weights(model, path)
+        self._model: Any = model.to(device).eval().requires_grad_(requires_grad=False)
+
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        encoded = self._model.encode_command(input_ids, attention_mask)
+        return tuple(encoded[name] for name in self._artifact.command)
+
+    def act(self, *inputs: Tensor) -> dict[str, Tensor]:
+        given = dict(zip(self._artifact.inputs, inputs, strict=True))
+        images = {camera: given[f"image.{camera}"] for camera in self._cameras}
+        command = {name: given[f"command.{name}"] for name in self._artifact.command}
+        empty = inputs[0].flatten(1)[:, :0]  # [B, 0]
+        return self._model.act(images, command, given.get("state", empty), given.get("noise", empty))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a module from a safetensors file, one tensor in memory at a time.
+
+    Raises:
+        SpecError: the file is missing or damaged, or its names or shapes are not the module's.
+    """
+    if not path.is_file():
+        raise SpecError(f"{path.name} can't be loaded: it is missing")
+    state = model.state_dict()
+    filled: set[int] = set()
+    with torch.no_grad(), safe_open(str(path), "pt") as weights:
+        names = set(weights.keys())
+        if unknown := sorted(names - set(state)):
+            raise SpecError(f"{path.name} has weights that the module lacks: {', '.join(unknown[:5])}")
+        for name in sorted(names):
+            value = weights.get_tensor(name)
+            if value.shape != state[name].shape:
+                raise SpecError(
+                    f"{path.name}: {name} has shape {list(value.shape)}, the module's has "
+                    f"{list(state[name].shape)}"
+                )
+            state[name].copy_(value)
+            filled.add(state[name].data_ptr())
+    # Tied weights are kept once.
+    missing = sorted(n for n, v in state.items() if n not in names and v.data_ptr() not in filled)
+    if missing:
+        raise SpecError(f"{path.name} lacks weights of the module: {', '.join(missing[:5])}")
+
+
+def _function(name: str, folder: Path) -> Callable[..., nn.Module]:
+    """Import `package.module:function` from the archive's folder."""
+    module, _, function = name.partition(":")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"factory {name!r} can't be imported from the archive: {error}") from error
+    return found
 
 
 def _contiguous(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,9 @@
 """One request's fields, checked: a row to an `Observation`, or a `RequestError` that names the field.
 
-A row maps the wire's field names to values as multipart or JSON deliver them: an image is bytes, or base64
-text; everything else is a JSON value, or its text.
+A row maps the wire's field names to values as multipart, JSON or MessagePack deliver them: an image is
+bytes, base64 text, or raw pixels `{shape: [H, W, 3], dtype: "uint8", data: bytes}`; everything else is a JSON
+value, or its text. A policy with a history of n steps takes n states and n pictures a camera, the oldest in
+`image.<camera>.0`.
 """
 
 import base64
@@ -9,6 +11,7 @@ import binascii
 import io
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,13 +19,13 @@ import numpy as np
 from PIL import Image
 
 from vla_runtime.errors import BadImage, InvalidValue, MissingField, TooLarge, UnknownField
-from vla_runtime.spec import Dimension, PolicySpec
+from vla_runtime.spec import Dimension, PolicySpec, Vector
 
 Row = Mapping[str, object]
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
-# Largest picture [pixels]: 16 MP is beyond any robot's camera and decodes into 48 MB.
-MAX_PIXELS = 16_000_000
+# Largest picture [pixels]: more than a robot's camera gives, and little enough not to delay its neighbours.
+MAX_PIXELS = 4_000_000
 # Longest command [characters].
 MAX_COMMAND = 512
 MAX_SEED = 2**63 - 1
@@ -40,13 +43,13 @@ Image.MAX_IMAGE_PIXELS = None
 class Observation:
     """What a robot sees, is told and measures."""
 
-    # One picture a camera, in the spec's order; headers read, pixels not decoded yet.
-    images: tuple[Image.Image, ...]
+    # n pictures a camera, oldest first, in the spec's order of cameras; headers read, pixels not decoded yet.
+    images: tuple[tuple[Image.Image, ...], ...]
     # The field that each picture came in, for errors found while decoding it.
-    fields: tuple[str, ...]
-    # 1 to 512 characters.
+    fields: tuple[tuple[str, ...], ...]
+    # 1 to 512 characters; empty for a policy without a command.
     command: str
-    # float32 [S], physical units.
+    # float32 [n, S], physical units, oldest first.
     state: np.ndarray
     # Noise of a stochastic policy is drawn from it, so that equal requests get equal answers.
     seed: int
@@ -66,50 +69,86 @@ def decode(row: Row, spec: PolicySpec, arrived_s: float) -> Observation:
         RequestError: a field is missing, unknown, malformed, too large or out of range.
     """
     _refuse_unknown(row, spec)
-    fields = tuple(_image_field(row, camera.name, spec) for camera in spec.cameras)
+    fields = tuple(_image_fields(row, camera.name, spec) for camera in spec.cameras)
     return Observation(
-        images=tuple(_image(row, field) for field in fields),
+        images=tuple(tuple(_image(row, field) for field in steps) for steps in fields),
         fields=fields,
-        command=_command(row),
+        command=_command(row) if spec.tokenizer else "",
         state=_state(row, spec),
         seed=_seed(row),
         deadline_s=_deadline(row, arrived_s),
     )
 
 
+def image_fields(camera: str, spec: PolicySpec) -> tuple[str, ...]:
+    """Return the fields that a camera's pictures come in: one, or one a step, oldest first."""
+    name = f"image.{camera}"
+    return (name,) if spec.history == 1 else tuple(f"{name}.{step}" for step in range(spec.history))
+
+
 def _refuse_unknown(row: Row, spec: PolicySpec) -> None:
-    images = [f"image.{camera.name}" for camera in spec.cameras]
-    known = ["image"] if len(images) == 1 else images
-    known += ["command", *(["state"] if spec.state else []), "seed", "deadline_ms"]
+    images = [field for camera in spec.cameras for field in image_fields(camera.name, spec)]
+    short = [field.replace(f"image.{spec.cameras[0].name}", "image", 1) for field in images]
+    short = short if len(spec.cameras) == 1 else []
+    known = [*(short or images), *(["command"] if spec.tokenizer else []), *(["state"] if spec.state else [])]
+    known += ["seed", "deadline_ms"]
     for name in row:
         if name not in known and name not in images:
-            raise UnknownField(name[:64], f"this policy takes no such field; it takes: {', '.join(known)}")
+            shown = name[:64].encode("utf-8", "replace").decode()
+            raise UnknownField(shown, f"this policy takes no such field; it takes: {', '.join(known)}")
 
 
-def _image_field(row: Row, camera: str, spec: PolicySpec) -> str:
-    """Return the field of a camera's picture; one that is alone may be named `image` for short."""
-    field = f"image.{camera}"
-    if len(spec.cameras) > 1 or (field in row and "image" not in row):
+def _image_fields(row: Row, camera: str, spec: PolicySpec) -> tuple[str, ...]:
+    return tuple(_image_field(row, field, camera, spec) for field in image_fields(camera, spec))
+
+
+def _image_field(row: Row, field: str, camera: str, spec: PolicySpec) -> str:
+    """Return the field of a camera's picture; a camera that is alone may be left out of its name."""
+    short = field.replace(f"image.{camera}", "image", 1)
+    if len(spec.cameras) > 1 or (field in row and short not in row):
         short = field
     elif field in row:
-        raise UnknownField("image", f"sent beside {field!r}; send one of them")
-    else:
-        short = "image"
+        raise UnknownField(short, f"sent beside {field!r}; send one of them")
     if short not in row:
         raise MissingField(short, f"needs the picture of camera {camera!r} as JPEG, PNG or WebP")
     return short
 
 
 def _image(row: Row, field: str) -> Image.Image:
-    data = _image_bytes(row[field], field)
+    value = row[field]
+    if isinstance(value, dict):
+        return _raw(value, field)
+    data = _image_bytes(value, field)
     try:
         picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except Exception as error:  # damaged headers raise many types
         raise BadImage(field, "not a JPEG, PNG or WebP picture") from error
-    if picture.width * picture.height > MAX_PIXELS:
-        size = f"{picture.width} x {picture.height} pixels"
-        raise TooLarge(field, f"{size}; at most {MAX_PIXELS // 10**6} million pixels are taken")
+    _check_pixels(picture.width, picture.height, field)
     return picture
+
+
+def _raw(value: Mapping[object, object], field: str) -> Image.Image:
+    """Return a picture that came as plain pixels: `{shape: [H, W, 3], dtype: "uint8", data: bytes}`."""
+    shape, data = value.get("shape"), value.get("data")
+    if set(value) != {"shape", "dtype", "data"} or not isinstance(data, bytes | bytearray):
+        raise BadImage(field, "raw pixels need exactly shape, dtype and data, the bytes, in MessagePack")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        raise BadImage(field, "raw pixels need the shape [height, width, 3]")
+    height, width, channels = shape
+    if value.get("dtype") != "uint8" or channels != 3:
+        raise BadImage(field, "raw pixels must be uint8 RGB: shape [height, width, 3]")
+    _check_pixels(width, height, field)
+    if len(data) != height * width * 3:
+        raise BadImage(
+            field, f"raw pixels of {height} x {width} x 3 need {height * width * 3} bytes, got {len(data)}"
+        )
+    return Image.frombytes("RGB", (width, height), bytes(data))
+
+
+def _check_pixels(width: int, height: int, field: str) -> None:
+    if width * height > MAX_PIXELS:
+        size = f"{width} x {height} pixels"
+        raise TooLarge(field, f"{size}; at most {MAX_PIXELS // 10**6} million pixels are taken")
 
 
 def _image_bytes(value: object, field: str) -> bytes:
@@ -136,27 +175,47 @@ def _command(row: Row) -> str:
             raise InvalidValue("command", "is not UTF-8 text") from error
     if not isinstance(value, str):
         raise InvalidValue("command", f"must be text, got {_kind(value)}")
-    if not value.strip() or len(value) > MAX_COMMAND:
-        length = len(value) if value.strip() else 0
-        raise InvalidValue("command", f"must have 1 to {MAX_COMMAND} characters, got {length}")
+    if len(value) > MAX_COMMAND:
+        raise InvalidValue("command", f"must have 1 to {MAX_COMMAND} characters, got {len(value)}")
+    if not any(_visible(letter) for letter in value):
+        raise InvalidValue("command", f"must have 1 to {MAX_COMMAND} characters, got none that can be seen")
+    if any(unicodedata.category(letter) == "Cs" for letter in value):
+        raise InvalidValue("command", "is not UTF-8 text: it holds half of a surrogate pair")
     return value
+
+
+def _visible(letter: str) -> bool:
+    """Whether a character says anything: no space, control, format or unassigned one."""
+    return unicodedata.category(letter)[0] not in "ZC"
 
 
 def _state(row: Row, spec: PolicySpec) -> np.ndarray:
     if spec.state is None:
-        return np.zeros(0, np.float32)
-    names = spec.state.names
+        return np.zeros((spec.history, 0), np.float32)
+    names, steps = spec.state.names, spec.history
     expected = f"a JSON array of {len(names)} numbers: {', '.join(names)}"
+    if steps > 1:
+        expected = f"a JSON array of {steps} states, oldest first, each {expected}"
     if row.get("state") is None:
         raise MissingField("state", f"needs {expected}")
     values = _json_value(row["state"], "state", expected)
+    states = values if steps > 1 else [values]
+    if not isinstance(states, list | tuple):
+        raise InvalidValue("state", f"must be {expected}; got {_kind(states)}")
+    if len(states) != steps:
+        raise InvalidValue("state", f"must be {expected}; got {len(states)} states")
+    for state in states:
+        _check_state(state, spec.state, expected)
+    return np.asarray(states, np.float32)
+
+
+def _check_state(values: object, vector: Vector, expected: str) -> None:
     if not isinstance(values, list | tuple):
         raise InvalidValue("state", f"must be {expected}; got {_kind(values)}")
-    if len(values) != len(names):
+    if len(values) != len(vector.dimensions):
         raise InvalidValue("state", f"must be {expected}; got {len(values)} numbers")
-    for dimension, value in zip(spec.state.dimensions, values, strict=True):
+    for dimension, value in zip(vector.dimensions, values, strict=True):
         _check_measured(dimension, value)
-    return np.asarray(values, np.float32)
 
 
 def _check_measured(dimension: Dimension, value: object) -> None:

@@ -2,9 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -12,16 +14,18 @@ import numpy as np
 import torch
 
 from vla_runtime.actions import ActionChunk, example_tolerance, normalise, to_chunk
-from vla_runtime.artifact import Artifact, Inputs, Outputs
+from vla_runtime.artifact import Artifact, Outputs
 from vla_runtime.errors import DeadlineExpired, PolicyFailed, RequestError, SpecError
-from vla_runtime.observation import Row, decode
+from vla_runtime.observation import Observation, Row, decode, image_fields
 from vla_runtime.preprocessing import CommandTokenizer, noise, picture
-from vla_runtime.spec import PolicySpec
+from vla_runtime.spec import Camera, PolicySpec
+from vla_runtime.staging import Inputs
 
 logger = logging.getLogger(__name__)
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+Pair = tuple[int, Inputs]
 
 STAGES: tuple[str, ...] = ("preprocess", "inference", "postprocess")
 
@@ -37,11 +41,27 @@ class Answer:
     batch_size: int
 
 
+@dataclass(frozen=True)
+class Computed:
+    """What the policy said to one observation, and the state that was reported with it."""
+
+    outputs: Outputs
+    # float32 [S], physical units
+    state: np.ndarray
+
+
 class Policy:
-    """An exported policy, ready to answer."""
+    """An exported policy, ready to answer.
+
+    The request path, each step alone for each request but for the batch itself:
+        decode, preprocess -> Inputs     `_prepare`, side by side in threads
+        drop the expired                 `_fresh`
+        act                              `_compute`: batches of at most the largest bucket
+        decode, limit -> ActionChunk     `_to_chunk`
+    """
 
     def __init__(
-        self, spec: PolicySpec, tokenizer: CommandTokenizer, artifact: Artifact, threads: int
+        self, spec: PolicySpec, tokenizer: CommandTokenizer | None, artifact: Artifact, threads: int
     ) -> None:
         """Compose a policy of its parts; `threads` decode pictures side by side."""
         self.spec = spec
@@ -56,10 +76,20 @@ class Policy:
         Raises:
             SpecError: a part is missing, contradicts another, or answers its example differently.
         """
-        spec = PolicySpec.load(folder)
-        policy = cls(spec, CommandTokenizer(folder, spec.tokenizer), Artifact(folder, spec, device), threads)
+        policy = cls.open(folder, device, threads)
         policy.check_example(folder)
         return policy
+
+    @classmethod
+    def open(cls, folder: Path, device: str = "cpu", threads: int = 2) -> Self:
+        """Load a policy whose example has no recorded answer yet, as export does.
+
+        Raises:
+            SpecError: a part is missing or contradicts another.
+        """
+        spec = PolicySpec.load(folder)
+        tokenizer = CommandTokenizer(folder, spec.tokenizer) if spec.tokenizer else None
+        return cls(spec, tokenizer, Artifact(folder, spec, device), threads)
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +99,8 @@ class Policy:
     @property
     def command_uses(self) -> tuple[int, int]:
         """How many commands so far were found in the cache, and how many had to be encoded."""
-        return self._artifact.computed - self._artifact.encoded, self._artifact.encoded
+        encoded = self._artifact.commands.encoded
+        return self._artifact.computed - encoded, encoded
 
     def infer(
         self, rows: Sequence[Row | RequestError], arrived_s: Sequence[float] | None = None
@@ -88,15 +119,19 @@ class Policy:
         chunks = [_isolated(self._to_chunk, item) for item in outputs]
         laps.append(time.perf_counter())
         timing_ms = dict(zip(STAGES, (np.diff(laps) * 1000).tolist(), strict=True))
-        size = sum(isinstance(item, Outputs) for item in outputs)
+        size = sum(isinstance(item, Computed) for item in outputs)
         return [_isolated(lambda chunk: Answer(chunk, timing_ms, size), chunk) for chunk in chunks]
 
     def example_row(self, folder: Path) -> Row:
         """Return the archived example as the request that a client would send."""
-        example = self.spec.example
-        row: dict[str, object] = {"command": example.command, "seed": example.seed}
-        row |= {f"image.{camera}": (folder / file).read_bytes() for camera, file in example.images.items()}
-        return row | ({"state": example.state} if self.spec.state else {})
+        example, spec = self.spec.example, self.spec
+        row: dict[str, object] = {"command": example.command} if spec.tokenizer else {}
+        row["seed"] = example.seed
+        for camera, files in example.images.items():
+            steps = (files,) if isinstance(files, str) else files
+            fields = image_fields(camera, spec)
+            row |= {field: (folder / file).read_bytes() for field, file in zip(fields, steps, strict=True)}
+        return row | ({"state": example.state} if spec.state else {})
 
     def check_example(self, folder: Path) -> None:
         """Replay the archived example request.
@@ -108,7 +143,7 @@ class Policy:
         if isinstance(answer, RequestError):
             raise SpecError(f"the archived example is refused: {answer.code}: {answer.message}") from answer
         recorded = np.asarray(self.spec.example.actions, np.float32)
-        shape, tolerance = answer.chunk.recordable.shape, example_tolerance(self.spec.action)
+        shape, tolerance = answer.chunk.recordable.shape, example_tolerance(self.spec)
         if recorded.shape != shape:
             raise SpecError(f"the archived example has shape {recorded.shape}, got {shape}")
         difference = answer.chunk.difference(recorded)
@@ -118,54 +153,78 @@ class Policy:
                 f"at most {tolerance:.4g} is allowed"
             )
 
+    def prepare(self, row: Row, arrived_s: float = 0.0) -> Inputs:
+        """Turn one request into tensors.
+
+        Raises:
+            RequestError: the request can't be served.
+        """
+        spec = self.spec
+        observation = decode(row, spec, arrived_s)
+        ids, mask = self._tokens(observation.command)
+        tensors: dict[str, np.ndarray] = {
+            f"image.{c.name}": _pictures(observation, i, c) for i, c in enumerate(spec.cameras)
+        }
+        state = normalise(observation.state, spec.state) if spec.state else observation.state
+        tensors["state"] = state if spec.history > 1 else state[0]
+        tensors["noise"] = noise(observation.seed, spec)
+        return Inputs(tensors, ids, mask, observation.state[-1], observation.deadline_s)
+
     def warm_up(self) -> None:
-        """Compute every bucket a few times, so that the first request is as fast as the next."""
-        size = self.spec.cameras[0].size
-        pictures = np.zeros((len(self.spec.cameras), 3, size, size), np.uint8)
-        ids, mask = self._tokenizer("warm up")
-        state = np.zeros(self.spec.state_size, np.float32)
-        self._artifact.warm_up(Inputs(pictures, ids, mask, state, noise(0, self.spec), np.inf))
+        """Compute every bucket a few times, so that the first request is as fast as the next.
+
+        Raises:
+            SpecError: a captured graph answers otherwise than the policy itself.
+        """
+        self._artifact.warm_up(self._blank(0), self._blank(255))
+
+    def _blank(self, grey: int) -> Inputs:
+        """Return an observation of grey pictures."""
+        spec, steps = self.spec, () if self.spec.history == 1 else (self.spec.history,)
+        tensors: dict[str, np.ndarray] = {
+            f"image.{camera.name}": np.full((*steps, 3, camera.height, camera.width), grey, np.uint8)
+            for camera in spec.cameras
+        }
+        width = spec.state.policy_width if spec.state else 0
+        tensors["state"] = np.full((*steps, width), grey / 255, np.float32)
+        tensors["noise"] = noise(grey, spec)
+        ids, mask = self._tokens("warm up")
+        return Inputs(tensors, ids, mask, np.zeros(spec.state_size, np.float32), np.inf)
+
+    def _tokens(self, command: str) -> tuple[np.ndarray, np.ndarray]:
+        none = np.zeros(0, np.int64)
+        return self._tokenizer(command) if self._tokenizer else (none, none)
 
     def _prepare_all(
         self, rows: Sequence[Row | RequestError], arrived_s: Sequence[float]
     ) -> list[Inputs | RequestError]:
         """Decode and preprocess every request, side by side where there are several."""
-        mapped = map if len(rows) == 1 else self._pool.map
-        return list(
-            mapped(lambda row, arrived: _isolated(lambda r: self._prepare(r, arrived), row), rows, arrived_s)
-        )
+        if len(rows) == 1:
+            return [self._prepare(rows[0], arrived_s[0])]
+        return list(self._pool.map(self._prepare, rows, arrived_s))
 
-    def _prepare(self, row: Row, arrived_s: float) -> Inputs:
-        spec = self.spec
-        observation = decode(row, spec, arrived_s)
-        ids, mask = self._tokenizer(observation.command)
-        parts = zip(observation.images, spec.cameras, observation.fields, strict=True)
-        return Inputs(
-            pictures=np.stack([picture(*part) for part in parts]),
-            ids=ids,
-            mask=mask,
-            state=normalise(observation.state, spec.state) if spec.state else observation.state,
-            noise=noise(observation.seed, spec),
-            deadline_s=observation.deadline_s,
-        )
+    def _prepare(self, row: Row | RequestError, arrived_s: float) -> Inputs | RequestError:
+        return _isolated(partial(self.prepare, arrived_s=arrived_s), row)
 
-    def _compute(self, inputs: Sequence[Inputs | RequestError]) -> list[Outputs | RequestError]:
+    def _compute(self, inputs: Sequence[Inputs | RequestError]) -> list[Computed | RequestError]:
         """Run the requests that have not failed, in batches of at most the largest bucket."""
-        outputs: list[Outputs | RequestError] = [
+        outputs: list[Computed | RequestError] = [
             item if isinstance(item, RequestError) else PolicyFailed(None, "not computed") for item in inputs
         ]
         live = [(index, item) for index, item in enumerate(inputs) if isinstance(item, Inputs)]
-        largest = self.spec.artifact.buckets[-1]
-        for start in range(0, len(live), largest):
-            indices, batch = zip(*live[start : start + largest], strict=True)
-            for index, output in zip(indices, self._run(batch), strict=True):
-                outputs[index] = output
+        # Commands of one length at a time; most policies pad all to one.
+        live.sort(key=lambda pair: len(pair[1].ids))
+        for _, group in groupby(live, key=lambda pair: len(pair[1].ids)):
+            for batch in _batches(list(group), self.spec.artifact.buckets[-1]):
+                indices, items = zip(*batch, strict=True)
+                for index, output in zip(indices, self._run(items), strict=True):
+                    outputs[index] = output
         return outputs
 
-    def _run(self, batch: Sequence[Inputs]) -> list[Outputs | RequestError]:
+    def _run(self, batch: Sequence[Inputs]) -> list[Computed | RequestError]:
         """Run one batch; when it fails as a whole, run its requests one by one."""
         try:
-            return list(self._artifact(batch))
+            return [Computed(o, item.state) for o, item in zip(self._artifact(batch), batch, strict=True)]
         except torch.AcceleratorError:  # the device is lost to this process
             raise
         except Exception:
@@ -174,8 +233,19 @@ class Policy:
             return [PolicyFailed(None, "the policy failed on this request")]
         return [self._run([item])[0] for item in batch]
 
-    def _to_chunk(self, output: Outputs) -> ActionChunk:
-        return to_chunk(output, self.spec)
+    def _to_chunk(self, computed: Computed) -> ActionChunk:
+        return to_chunk(computed.outputs, computed.state, self.spec)
+
+
+def _pictures(observation: Observation, index: int, camera: Camera) -> np.ndarray:
+    """Return one camera's pictures: uint8 [3, H, W], or [n, 3, H, W] with a history."""
+    steps = zip(observation.images[index], observation.fields[index], strict=True)
+    made = [picture(image, camera, field) for image, field in steps]
+    return made[0] if len(made) == 1 else np.stack(made)
+
+
+def _batches(items: list[Pair], largest: int) -> Iterator[list[Pair]]:
+    return (items[start : start + largest] for start in range(0, len(items), largest))
 
 
 def _isolated(step: Callable[[In], Out], item: In | RequestError) -> Out | RequestError:

@@ -1,4 +1,4 @@
-"""Pictures and commands to tensors: CLIP's image transform and byte-pair tokenizer (Radford et al. 2021).
+"""Pictures and commands to tensors: the cameras' rules, and any tokenizer of the `tokenizers` library.
 
 Training and serving share these functions, so there is no train/serve skew. They agree with transformers'
 `CLIPImageProcessor` and `CLIPTokenizer`; `tests/unit/test_preprocessing.py` states to what tolerance.
@@ -16,36 +16,50 @@ from PIL import Image, ImageOps
 from vla_runtime.errors import BadImage, InvalidValue, SpecError
 from vla_runtime.spec import Camera, PolicySpec, Tokenizer
 
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
 
 def picture(image: Image.Image, camera: Camera, field: str = "image") -> np.ndarray:
-    """Decode, turn upright by EXIF, convert to RGB, resize the shortest edge (bicubic), crop the centre.
+    """Decode, turn upright by EXIF, convert to RGB, and fit into the camera's size by its rule.
 
     A JPEG of at least twice the size is decoded at reduced scale, see `decoded`.
 
     Args:
         image: headers read, pixels decoded here
-        camera: the size to make
+        camera: the size to make, and how
         field: the request's field, for the error
 
     Returns:
-        uint8 [3, size, size]
+        uint8 [3, height, width]
 
     Raises:
         BadImage: the pixels can't be decoded, or the picture is too long and thin to be resized.
+        InvalidValue: the picture does not have the size that a camera with the rule `none` needs.
     """
-    size, (width, height) = camera.size, image.size
+    width, height = image.size
     if max(width, height) > 32 * min(width, height):
         raise BadImage(field, f"{width} x {height} pixels is too long and thin")
-    rgb = decoded(image, size, field)
-    resized = _resized(*rgb.size, size)
+    rgb = decoded(image, camera, field)
+    target = (camera.width, camera.height)
+    if camera.resize == "none" and rgb.size != target:
+        raise InvalidValue(
+            field, f"must have {target[0]} x {target[1]} pixels, got {rgb.size[0]} x {rgb.size[1]}"
+        )
+    resized = resized_to(rgb.size, camera)
     if resized != rgb.size:
-        rgb = rgb.resize(resized, Image.Resampling.BICUBIC)
-    left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
-    return np.asarray(rgb.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+        rgb = rgb.resize(resized, FILTERS[camera.interpolation])
+    if resized != target:
+        rgb = _cropped(rgb, target) if camera.resize == "crop" else _padded(rgb, target)
+    return np.asarray(rgb).transpose(2, 0, 1)
 
 
-def decoded(image: Image.Image, size: int, field: str = "image") -> Image.Image:
-    """Decode into upright RGB with a shortest edge of at least `size`.
+def decoded(image: Image.Image, camera: Camera, field: str = "image") -> Image.Image:
+    """Decode into upright RGB, no smaller than what the camera's rule makes of it.
 
     A large JPEG is decoded at 1/2, 1/4 or 1/8 scale, which its format allows at a fraction of the cost and
     which stands for the first part of the resizing.
@@ -54,21 +68,47 @@ def decoded(image: Image.Image, size: int, field: str = "image") -> Image.Image:
         BadImage: the pixels can't be decoded.
     """
     try:
-        if image.format == "JPEG":
-            image.draft(None, _resized(*image.size, size))
+        if image.format == "JPEG" and camera.resize != "none":
+            # Before it is turned upright: the larger of both orientations, so that either is large enough.
+            (width, height), turned = (
+                resized_to(image.size, camera),
+                resized_to((image.height, image.width), camera),
+            )
+            image.draft(None, (max(width, turned[1]), max(height, turned[0])))
         ImageOps.exif_transpose(image, in_place=True)
         return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # damaged pictures raise many types
         raise BadImage(field, "the picture is damaged or cut short") from error
 
 
-def _resized(width: int, height: int, size: int) -> tuple[int, int]:
-    """Return width and height when the shortest edge becomes `size`."""
-    return (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+def resized_to(size: tuple[int, int], camera: Camera) -> tuple[int, int]:
+    """Return the width and height that a picture is resized to before it is cropped or padded."""
+    width, height = size
+    if camera.resize == "stretch":
+        return camera.width, camera.height
+    if camera.resize == "pad":  # openpi's image_tools.resize_with_pad rounds down
+        ratio = max(width / camera.width, height / camera.height)
+        return max(1, int(width / ratio)), max(1, int(height / ratio))
+    if camera.resize == "none":
+        return width, height
+    if camera.width * height >= camera.height * width:  # as narrow as the camera, or narrower
+        return camera.width, max(camera.height, int(camera.width * height / width))
+    return max(camera.width, int(camera.height * width / height)), camera.height
+
+
+def _cropped(rgb: Image.Image, target: tuple[int, int]) -> Image.Image:
+    left, top = (rgb.width - target[0]) // 2, (rgb.height - target[1]) // 2
+    return rgb.crop((left, top, left + target[0], top + target[1]))
+
+
+def _padded(rgb: Image.Image, target: tuple[int, int]) -> Image.Image:
+    padded = Image.new("RGB", target)
+    padded.paste(rgb, ((target[0] - rgb.width) // 2, (target[1] - rgb.height) // 2))
+    return padded
 
 
 def normalise_pictures(pictures: torch.Tensor, cameras: Sequence[Camera]) -> torch.Tensor:
-    """Scale to [0, 1] and normalise by each camera's channel statistics.
+    """Give the pictures of several cameras of one size their values.
 
     Args:
         pictures: uint8 [B, C, 3, H, W]
@@ -77,17 +117,24 @@ def normalise_pictures(pictures: torch.Tensor, cameras: Sequence[Camera]) -> tor
     Returns:
         float32 [B, C, 3, H, W] on the pictures' device
     """
-    scale, shift = _affine(tuple(cameras), pictures.device)
+    columns = zip(pictures.unbind(1), cameras, strict=True)
+    return torch.stack([normalise_picture(*column) for column in columns], dim=1)
+
+
+def normalise_picture(pictures: torch.Tensor, camera: Camera) -> torch.Tensor:
+    """Give one camera's pictures their values: uint8 [..., 3, H, W] to float32 of the same shape."""
+    scale, shift = _affine(camera.statistics, pictures.device)
     # In place: one new array instead of four.
     return pictures.float().mul_(scale).sub_(shift)
 
 
-@lru_cache(maxsize=8)
-def _affine(cameras: tuple[Camera, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return 1 / (255 std) and mean / std, float32 [C, 3, 1, 1], kept on the device between batches."""
+@lru_cache(maxsize=32)
+def _affine(
+    statistics: tuple[tuple[float, ...], tuple[float, ...]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return 1 / (255 std) and mean / std, float32 [3, 1, 1], kept on the device between batches."""
     with torch.inference_mode(mode=False):
-        mean = torch.tensor([camera.mean for camera in cameras])[..., None, None]
-        std = torch.tensor([camera.std for camera in cameras])[..., None, None]
+        mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
         return (1 / (255 * std)).to(device), (mean / std).to(device)
 
 
@@ -100,14 +147,14 @@ class CommandTokenizer:
         Raises:
             SpecError: the file is missing or is no tokenizer.
         """
+        path = folder / spec.file
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / spec.file))
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
-            raise SpecError(f"tokenizer {spec.file} can't be read: {error}") from error
+            raise SpecError(f"tokenizer {path.name} can't be read: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._length = spec.context_length
-        self._pad_id = spec.pad_id
+        self._spec = spec
 
     @property
     def vocabulary(self) -> int:
@@ -115,7 +162,7 @@ class CommandTokenizer:
         return self._tokenizer.get_vocab_size()
 
     def __call__(self, command: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tokenize one command.
+        """Tokenize one command, in its template.
 
         Returns:
             ids int64 [L] and attention mask int64 [L] (1 for a token, 0 for padding)
@@ -123,21 +170,25 @@ class CommandTokenizer:
         Raises:
             InvalidValue: the command has more tokens than the policy reads; it is never cut silently.
         """
-        ids = self._tokenizer.encode(command).ids
-        if len(ids) > self._length:
-            raise InvalidValue("command", f"has {len(ids)} tokens; the policy reads at most {self._length}")
-        padding = self._length - len(ids)
-        mask = np.repeat(np.array([1, 0]), [len(ids), padding])
-        return np.array(ids + [self._pad_id] * padding), mask
+        spec = self._spec
+        ids = self._tokenizer.encode(spec.template.replace("{command}", command)).ids
+        if len(ids) > spec.context_length:
+            raise InvalidValue(
+                "command", f"has {len(ids)} tokens; the policy reads at most {spec.context_length}"
+            )
+        padding = 0 if spec.padding == "longest" else spec.context_length - len(ids)
+        before, after = (padding, 0) if spec.side == "left" else (0, padding)
+        padded = [spec.pad_id] * before + ids + [spec.pad_id] * after
+        mask = np.repeat(np.array([0, 1, 0]), [before, len(ids), after])
+        return np.array(padded, np.int64), mask
 
 
 def noise(seed: int, spec: PolicySpec) -> np.ndarray:
     """Draw a stochastic policy's noise from the request's seed alone.
 
     Returns:
-        float32 [T, A], standard normal; [0, 0] for a policy without noise
+        float32 of the spec's shape, standard normal; [0, 0] for a policy without noise
     """
-    if not spec.artifact.stochastic:
+    if spec.noise is None:
         return np.zeros((0, 0), np.float32)
-    shape = (spec.action.horizon, spec.action.width)
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    return np.random.default_rng(seed).standard_normal(spec.noise, dtype=np.float32)

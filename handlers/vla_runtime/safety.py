@@ -23,18 +23,23 @@ class SafetyReport:
 
 
 def enforce(
-    actions: np.ndarray, confidence: float | None, space: ContinuousSpace, safety: Safety
+    actions: np.ndarray,
+    confidence: float | None,
+    measured: np.ndarray,
+    space: ContinuousSpace,
+    safety: Safety,
 ) -> tuple[np.ndarray, SafetyReport]:
     """Apply the spec's limits to one chunk.
 
     Within the limits the chunk is returned as it came. Otherwise the spec's mode decides: `clamp` moves every
-    value to the nearest allowed one, `hold` replaces the chunk by the declared safe action, `reject` refuses
-    the request. A value that is not finite, or too low a confidence, can't be clamped: it is held where a
-    safe action is declared, else refused.
+    value to the nearest allowed one, `hold` replaces the chunk by standing still, `reject` refuses. A chunk
+    that is not finite or not confident enough can't be clamped: it is held where the spec says how, else
+    refused.
 
     Args:
         actions: float32 [T, A], physical units
         confidence: in [0, 1], None where the policy gives none
+        measured: float32 [A], what the reported state says of each dimension, NaN where it says nothing
         space: the bounds
         safety: the other limits, and what to do beyond them
 
@@ -42,15 +47,16 @@ def enforce(
         UnsafeAction: the spec says to reject, or there is nothing safe to send instead.
     """
     fatal = _unclampable(actions, confidence, space, safety)
-    limited = actions if fatal else _limit(actions, space, safety)
+    limited = actions if fatal else _limit(actions, measured, space, safety)
     violations = fatal or _differences(actions, limited, space)
     if not violations:
         return limited, SafetyReport("ok", ())
     if safety.mode == "clamp" and not fatal:
         return limited, SafetyReport("clamped", violations)
-    _may_hold(safety, violations)
-    held = np.broadcast_to(np.asarray(safety.hold_action, np.float32), actions.shape)
-    return held, SafetyReport("held", violations)
+    held = _still(measured, space, safety)
+    if safety.mode == "reject" or held is None:
+        raise _unsafe(violations)
+    return np.broadcast_to(held, actions.shape), SafetyReport("held", violations)
 
 
 def enforce_discrete(
@@ -78,15 +84,27 @@ def enforce_discrete(
     violations = (*unknown, *_unconfident(confidence, safety))
     if not violations:
         return probabilities.argmax(-1), probabilities, SafetyReport("ok", ())
-    _may_hold(safety, violations)
+    if safety.mode == "reject" or safety.hold_action is None:
+        raise _unsafe(violations)
     hold = space.index(str(safety.hold_action))
     held = np.full(len(probabilities), hold)
     return held, np.eye(space.width, dtype=np.float32)[held], SafetyReport("held", violations)
 
 
-def _may_hold(safety: Safety, violations: tuple[str, ...]) -> None:
-    if safety.mode == "reject" or safety.hold_action is None:
-        raise UnsafeAction(None, f"the policy's action is outside its safety limits: {'; '.join(violations)}")
+def _unsafe(violations: tuple[str, ...]) -> UnsafeAction:
+    return UnsafeAction(None, f"the policy's action is outside its safety limits: {'; '.join(violations)}")
+
+
+def _still(measured: np.ndarray, space: ContinuousSpace, safety: Safety) -> np.ndarray | None:
+    """Return the action that stands still, float32 [A]; None where the spec does not say what that is.
+
+    In each dimension: the declared value, else no change and no speed, else the reported pose.
+    """
+    declared = safety.hold_action if isinstance(safety.hold_action, tuple) else (None,) * space.width
+    resting = [0.0 if d.meaning in ("delta", "velocity") else None for d in space.dimensions]
+    known = [rest if value is None else value for value, rest in zip(declared, resting, strict=True)]
+    held = np.array([pose if value is None else value for value, pose in zip(known, measured, strict=True)])
+    return np.clip(held, space.low, space.high).astype(np.float32) if np.isfinite(held).all() else None
 
 
 def _unclampable(
@@ -98,17 +116,25 @@ def _unclampable(
 
 
 def _unconfident(confidence: float | None, safety: Safety) -> tuple[str, ...]:
-    if safety.min_confidence is None or (confidence or 0.0) >= safety.min_confidence:
+    """A confidence that is missing or no number is never enough."""
+    if safety.min_confidence is None:
         return ()
-    return (f"confidence {confidence or 0.0:.3f} is below {safety.min_confidence}",)
+    if confidence is not None and confidence >= safety.min_confidence:
+        return ()
+    stated = "missing" if confidence is None else f"{confidence:.3f}"
+    return (f"confidence {stated} is below {safety.min_confidence}",)
 
 
-def _limit(actions: np.ndarray, space: ContinuousSpace, safety: Safety) -> np.ndarray:
+def _limit(actions: np.ndarray, measured: np.ndarray, space: ContinuousSpace, safety: Safety) -> np.ndarray:
     limited = np.clip(actions, space.low, space.high)
     if safety.max_step is None:
         return limited
     steps = np.array([np.inf if step is None else step for step in safety.max_step], np.float32)
-    for previous, action in itertools.pairwise(limited):
+    absolute = np.array([dimension.meaning == "absolute" for dimension in space.dimensions])
+    # From the reported pose, or the nearest within the bounds; without one the first action is free.
+    pose = np.clip(measured, space.low, space.high)
+    before = np.where(absolute & np.isfinite(measured), pose, limited[0])
+    for previous, action in itertools.pairwise([before, *limited]):
         np.clip(action, previous - steps, previous + steps, out=action)
     return limited
 

@@ -14,7 +14,8 @@ import numpy as np
 from vla_runtime import rotations
 from vla_runtime.errors import SpecError
 
-Normalisation = Literal["bounds", "mean_std", "quantiles"]
+Normalisation = Literal["bounds", "mean_std", "quantiles", "identity"]
+Meaning = Literal["delta", "absolute", "velocity"]
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -22,27 +23,48 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Dimension(Part, frozen=True):
-    """One named dimension of the state or of an action, with its physical unit and bounds."""
+    """One named dimension of the state or of an action, with its physical unit and bounds.
+
+    An action's bounds are safety limits, a state's the range that is plausible; neither normalises anything
+    unless the vector's statistics leave that to them.
+    """
 
     name: str
     unit: str
     low: float
     high: float
+    # What an action's number is: a change, a position or a rate. It decides what standing still means.
+    meaning: Meaning | None = None
+    # The dimension of the state that measures what this dimension of the action moves or sets.
+    state: str | None = None
+    # Whether the policy gives an absolute action as the difference from that state, to be added here.
+    relative: bool = False
 
     def __post_init__(self) -> None:
         finite = math.isfinite(self.low) and math.isfinite(self.high)
         require(
             finite and self.low < self.high, f"{self.name}: needs low < high, got {self.low} and {self.high}"
         )
+        require(
+            not self.relative or (self.state is not None and self.meaning == "absolute"),
+            f"{self.name}: a relative dimension needs meaning 'absolute' and a dimension of the state in "
+            f"`state`, got {self.meaning!r} and {self.state!r}",
+        )
 
 
 class Statistics(Part, frozen=True):
-    """Normalisation statistics of the training data, one number a dimension, in physical units."""
+    """Normalisation statistics of the training data, one number a dimension, in physical units.
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    q01: tuple[float, ...]
-    q99: tuple[float, ...]
+    A normalisation needs its own two alone: `mean` and `std`, `q01` and `q99`, or `low` and `high`.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    q01: tuple[float, ...] = ()
+    q99: tuple[float, ...] = ()
+    # The range that `bounds` maps to [-1, 1]; empty: the dimensions' own bounds are that range.
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
     def sha256(self) -> str:
         """Return the digest that names these statistics in provenance."""
@@ -50,25 +72,36 @@ class Statistics(Part, frozen=True):
 
 
 class Vector(Part, frozen=True, kw_only=True):
-    """A vector of named dimensions and the rule that normalises it: `(x - shift) / scale`."""
+    """A vector of named dimensions and the rule that normalises it: `(x - shift) / scale`.
+
+    bounds     the range of the statistics becomes [-1, 1]
+    quantiles  q01 and q99 become -1 and 1
+    mean_std   zero mean, unit standard deviation
+    identity   the policy's units are the physical ones
+    """
 
     dimensions: tuple[Dimension, ...]
     normalisation: Normalisation
     statistics: Statistics
     # Names of the dimensions that are not normalised: the policy's unit is the physical one.
     passthrough: tuple[str, ...] = ()
+    # Added to the range or standard deviation before dividing: 1e-6 in openpi, 1e-8 in LeRobot.
+    epsilon: float = 0.0
+    # Width that the policy itself works with, beyond the dimensions filled with zeros (32 in pi0).
+    padded_to: int | None = None
 
     def __post_init__(self) -> None:
         repeated = {name for name in self.names if self.names.count(name) > 1}
         require(bool(self.names), "a vector needs one dimension at least")
         require(not repeated, f"dimensions need distinct names, got {self.names}")
+        require(self.epsilon >= 0, f"epsilon must not be negative, got {self.epsilon}")
+        require(
+            self.padded_to is None or self.padded_to >= len(self.names),
+            f"padded_to is {self.padded_to}, less than the {len(self.names)} dimensions {self.names}",
+        )
         for name in self.passthrough:
             require(name in self.names, f"passthrough names {name!r}; the dimensions are {self.names}")
-        for name, values in msgspec.structs.asdict(self.statistics).items():
-            require(
-                len(values) == len(self.dimensions),
-                f"statistics.{name} has {len(values)} values for the dimensions {self.names}",
-            )
+        self._check_statistics()
         for dimension, scale in zip(self.dimensions, self.scale, strict=True):
             require(
                 math.isfinite(scale) and scale > 0,
@@ -79,6 +112,11 @@ class Vector(Part, frozen=True, kw_only=True):
     def names(self) -> tuple[str, ...]:
         """The dimensions' names, in order."""
         return tuple(dimension.name for dimension in self.dimensions)
+
+    @property
+    def policy_width(self) -> int:
+        """Numbers that the policy itself reads or gives."""
+        return self.padded_to or len(self.dimensions)
 
     @property
     def low(self) -> np.ndarray:
@@ -94,24 +132,44 @@ class Vector(Part, frozen=True, kw_only=True):
     def shift(self) -> np.ndarray:
         """What normalisation subtracts: float32 [dimensions], physical units."""
         low, high = self._range()
-        shift = _float32(self.statistics.mean) if self.normalisation == "mean_std" else (low + high) / 2
-        return np.where(self._passed, np.float32(0), shift)
+        # In openpi and LeRobot the epsilon widens a range at its upper end.
+        shift = low if self.normalisation == "mean_std" else (low + high + self.epsilon) / 2
+        return np.where(self._passed, np.float32(0), shift).astype(np.float32)
 
     @property
     def scale(self) -> np.ndarray:
         """What normalisation divides by: float32 [dimensions], physical units."""
         low, high = self._range()
-        scale = _float32(self.statistics.std) if self.normalisation == "mean_std" else (high - low) / 2
-        return np.where(self._passed, np.float32(1), scale)
+        mean_std = self.normalisation == "mean_std"
+        scale = high + self.epsilon if mean_std else (high - low + self.epsilon) / 2
+        return np.where(self._passed, np.float32(1), scale).astype(np.float32)
 
     @property
     def _passed(self) -> np.ndarray:
-        return np.isin(self.names, self.passthrough)  # bool [dimensions]
+        passed = self.names if self.normalisation == "identity" else self.passthrough
+        return np.isin(self.names, passed)  # bool [dimensions]
 
     def _range(self) -> tuple[np.ndarray, np.ndarray]:
-        if self.normalisation == "quantiles":
-            return _float32(self.statistics.q01), _float32(self.statistics.q99)
-        return self.low, self.high
+        """Return the two arrays that the normalisation is made of, float64 [dimensions]."""
+        statistics = self.statistics
+        pairs = {
+            "mean_std": (statistics.mean, statistics.std),
+            "quantiles": (statistics.q01, statistics.q99),
+            "bounds": (statistics.low or self.low.tolist(), statistics.high or self.high.tolist()),
+            "identity": (self.low.tolist(), self.high.tolist()),
+        }
+        first, second = pairs[self.normalisation]
+        return np.asarray(first, np.float64), np.asarray(second, np.float64)
+
+    def _check_statistics(self) -> None:
+        needed = {"mean_std": ("mean", "std"), "quantiles": ("q01", "q99")}.get(self.normalisation, ())
+        for name, values in msgspec.structs.asdict(self.statistics).items():
+            require(
+                len(values) == len(self.dimensions) or (not values and name not in needed),
+                f"statistics.{name} has {len(values)} values for the dimensions {self.names}",
+            )
+        low, high = self.statistics.low, self.statistics.high
+        require(bool(low) == bool(high), "statistics.low and statistics.high come together or not at all")
 
 
 class Rotation(Part, frozen=True):
@@ -194,8 +252,8 @@ class BinnedSpace(ContinuousSpace, frozen=True, kw_only=True, tag="binned"):
         super().__post_init__()
         require(self.bins >= 2, f"bins must be 2 at least, got {self.bins}")
         require(
-            self.normalisation != "mean_std",
-            "binned actions need bounds or quantiles: mean_std leaves most values outside the bins",
+            self.normalisation in ("bounds", "quantiles"),
+            "binned actions need bounds or quantiles: any other normalisation leaves values outside the bins",
         )
         for dimension in self.dimensions:
             require(

@@ -3,8 +3,11 @@
 Sizes used in the docstrings of this package:
     B  observations in a batch       C  cameras            S  dimensions of the proprioceptive state
     L  tokens of a command           T  horizon [steps]    A  dimensions of an action
+    n  observation steps (history), oldest first; there is no such axis where it is 1
 """
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -30,7 +33,7 @@ __all__ = [
     "FILE_NAME",
     "KNOWN_OUTPUTS",
     "ActionSpace",
-    "Artifact",
+    "ArtifactSpec",
     "BinnedSpace",
     "Camera",
     "ContinuousSpace",
@@ -50,9 +53,13 @@ __all__ = [
     "Vector",
     "dumps",
     "load",
+    "upgrade_cameras",
 ]
 
-Format = Literal["torchscript", "pt2"]
+Format = Literal["torchscript", "pt2", "eager"]
+Resize = Literal["crop", "pad", "stretch", "none"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Values = Literal["mean_std", "zero_to_one", "minus_one_to_one"]
 Precision = Literal["float32", "bfloat16", "int8"]
 
 FILE_NAME = "policy.json"
@@ -61,39 +68,82 @@ KNOWN_OUTPUTS = ("actions", "logits", "confidence", "attention")
 
 
 class Camera(Part, frozen=True):
-    """How one camera's picture becomes a tensor (CLIP's image transform, Radford et al. 2021)."""
+    """How one camera's picture becomes a tensor.
+
+    resize: what fits a picture of any size into `width` x `height`
+        crop     shortest edge to fit, then the central part (CLIP, Radford et al. 2021)
+        pad      the whole picture, centred on black (letterbox, as openpi's `resize_with_pad`)
+        stretch  both edges to fit, whatever the proportions (OpenVLA, Octo)
+        none     the picture must arrive at that size (LeRobot's ACT)
+    values: what the pixels 0 to 255 become
+        mean_std          [0, 1], then normalised by the channel statistics `mean` and `std`
+        zero_to_one       [0, 1]
+        minus_one_to_one  [-1, 1]
+    """
 
     name: str
-    # Edge of the square picture that the policy sees [pixels].
-    size: int
-    # Shortest edge to `size` (bicubic), then the central `size` x `size` crop.
-    resize: Literal["shortest_edge_crop"] = "shortest_edge_crop"
-    # Channel statistics of RGB in [0, 1].
+    # Size of the picture that the policy sees [pixels].
+    width: int
+    height: int
+    resize: Resize = "crop"
+    # Pillow's filters, which widen when they shrink a picture (antialiasing).
+    interpolation: Interpolation = "bicubic"
+    values: Values = "mean_std"
+    # Channel statistics of RGB in [0, 1]; CLIP's by default.
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        require(self.size > 0, f"camera {self.name!r}: size must be positive, got {self.size}")
+        require(
+            min(self.width, self.height) > 0,
+            f"camera {self.name!r}: width and height must be positive, got {self.width} and {self.height}",
+        )
         require(min(self.std) > 0, f"camera {self.name!r}: std must be positive, got {self.std}")
+        require(self.name.isidentifier(), f"camera {self.name!r}: the name must be letters, digits and _")
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of RGB in [0, 1] that make the tensor's values."""
+        return {
+            "mean_std": (self.mean, self.std),
+            "zero_to_one": ((0.0,) * 3, (1.0,) * 3),
+            "minus_one_to_one": ((0.5,) * 3, (0.5,) * 3),
+        }[self.values]
 
 
 class Tokenizer(Part, frozen=True):
     """The command's tokenizer: a `tokenizers` JSON file that lies beside the spec."""
 
     file: str
-    # Longest command [tokens], start and end tokens included; shorter ones are padded to it.
+    # Longest command [tokens], whatever the tokenizer adds included.
     context_length: int
     pad_id: int
+    # fixed: shorter commands are padded to `context_length`. longest: nothing is padded, and only requests
+    # with equally many tokens share a forward pass, so that no answer depends on its batch-mates.
+    padding: Literal["fixed", "longest"] = "fixed"
+    # Where the padding goes.
+    side: Literal["right", "left"] = "right"
+    # The text that is tokenized, with the command in place of `{command}`.
+    template: str = "{command}"
+
+    def __post_init__(self) -> None:
+        require(self.context_length > 0, f"context_length must be positive, got {self.context_length}")
+        require(
+            self.template.count("{command}") == 1,
+            f"template needs '{{command}}' exactly once, got {self.template!r}",
+        )
 
 
 class Safety(Part, frozen=True):
     """What is done with an action outside the limits; see `safety.py`."""
 
     mode: Literal["clamp", "hold", "reject"] = "clamp"
-    # Largest change between consecutive actions, one a dimension [action unit]; null: no limit.
+    # Largest change between consecutive actions, one a dimension [action unit]; null: no limit. An absolute
+    # dimension that names its state is limited from the reported state on.
     max_step: tuple[float | None, ...] | None = None
-    # The action that replaces a whole chunk when it is held [action unit]; a name in a discrete space.
-    hold_action: tuple[float, ...] | str | None = None
+    # The action that replaces a whole chunk when it is held [action unit]; null in a dimension whose meaning
+    # says what standing still is; a name in a discrete space.
+    hold_action: tuple[float | None, ...] | str | None = None
     # A chunk of lower confidence is held.
     min_confidence: float | None = None
 
@@ -120,23 +170,31 @@ class Platform(Part, frozen=True):
         return f"{self.device} ({self.capability}) under torch {self.torch}"
 
 
-class Artifact(Part, frozen=True):
+class ArtifactSpec(Part, frozen=True):
     """The compiled policy: its file, and what its two methods take and give."""
 
     file: str
+    # What `encode_command` returns, in order, a batch axis first each; none for a policy without a command.
+    command: tuple[str, ...]
+    # What `act` takes, in order: `image.<camera>`, `command.<name>`, `state`, `noise`; or `images`, the
+    # pictures of all cameras, of one size, in one tensor [B, C, 3, H, W].
+    inputs: tuple[str, ...]
     # Batch sizes that batches are padded to, ascending; the last is the largest batch.
     buckets: tuple[int, ...]
     # Names of the values that `act` returns.
     outputs: tuple[str, ...]
     # One for each output that is not in KNOWN_OUTPUTS.
     extras: dict[str, Extra] = msgspec.field(default_factory=dict)
-    # Whether `act` reads its noise input.
-    stochastic: bool = False
     format: Format = "torchscript"
     # Of its matrix products and their weights; everything that goes in or comes out is float32.
     precision: Precision = "float32"
-    # Where a `pt2` package runs; None for `torchscript`, which is portable.
+    # Whether float32 products may be computed in TensorFloat-32, on GPUs that have it.
+    tf32: bool = False
+    # Where a `pt2` package runs; None for the others, which are portable.
     platform: Platform | None = None
+    # How the module of an `eager` archive is built: `package.module:function`, called with `arguments`.
+    factory: str | None = None
+    arguments: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(
@@ -144,8 +202,12 @@ class Artifact(Part, frozen=True):
             f"buckets must ascend from at least 1, got {self.buckets}",
         )
         require(
-            (self.platform is None) == (self.format == "torchscript"),
+            (self.platform is None) == (self.format != "pt2"),
             f"format {self.format!r} and platform {self.platform} contradict each other",
+        )
+        require(
+            (self.factory is None) == (self.format != "eager"),
+            f"format {self.format!r} and factory {self.factory!r} contradict each other",
         )
         further = sorted(set(self.outputs) - set(KNOWN_OUTPUTS))
         require(
@@ -157,11 +219,12 @@ class Artifact(Part, frozen=True):
 class Example(Part, frozen=True):
     """A request and its recorded answer, replayed when the artifact is loaded."""
 
-    # Camera name -> image file beside the spec.
-    images: dict[str, str]
+    # Camera name -> image file beside the spec; n files, oldest first, for a policy with history.
+    images: dict[str, str | tuple[str, ...]]
+    # Empty for a policy without a command.
     command: str
-    # Physical units, as a client sends it.
-    state: tuple[float, ...]
+    # Physical units, as a client sends it; n such for a policy with history.
+    state: tuple[float | tuple[float, ...], ...]
     seed: int
     # [T][A], physical units, as the server answers; probabilities [T][V] in a discrete space.
     actions: tuple[tuple[float, ...], ...]
@@ -177,33 +240,35 @@ class PolicySpec(Part, frozen=True):
     # Version of the archive.
     version: str
     architecture: str
-    # All of one size, in the order of the artifact's C axis.
     cameras: tuple[Camera, ...]
-    tokenizer: Tokenizer
+    # None: the policy takes no command.
+    tokenizer: Tokenizer | None
     # None: the policy takes no proprioceptive state.
     state: Vector | None
     action: ActionSpace
     safety: Safety
-    artifact: Artifact
+    artifact: ArtifactSpec
     example: Example
     # Where the artifact comes from: digests, versions, parity measured at export.
     provenance: dict[str, Any]
-    format_version: Literal[1] = 1
+    # Observation steps in a request, oldest first.
+    history: int = 1
+    # Shape of one observation's noise, standard normal; None: the policy draws none.
+    noise: tuple[int, ...] | None = None
+    format_version: Literal[2] = 2
 
     def __post_init__(self) -> None:
         names = [camera.name for camera in self.cameras]
         require(bool(names) and len(set(names)) == len(names), f"cameras need distinct names, got {names}")
-        sizes = {camera.size for camera in self.cameras}
-        require(len(sizes) == 1, f"all cameras must have one size, got {sorted(sizes)}")
+        require(self.history >= 1, f"history must be 1 at least, got {self.history}")
+        require(self.noise is None or min(self.noise, default=0) > 0, f"noise needs sizes, got {self.noise}")
         output = self.action.output
         require(output in self.artifact.outputs, f"outputs must name {output!r}, got {self.artifact.outputs}")
-        require(
-            self.safety.mode != "hold" or self.safety.hold_action is not None,
-            "safety.mode is 'hold', which needs safety.hold_action",
-        )
+        _check_inputs(self)
         if isinstance(self.action, DiscreteSpace):
             _check_discrete(self.action, self.safety, self.example)
         else:
+            _check_states(self.action, self.state)
             _check_limits(self.action, self.safety, "confidence" in self.artifact.outputs)
 
     @property
@@ -213,12 +278,12 @@ class PolicySpec(Part, frozen=True):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read `policy.json` of an unpacked archive.
+        """Read `policy.json` of an unpacked archive, of this format or the one before.
 
         Raises:
             SpecError: the file is missing, is not JSON or breaks a rule; names the place in the file.
         """
-        return load(folder / FILE_NAME, cls)
+        return load(folder / FILE_NAME, cls, _upgrade)
 
     def save(self, folder: Path) -> None:
         """Write `policy.json`, indented for people."""
@@ -228,18 +293,48 @@ class PolicySpec(Part, frozen=True):
 P = TypeVar("P", bound=Part)
 
 
-def load(path: Path, kind: type[P]) -> P:
+def load(path: Path, kind: type[P], upgrade: Callable[[dict[str, Any]], None] | None = None) -> P:
     """Read one part from a JSON file.
+
+    Args:
+        path: the file
+        kind: what it holds
+        upgrade: changes a part of `format_version` 1 into one of this version, in place
 
     Raises:
         SpecError: the file is missing, is not JSON or breaks a rule; names the place in the file.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        data = path.read_bytes()
+        if upgrade and (plain := msgspec.json.decode(data, type=dict)).get("format_version", 1) == 1:
+            upgrade(plain)
+            plain["format_version"] = 2
+            data = json.dumps(plain).encode()
+        return msgspec.json.decode(data, type=kind)
     except FileNotFoundError as error:
         raise SpecError(f"{path.name} is missing in {path.parent}") from error
     except msgspec.DecodeError as error:  # also ValidationError, its subclass
         raise SpecError(f"{path.name}: {error}") from error
+
+
+def upgrade_cameras(cameras: list[dict[str, Any]]) -> None:
+    """Turn cameras of format 1, one `size` and one rule, into those of format 2, in place."""
+    for camera in cameras:
+        camera.pop("resize", None)
+        camera["width"] = camera["height"] = camera.pop("size", None)
+
+
+def _upgrade(plain: dict[str, Any]) -> None:
+    """Turn a `policy.json` of format 1 into one of format 2, in place; `act` took five fixed tensors."""
+    try:
+        upgrade_cameras(plain["cameras"])
+        action, artifact = plain["action"], plain["artifact"]
+        width = len(action.get("dimensions", action.get("vocabulary", ())))
+        plain["noise"] = (action["horizon"], width) if artifact.pop("stochastic", False) else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SpecError(f"{FILE_NAME} of format 1 lacks {error}") from error
+    artifact["command"] = ("command", "command_mask")
+    artifact["inputs"] = ("images", "command.command", "command.command_mask", "state", "noise")
 
 
 def dumps(part: Part) -> bytes:
@@ -247,14 +342,39 @@ def dumps(part: Part) -> bytes:
     return msgspec.json.format(msgspec.json.encode(part), indent=2) + b"\n"
 
 
+def _check_inputs(spec: PolicySpec) -> None:
+    """Every input of `act` must be something that a request brings."""
+    artifact = spec.artifact
+    sizes = {(camera.width, camera.height) for camera in spec.cameras}
+    known = [f"image.{camera.name}" for camera in spec.cameras]
+    known += [f"command.{name}" for name in artifact.command] + ["images", "state", "noise"]
+    unknown = [name for name in artifact.inputs if name not in known]
+    require(not unknown, f"artifact.inputs names {unknown}; there are: {', '.join(known)}")
+    require(
+        "images" not in artifact.inputs or len(sizes) == 1,
+        f"artifact.inputs names 'images', which needs cameras of one size, got {sorted(sizes)}",
+    )
+    require(
+        bool(artifact.command) == (spec.tokenizer is not None),
+        f"artifact.command is {artifact.command}, and the tokenizer {'set' if spec.tokenizer else 'null'}",
+    )
+
+
+def _check_states(space: ContinuousSpace, state: Vector | None) -> None:
+    measured = state.names if state else ()
+    for dimension in space.dimensions:
+        require(
+            dimension.state is None or dimension.state in measured,
+            f"{dimension.name}: state names {dimension.state!r}; the policy's state has {measured}",
+        )
+
+
 def _check_discrete(space: DiscreteSpace, safety: Safety, example: Example) -> None:
     require(safety.max_step is None, "safety.max_step has no meaning for discrete actions")
     hold = safety.hold_action
     require(hold is None or isinstance(hold, str), f"safety.hold_action must name an action, got {hold}")
-    require(
-        safety.min_confidence is None or hold is not None,
-        "safety.min_confidence needs a safety.hold_action",
-    )
+    holds = safety.mode == "hold" or safety.min_confidence is not None
+    require(not holds or hold is not None, f"safety.{_why(safety)} needs a safety.hold_action")
     for name in (*example.names, *([hold] if isinstance(hold, str) else ())):
         space.index(name)
 
@@ -267,17 +387,44 @@ def _check_limits(space: ContinuousSpace, safety: Safety, confident: bool) -> No
             f"safety.{name} has {len(values or ())} values for the action {space.names}",
         )
     require(
-        safety.min_confidence is None or (confident and safety.hold_action is not None),
-        "safety.min_confidence needs an artifact that returns 'confidence' and a safety.hold_action",
+        safety.min_confidence is None or confident,
+        "safety.min_confidence needs an artifact that returns 'confidence'",
     )
     for name, step in zip(space.names, safety.max_step or (), strict=False):
+        require(step is None or step > 0, f"safety.max_step of {name} must be positive, got {step}")
         require(
             step is None or name not in space.rotating,
             f"safety.max_step limits {name}, a part of a rotation, which would no longer be one",
         )
-    if isinstance(safety.hold_action, tuple):
-        held = np.asarray(safety.hold_action, np.float32)
+    if safety.mode == "hold" or safety.min_confidence is not None or safety.hold_action is not None:
+        _check_hold(space, safety)
+
+
+def _check_hold(space: ContinuousSpace, safety: Safety) -> None:
+    """Whatever a held dimension is set to, must be known and inside its bounds."""
+    action = safety.hold_action if isinstance(safety.hold_action, tuple) else (None,) * space.width
+    for dimension, declared in zip(space.dimensions, action, strict=True):
+        resting = dimension.meaning in ("delta", "velocity")
+        require(
+            declared is not None or resting or dimension.state is not None,
+            f"safety.{_why(safety)} needs a safety.hold_action for {dimension.name}, which says neither by "
+            "its meaning ('delta', 'velocity') nor by its state what standing still is",
+        )
+        held = 0.0 if declared is None and resting else declared
+        require(
+            held is None or dimension.low <= held <= dimension.high,
+            f"safety.hold_action holds {dimension.name} at {held}, outside its bounds {dimension.low} and "
+            f"{dimension.high} {dimension.unit}",
+        )
+    if None not in action:
+        held = np.asarray(action, np.float32)
         require(
             np.allclose(space.valid_rotations(held), held, atol=1e-3),
             f"safety.hold_action {safety.hold_action} holds a rotation that is none",
         )
+
+
+def _why(safety: Safety) -> str:
+    if safety.mode == "hold":
+        return "mode 'hold'"
+    return "min_confidence" if safety.min_confidence is not None else "hold_action"

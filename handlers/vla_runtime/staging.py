@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,55 +16,51 @@ DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 class Inputs:
     """One observation as tensors."""
 
-    # uint8 [C, 3, H, W]
-    pictures: np.ndarray
-    # int64 [L]
+    # By the name of the input of `act`: `image.<camera>` uint8 [3, H, W], `state` float32 [S], normalised,
+    # `noise` float32; with a history, [n, 3, H, W] and [n, S].
+    tensors: dict[str, np.ndarray]
+    # int64 [L]; [0] for a policy without a command
     ids: np.ndarray
     # int64 [L], 1 for a token, 0 for padding
     mask: np.ndarray
-    # float32 [S], normalised
+    # float32 [S], physical units, of the newest observation step
     state: np.ndarray
-    # float32 [T, A], or [0, 0]
-    noise: np.ndarray
     # When the answer becomes worthless [s since the epoch].
     deadline_s: float
 
 
 class Staging:
-    """The memory of one bucket's batches: `fill` overwrites what `pictures`, `state` and `noise` hold.
+    """The memory of one bucket's batches: `fill` overwrites what `tensors` hold.
 
     On a GPU the host's side is pinned, and the copy runs on the current stream; the batch must have left the
     stream before the next one is filled in. On a CPU both sides are one.
     """
 
-    # On the device: uint8 [B, C, 3, H, W], float32 [B, S], float32 [B, T, A].
-    pictures: Tensor
-    state: Tensor
-    noise: Tensor
+    # On the device, by the name of the input, a batch axis first.
+    tensors: dict[str, Tensor]
 
     def __init__(self, like: Inputs, bucket: int, device: torch.device) -> None:
         """Reserve memory for `bucket` observations of the same shapes as `like`."""
-        arrays = (like.pictures, like.state, like.noise)
-        sizes = [bucket * array.nbytes for array in arrays]
+        arrays = like.tensors
+        sizes = [bucket * array.nbytes for array in arrays.values()]
         begins = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
         on_gpu = device.type == "cuda"
         self._host = torch.empty(begins[-1], dtype=torch.uint8, pin_memory=on_gpu)
         self._device = torch.empty_like(self._host, device=device) if on_gpu else self._host
 
-        def views(buffer: Tensor) -> list[Any]:
-            return [
-                buffer[begin : begin + size].view(DTYPES[array.dtype.name]).view(bucket, *array.shape)
-                for array, begin, size in zip(arrays, begins[:-1], sizes, strict=True)
-            ]
+        def views(buffer: Tensor) -> dict[str, Tensor]:
+            places = zip(arrays.items(), begins[:-1], sizes, strict=True)
+            return {
+                name: buffer[begin : begin + size].view(DTYPES[array.dtype.name]).view(bucket, *array.shape)
+                for (name, array), begin, size in places
+            }
 
-        self._rows = [view.numpy() for view in views(self._host)]
-        self.pictures, self.state, self.noise = views(self._device)
+        self._rows = {name: view.numpy() for name, view in views(self._host).items()}
+        self.tensors = views(self._device)
 
     def fill(self, rows: Sequence[Inputs]) -> None:
         """Write `bucket` observations and send them to the device in one copy."""
-        pictures, state, noise = self._rows
-        np.stack([row.pictures for row in rows], out=pictures)
-        np.stack([row.state for row in rows], out=state)
-        np.stack([row.noise for row in rows], out=noise)
+        for name, memory in self._rows.items():
+            np.stack([row.tensors[name] for row in rows], out=memory)
         if self._device is not self._host:
             self._device.copy_(self._host, non_blocking=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from making import eager_actions
-from test_export import SIZES, FrozenBranch, FrozenLoop, Sound
+from test_export import LAYOUT, FrozenBranch, FrozenLoop, Sound
 from torch import Tensor, nn
 
 import vla.models
@@ -43,7 +43,7 @@ def archive(request, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     format_, precision = request.param
     folder = tmp_path_factory.mktemp(f"{format_}_{precision}")
     path = folder / "vla.mar"
-    options = Options(tiny_checkpoint, path, buckets=(1, 2, 4), format=format_, precision=precision)
+    options = Options(str(tiny_checkpoint), path, buckets=(1, 2, 4), format=format_, precision=precision)
     export(options)
     with zipfile.ZipFile(path) as packed:
         packed.extractall(folder / "unpacked")
@@ -93,7 +93,7 @@ def test_archive_says_what_it_is_and_what_it_lost(archive: Path) -> None:
 def test_bfloat16_halves_the_weights(tmp_path: Path) -> None:
     target = Target(largest_batch=4)
     model = Wide().eval()
-    sizes = dataclasses.replace(SIZES, vocabulary=5000)
+    sizes = dataclasses.replace(LAYOUT, vocabulary=5000)
     for name, module in (("full", model), ("half", Lowered(model))):
         trace(module, sizes, tmp_path / name, target)
 
@@ -117,13 +117,13 @@ class Mixed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words = nn.Embedding(SIZES.vocabulary, 8)
+        self.words = nn.Embedding(LAYOUT.vocabulary, 8)
         self.read = nn.LSTM(8, 8, batch_first=True)
         self.norm = nn.LayerNorm(8)
         self.see = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.ReLU())
         self.fuse = nn.MultiheadAttention(8, 2, batch_first=True)
         self.mix = nn.Parameter(torch.randn(8, 8))
-        self.head = nn.Linear(8 + SIZES.state, SIZES.horizon * SIZES.action)
+        self.head = nn.Linear(8 + LAYOUT.state, LAYOUT.horizon * LAYOUT.action)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         words = self.words(input_ids) * attention_mask.unsqueeze(-1).float()
@@ -135,7 +135,7 @@ class Mixed(nn.Module):
         seen = self.see(images[:, 0]).flatten(2).transpose(1, 2)
         fused, weights = self.fuse(command @ self.mix, seen, seen)
         actions = self.head(torch.cat([fused.mean(1), state], -1)).unflatten(
-            -1, (SIZES.horizon, SIZES.action)
+            -1, (LAYOUT.horizon, LAYOUT.action)
         )
         return {"actions": actions, "looks": weights.sum(-1), "place": weights.mean(1).argmax(-1)}
 
@@ -145,14 +145,14 @@ def test_bfloat16_takes_layers_of_every_kind(tmp_path: Path) -> None:
     model = Mixed().eval()
     target = Target(largest_batch=8, precision="bfloat16")
 
-    outputs = trace(Lowered(model), SIZES, tmp_path / "policy.ts", target)
+    outputs = trace(Lowered(model), LAYOUT, tmp_path / "policy.ts", target)
     artifact = torch.jit.load(str(tmp_path / "policy.ts"))
-    parity = verify(model, artifact, SIZES, target, tolerance=0.5)
+    parity = verify(model, artifact, LAYOUT, target, tolerance=0.5)
 
     assert outputs == ("actions", "looks", "place")
     assert 1e-4 < parity.typical["actions"] < 0.02
     assert 0 <= parity.largest["place"] == parity.typical["place"] <= 0.5  # a share of the indices
-    batch = Batch.random(SIZES, 3, 5, target)
+    batch = Batch.random(LAYOUT, 3, 5, "cpu")
     assert {value.dtype for value in batch.run(artifact).values()} == {torch.float32, torch.int64}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # untouched
 
@@ -161,7 +161,7 @@ def test_too_coarse_a_precision_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Mixed().eval()
     target = Target(largest_batch=8, precision="bfloat16")
-    trace(Lowered(model), SIZES, tmp_path / "policy.ts", target)
+    trace(Lowered(model), LAYOUT, tmp_path / "policy.ts", target)
     artifact = torch.jit.load(str(tmp_path / "policy.ts"))
 
     with pytest.raises(
@@ -169,7 +169,7 @@ def test_too_coarse_a_precision_is_refused(tmp_path: Path) -> None:
         match=r"^the artifact's \w+ differs from the model's by .* \(root mean square\) in bfloat16; "
         r"at most 1e-05 is allowed: use float32, or allow more by --tolerance",
     ):
-        verify(model, artifact, SIZES, target, tolerance=1e-5)
+        verify(model, artifact, LAYOUT, target, tolerance=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -181,20 +181,20 @@ def test_too_coarse_a_precision_is_refused(tmp_path: Path) -> None:
 )
 def test_package_of_a_frozen_model_is_refused(tmp_path: Path, bad: type[Sound], message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        package(bad().eval(), SIZES, tmp_path / "policy.pt2", Target(largest_batch=8, format="pt2"))
+        package(bad().eval(), LAYOUT, tmp_path / "policy.pt2", Target(largest_batch=8, format="pt2"))
 
 
 def test_package_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
 
     with pytest.raises(ExportError, match=r"^a \.pt2 is compiled by no-such-compiler, which is not here: "):
-        package(Sound().eval(), SIZES, tmp_path / "policy.pt2", Target(largest_batch=8, format="pt2"))
+        package(Sound().eval(), LAYOUT, tmp_path / "policy.pt2", Target(largest_batch=8, format="pt2"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_package_for_an_absent_gpu_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"^device is 'cuda', but this machine has no GPU"):
-        export(Options(tiny_checkpoint, tmp_path / "vla.mar", format="pt2", device="cuda"))
+        export(Options(str(tiny_checkpoint), tmp_path / "vla.mar", format="pt2", device="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -273,10 +273,10 @@ def test_discrete_policy_from_checkpoint_to_answer(
     model = Planner(PlannerConfig(), config.sizes())
     checkpoint.save(tmp_path / "planner", config, model, frame, {}, half=False)
 
-    spec = export(Options(tmp_path / "planner", tmp_path / "vla.mar", buckets=(1, 2)))
+    spec = export(Options(str(tmp_path / "planner"), tmp_path / "vla.mar", buckets=(1, 2)))
 
     assert spec.artifact.outputs == ("logits", "score", "skill")
-    assert spec.artifact.stochastic
+    assert spec.noise == (2, 3)
     assert len(spec.example.names) == 2
     assert list(spec.provenance["precision_loss"]) == [
         "navigate_to [probability]",

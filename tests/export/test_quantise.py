@@ -33,7 +33,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Policy
     made = {}
     for precision in ("float32", "int8"):
         output = folder / f"{precision}.mar"
-        spec = export(Options(source, output, buckets=(1, 2, 4), precision=precision))
+        spec = export(Options(str(source), output, buckets=(1, 2, 4), precision=precision))
         with zipfile.ZipFile(output) as archive:
             archive.extractall(folder / precision)
         made[precision] = spec, folder / precision

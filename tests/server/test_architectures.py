@@ -57,7 +57,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp(f"{architecture}_{format_}")
     made_from = write_checkpoint(folder / "checkpoint", architecture)
     archive = folder / "vla.mar"
-    export(Options(made_from, archive, buckets=BUCKETS, format=format_))
+    export(Options(str(made_from), archive, buckets=BUCKETS, format=format_))
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(folder / "unpacked")
     return Exported(made_from, archive, Policy.load(folder / "unpacked"))

@@ -7,7 +7,7 @@ import numpy as np
 from vla_runtime.artifact import Outputs
 from vla_runtime.spec import (
     ActionSpace,
-    Artifact,
+    ArtifactSpec,
     Camera,
     ContinuousSpace,
     Dimension,
@@ -51,18 +51,23 @@ def spec(action: ActionSpace, safety: Safety | None = None, **artifact: Any) -> 
         name="tiny",
         version="1.0",
         architecture="any",
-        cameras=(Camera(name="front", size=8),),
+        cameras=(Camera(name="front", width=8, height=8),),
         tokenizer=Tokenizer(file="t.json", context_length=8, pad_id=0),
         state=None,
         action=action,
         safety=safety or Safety(),
-        artifact=Artifact(
+        artifact=ArtifactSpec(
             **{"file": "policy.ts", "buckets": (1,), "outputs": (action.output, *artifact.get("extras", ()))}
+            | {"command": ("words",), "inputs": ("image.front", "command.words")}
             | artifact
         ),
         example=Example(images={}, command="go", state=(), seed=0, actions=()),
         provenance={},
     )
+
+
+# A policy without a state is told nothing.
+NOTHING = np.zeros(0, np.float32)
 
 
 def outputs(values: Any, confidence: float | None = None, **extras: Any) -> Outputs:

@@ -3,6 +3,7 @@
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 
 from vla_runtime.actions import normalise, unnormalise
-from vla_runtime.artifact import Artifact, Inputs
+from vla_runtime.artifact import Artifact, Outputs
 from vla_runtime.errors import RequestError, SpecError, UnsafeAction
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.preprocessing import CommandTokenizer
 from vla_runtime.safety import enforce
 from vla_runtime.spec import PolicySpec, Safety
+from vla_runtime.staging import Inputs
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +94,8 @@ def test_expired_request_is_not_computed(policy: Policy, row: Row) -> None:
 class Fussy(Artifact):
     """The real artifact, but a batch that holds a closed gripper (state 2 of 2 at its lower bound) fails."""
 
-    def __call__(self, observations: list[Inputs]) -> list:
-        if any(observation.state[1] == -1 for observation in observations):
+    def __call__(self, observations: Sequence[Inputs]) -> list[Outputs]:
+        if any(observation.tensors["state"][1] == -1 for observation in observations):
             raise RuntimeError("out of luck")
         return super().__call__(observations)
 
@@ -114,12 +116,11 @@ def test_failing_batch_is_retried_one_by_one(policy: Policy, row: Row, tiny_fold
 
 def test_repeated_command_is_encoded_once(tiny_folder: Path, row: Row) -> None:
     policy = Policy.load(tiny_folder)  # the example's command is now cached
-    cached = policy._artifact._commands
-    before = len(cached)
+    before = policy.command_uses
 
     policy.infer([row, {**row, "command": "lift"}, {**row, "command": "lift"}])
 
-    assert (before, len(cached)) == (1, 2)
+    assert (before, policy.command_uses) == ((0, 1), (2, 2))
 
 
 def test_commands_encoded_together_equal_those_encoded_alone(tiny_folder: Path, row: Row) -> None:
@@ -134,13 +135,18 @@ def test_commands_encoded_together_equal_those_encoded_alone(tiny_folder: Path, 
 
 
 def test_cache_of_commands_is_bounded(tiny_folder: Path, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vla_runtime.artifact.CACHED_COMMANDS", 2)
+    # Three queries of 8 numbers and their mask: two commands fit.
+    monkeypatch.setattr("vla_runtime.artifact.CACHE_BYTES", 2 * 3 * (8 * 4 + 1))
     policy = Policy.load(tiny_folder)
     expected = actions(policy.infer([{**row, "command": "go 0"}])[0])
 
     answers = policy.infer([{**row, "command": f"go {n}"} for n in range(5)])
 
-    assert len(policy._artifact._commands) == 2
+    encoded = policy.command_uses[1]
+    policy.infer([{**row, "command": "go 4"}, {**row, "command": "go 0"}])  # the latest two, padding last
+    assert policy.command_uses[1] == encoded
+    policy.infer([{**row, "command": "go 2"}])  # the one before is not
+    assert policy.command_uses[1] == encoded + 1
     np.testing.assert_allclose(actions(answers[0]), expected, atol=1e-6)
 
 
@@ -180,11 +186,11 @@ def test_incomplete_archive_is_named(copied: Path, file: str, message: str) -> N
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"size": 96', '"size": "96"', r"Expected `int`, got `str` - at `\$\.cameras\[0\]\.size`"),
+        ('"width": 96', '"width": "96"', r"Expected `int`, got `str` - at `\$\.cameras\[0\]\.width`"),
         ('"horizon": 4', '"horizont": 4', r"Object contains unknown field `horizont` - at `\$\.action`"),
         ('"horizon": 4', '"horizon": 0', r"horizon must be positive, got 0 - at `\$\.action`"),
         ('"low": -0.03', '"low": 0.03', r"delta_x: needs low < high, got 0\.03 and 0\.03"),
-        ('"mode": "clamp"', '"mode": "hold"', r"safety\.mode is 'hold', which needs safety\.hold_action"),
+        ('"mode": "clamp"', '"mode": "hold"', r"safety\.mode 'hold' needs a safety\.hold_action for delta_x"),
         (
             '"actions",',
             '"action",',
@@ -211,6 +217,7 @@ def test_normalisation_has_an_exact_inverse(policy: Policy) -> None:
     np.testing.assert_allclose(unnormalise(normalised, policy.spec.action), values, atol=1e-8)
 
 
+UNMEASURED = np.full(2, math.nan, np.float32)
 CHUNK = np.array([[0.0, 0.0], [0.02, 0.5]], np.float32)
 TOO_FAR = np.array([[0.0, 0.0], [0.05, 0.5]], np.float32)
 NOT_A_NUMBER = np.array([[0.0, 0.0], [math.nan, 0.5]], np.float32)
@@ -247,6 +254,14 @@ EXCEEDED = ("delta_x exceeds its limit by 0.02 m",)
             "held",
             ("confidence 0.200 is below 0.5",),
         ),
+        (
+            CHUNK,
+            None,
+            Safety(min_confidence=0.0, hold_action=(0, 1)),
+            [[0, 1], [0, 1]],
+            "held",
+            ("confidence missing is below 0.0",),
+        ),
         (CHUNK, 0.6, Safety(min_confidence=0.5, hold_action=(0, 1)), CHUNK, "ok", ()),
     ],
 )
@@ -259,7 +274,7 @@ def test_safety_limits(  # noqa: PLR0917
     status: str,
     violations: tuple,
 ) -> None:
-    safe, report = enforce(chunk, confidence, policy.spec.action, safety)
+    safe, report = enforce(chunk, confidence, UNMEASURED, policy.spec.action, safety)
 
     np.testing.assert_array_equal(safe, np.asarray(expected, np.float32))
     assert (report.status, report.violations) == (status, violations)
@@ -270,6 +285,6 @@ def test_unsafe_action_is_rejected(policy: Policy, chunk: np.ndarray, safety: Sa
     with pytest.raises(
         UnsafeAction, match=r"^the policy's action is outside its safety limits: delta_x "
     ) as caught:
-        enforce(chunk, None, policy.spec.action, safety)
+        enforce(chunk, None, UNMEASURED, policy.spec.action, safety)
 
     assert caught.value.status == 503

@@ -74,7 +74,7 @@ VARIANTS: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_image_transform_equals_transformers(variant: str, size: int) -> None:
     data = VARIANTS[variant]()
-    camera = Camera(name="front", size=size)
+    camera = Camera(name="front", width=size, height=size)
     processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     # transformers leaves the EXIF orientation to its `load_image`, which turns the picture like this.
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -101,11 +101,14 @@ def test_large_jpeg_is_not_decoded_in_full() -> None:
     photo = photograph().resize((1280, 720))
     image = Image.open(io.BytesIO(encoded(photo, "JPEG")))
 
-    assert decoded(image, 224).size == (640, 360)
+    assert decoded(image, Camera(name="front", width=224, height=224)).size == (640, 360)
 
 
 def test_each_camera_has_its_own_channel_statistics() -> None:
-    cameras = [Camera(name="a", size=2), Camera(name="b", size=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))]
+    cameras = [
+        Camera(name="a", width=2, height=2),
+        Camera(name="b", width=2, height=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    ]
     white = torch.full((1, 2, 3, 2, 2), 255, dtype=torch.uint8)
 
     got = normalise_pictures(white, cameras)
@@ -124,7 +127,7 @@ def test_each_camera_has_its_own_channel_statistics() -> None:
 )
 def test_picture_that_cannot_be_used_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(BadImage) as caught:
-        picture(Image.open(io.BytesIO(data)), Camera(name="front", size=96), "image.front")
+        picture(Image.open(io.BytesIO(data)), Camera(name="front", width=96, height=96), "image.front")
 
     assert (caught.value.field, caught.value.message) == ("image.front", message)
 

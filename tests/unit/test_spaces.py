@@ -99,8 +99,8 @@ def test_binned_actions_in_physical_units(normalisation: str) -> None:
 
 
 def test_a_replayed_example_may_differ_by_a_bin() -> None:
-    assert example_tolerance(space(BinnedSpace, bins=200)) == pytest.approx(0.01, rel=1e-3)
-    assert example_tolerance(space()) == example_tolerance(SYMBOLS) == 1e-3
+    assert example_tolerance(spec(space(BinnedSpace, bins=200))) == pytest.approx(0.01, rel=1e-3)
+    assert example_tolerance(spec(space())) == example_tolerance(spec(SYMBOLS)) == 1e-3
 
 
 def test_quaternions_get_unit_norm() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_runtime.graphs import capture
+from vla_runtime.graphs import Graphs
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.staging import ALIGNMENT, Inputs, Staging
 
@@ -17,14 +17,13 @@ CPU = torch.device("cpu")
 
 def inputs(seed: int, state: int = 3, noise: tuple[int, int] = (2, 5)) -> Inputs:
     random = np.random.default_rng(seed)
-    return Inputs(
-        pictures=random.integers(0, 256, (1, 3, 5, 5), np.uint8),
-        ids=np.arange(4),
-        mask=np.ones(4, np.int64),
-        state=random.random(state, np.float32),
-        noise=random.random(noise, np.float32),
-        deadline_s=np.inf,
-    )
+    tensors = {
+        "image.front": random.integers(0, 256, (3, 5, 5), np.uint8),
+        "image.wrist": random.integers(0, 256, (2, 3, 7, 4), np.uint8),
+        "state": random.random(state, np.float32),
+        "noise": random.random(noise, np.float32),
+    }
+    return Inputs(tensors, np.arange(4), np.ones(4, np.int64), tensors["state"], np.inf)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
@@ -34,19 +33,18 @@ def test_every_fill_replaces_the_batch(device: str) -> None:
     for seeds in ((0, 1), (2, 3)):
         rows = [inputs(seed) for seed in seeds]
         staging.fill(rows)
-        for name in ("pictures", "state", "noise"):
-            tensor = getattr(staging, name)
+        for name, tensor in staging.tensors.items():
             assert tensor.device.type == device
-            np.testing.assert_array_equal(tensor.cpu(), np.stack([getattr(row, name) for row in rows]))
-    assert staging.state.data_ptr() % ALIGNMENT == 0
+            np.testing.assert_array_equal(tensor.cpu(), np.stack([row.tensors[name] for row in rows]))
+    assert staging.tensors["state"].data_ptr() % ALIGNMENT == 0
 
 
 def test_a_policy_without_state_and_noise_has_empty_tensors() -> None:
     staging = Staging(inputs(0, state=0, noise=(0, 0)), 2, CPU)
     staging.fill([inputs(seed, state=0, noise=(0, 0)) for seed in (4, 5)])
 
-    assert (staging.state.shape, staging.noise.shape) == ((2, 0), (2, 0, 0))
-    np.testing.assert_array_equal(staging.pictures[1], inputs(5).pictures)
+    assert (staging.tensors["state"].shape, staging.tensors["noise"].shape) == ((2, 0), (2, 0, 0))
+    np.testing.assert_array_equal(staging.tensors["image.front"][1], inputs(5).tensors["image.front"])
 
 
 def test_an_answer_outlives_the_next_batch(tiny_folder: Path) -> None:
@@ -65,23 +63,28 @@ def test_an_answer_outlives_the_next_batch(tiny_folder: Path) -> None:
 def test_a_graph_computes_what_the_memory_holds() -> None:
     device = torch.device("cuda")
     memory = torch.ones(4, device=device)
-    forward = capture(lambda: {"doubled": memory * 2}, device, 4)
+    graphs = Graphs(device)
+    with graphs.stream():
+        forward = graphs.capture(lambda: {"doubled": memory * 2}, 4)
+        memory.fill_(3)
+        doubled = forward()["doubled"].tolist()
 
-    memory.fill_(3)
-
-    assert forward()["doubled"].tolist() == [6] * 4
+    assert graphs.enabled
+    assert doubled == [6] * 4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 def test_a_forward_pass_that_waits_for_the_device_is_not_captured(caplog: pytest.LogCaptureFixture) -> None:
     device = torch.device("cuda")
     memory = torch.ones(4, device=device)
-    with caplog.at_level(logging.WARNING):
-        forward = capture(lambda: {"sum": memory * memory.sum().item()}, device, 4)
+    graphs = Graphs(device)
+    with caplog.at_level(logging.WARNING), graphs.stream():
+        forward = graphs.capture(lambda: {"sum": memory * memory.sum().item()}, 4)
+        memory.fill_(2)
+        total = forward()["sum"].tolist()
 
-    memory.fill_(2)
-
-    assert forward()["sum"].tolist() == [16] * 4
+    assert not graphs.enabled
+    assert total == [16] * 4
     assert caplog.messages[0].startswith("no CUDA graph for batches of 4, which will be slower: ")
 
 

@@ -50,7 +50,7 @@ class Config:
         """For tests: seconds to train, too small to be good."""
         return cls(
             backbone="resnet",
-            channels=4,
+            channels=8,
             depth=2,
             word_width=8,
             width=8,

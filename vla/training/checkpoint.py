@@ -8,7 +8,7 @@ provenance.json    where it comes from: command line, seed, commit, data, valida
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from torch import nn
 from vla.models import Sizes, build
 from vla_runtime.errors import SpecError
 from vla_runtime.preprocessing import CommandTokenizer
-from vla_runtime.spec import ActionSpace, Camera, Part, Safety, Tokenizer, Vector, dumps
+from vla_runtime.spec import ActionSpace, Camera, Part, Safety, Tokenizer, Vector, dumps, upgrade_cameras
 from vla_runtime.spec import load as load_part
 
 CONFIG, WEIGHTS, EXAMPLE, PROVENANCE = "config.json", "model.safetensors", "example.json", "provenance.json"
@@ -45,20 +45,18 @@ class Config(Part, frozen=True):
     safety: Safety
     # The run's settings.
     training: dict[str, Any]
-    format_version: int = 1
+    format_version: Literal[2] = 2
 
     def __post_init__(self) -> None:
-        if self.format_version != 1:
-            raise SpecError(f"format_version is {self.format_version}, this program reads 1")
-        sizes = sorted({camera.size for camera in self.cameras})
+        sizes = sorted({size for camera in self.cameras for size in (camera.width, camera.height)})
         if len(sizes) != 1:
-            raise SpecError(f"cameras must be at least one and of one size, got the sizes {sizes}")
+            raise SpecError(f"cameras must be at least one, square and of one size, got the sizes {sizes}")
 
     def sizes(self) -> Sizes:
         """Return the model's sizes; reads the tokenizer for the size of its vocabulary."""
         return Sizes(
             cameras=len(self.cameras),
-            image_size=self.cameras[0].size,
+            image_size=self.cameras[0].width,
             context_length=self.tokenizer.context_length,
             vocabulary=self.command_tokenizer().vocabulary,
             state=len(self.state.dimensions) if self.state else 0,
@@ -113,7 +111,7 @@ def load(folder: Path) -> tuple[Config, nn.Module]:
         SpecError: a file is missing, breaks a rule, or the weights do not fit the architecture.
         ValueError: no architecture has this name.
     """
-    config = load_part(folder / CONFIG, Config)
+    config = load_part(folder / CONFIG, Config, lambda plain: upgrade_cameras(plain["cameras"]))
     try:
         model = build(config.architecture, config.model, config.sizes())
     except TypeError as error:

@@ -107,7 +107,7 @@ def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
         name=settings.architecture,
         architecture=settings.architecture,
         model=values,
-        cameras=(spec.Camera(name=about.camera, size=about.image_size),),
+        cameras=(spec.Camera(name=about.camera, width=about.image_size, height=about.image_size),),
         tokenizer=spec.Tokenizer(
             file="tokenizer.json", context_length=settings.context_length, pad_id=PAD_ID
         ),

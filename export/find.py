@@ -1,0 +1,95 @@
+"""What a user names on the command line, to a `Source`; everything else is told what it looks like."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from export.errors import ExportError
+from export.source import Source
+
+GUIDE = "docs/your-own-policy.md says how a policy becomes a source"
+WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".ts", ".pkl", ".npz"}
+
+
+def find(name: str) -> Source:
+    """Return the source of `policy.py:make`, or of a folder with one of our checkpoints.
+
+    Raises:
+        ExportError: it is neither; the message says what it looks like, and what takes it.
+        SpecError: the source contradicts itself.
+    """
+    path, colon, function = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _call(Path(path), function)
+    found = Path(name)
+    if not found.exists():
+        raise ExportError(f"there is nothing at {found}: name a checkpoint's folder, or policy.py:make")
+    if found.is_file():
+        raise ExportError(_of_file(found))
+    _check_folder(found)
+    from export.native import make  # noqa: PLC0415 - the one module that knows `vla`
+
+    return make(found)
+
+
+def _of_file(path: Path) -> str:
+    if path.suffix == ".py":
+        return f"{path} is a Python file: name the function in it that returns a Source, as {path}:make"
+    if path.suffix == ".mar":
+        return f"{path} is an archive already: `python -m server --archive {path}` serves it"
+    if path.suffix in WEIGHTS:
+        return (
+            f"{path} looks like weights alone, which say neither what computes them nor what their numbers "
+            f"mean: load them in a policy.py with a function make() and export policy.py:make; {GUIDE}"
+        )
+    return f"{path} is no checkpoint: name a checkpoint's folder, or policy.py:make; {GUIDE}"
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is not one of our checkpoints."""
+    path = folder / "config.json"
+    if not path.is_file():
+        inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
+        raise ExportError(f"{folder} has no config.json (it has: {inside}): it is no checkpoint; {GUIDE}")
+    try:
+        config: Any = json.loads(path.read_text())
+    except ValueError as error:
+        raise ExportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"{path} holds no object: it is no checkpoint's")
+    if "input_features" in config or (folder / "policy_preprocessor.json").is_file():
+        raise ExportError(
+            f"{folder} looks like a LeRobot policy of type {config.get('type')!r}, which is not read "
+            f"directly yet: rebuild its module in a policy.py and export policy.py:make; {GUIDE}"
+        )
+    if "model_type" in config or "architectures" in config:
+        kind = config.get("model_type") or config["architectures"]
+        raise ExportError(
+            f"{folder} looks like a Hugging Face model ({kind}): load it with from_pretrained in a policy.py "
+            f"and export policy.py:make; {GUIDE}"
+        )
+
+
+def _call(path: Path, function: str) -> Source:
+    if not path.is_file():
+        raise ExportError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ExportError(f"{path} can't be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    # What lies beside the file can be imported by it, as when Python runs it.
+    sys.path.insert(0, str(path.parent.resolve()))
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
+        defined = ", ".join(name for name in vars(module) if not name.startswith("_"))
+        raise ExportError(f"{path} has no function {function!r}; it defines: {defined}")
+    source = make()
+    if not isinstance(source, Source):
+        raise ExportError(
+            f"{path}:{function} must return an export.source.Source, got {type(source).__name__}; {GUIDE}"
+        )
+    return source
