@@ -29,7 +29,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export vla/models vla/training/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all check export train evaluate loadtest bench demos clean java rendering nginx image image-run test-image deploy-check FORCE
+.PHONY: help run test test-all check export train evaluate loadtest bench gpu-check demos clean java rendering nginx image image-run test-image deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,9 @@ evaluate: .venv/.train rendering $(ARCHIVE) ## run the archived policy in the si
 
 bench: .venv/.bench java rendering $(ARCHIVE) ## measure the served policy against the policy alone
 	$(PYTHON) -m bench $(ARGS)
+
+gpu-check: .venv/.bench ## check a GPU host: parity, failures, memory, speed, robots; a report in build/gpu
+	$(PYTHON) -m bench gpu $(ARGS)
 
 loadtest: .venv/.loadtest ## load the server on PORT, judge whether it keeps TIER, write a report
 	$(PYTHON) -m loadtest --tier $(TIER) --url http://127.0.0.1:$(PORT) $(ARGS)

@@ -25,6 +25,7 @@ def main() -> int:
             host=options.host,
             startup_timeout_s=options.startup_timeout_s,
             memory=Memory(options.heap_mib, options.direct_memory_mib),
+            gpus=options.gpus,
             on_log=_say,
         )
         archive = server.archive
@@ -89,6 +90,12 @@ def _parse() -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address of the inference port")
     add("--startup-timeout-s", type=float, default=300.0, help="give up when not ready after this time [s]")
     add("--warm-up-requests", type=int, default=20, help="example requests posted before `ready` is said")
+    add(
+        "--gpus",
+        type=int,
+        default=1,
+        help="visible GPUs that the workers are spread over; 0: serve on the CPU",
+    )
     add("--heap-mib", type=int, default=memory.heap_mib, help="heap of the Java front end [MiB]")
     add(
         "--direct-memory-mib",

@@ -54,6 +54,8 @@ class TorchServe:
     `with TorchServe(archive, port=free_port()) as server:` returns when every worker is READY, and stops the
     process, its workers and its temporary folder at the end. `on_log` gets every line that TorchServe prints.
     `model_api` lets archives of the same folder be registered over the management port, for `server.swap`.
+    `gpus` is how many of the GPUs that CUDA_VISIBLE_DEVICES leaves the workers are spread over, as far as
+    there are any; a worker that is promised one never serves on the CPU.
 
     Raises:
         ArchiveError, PortTaken: before anything is started.
@@ -70,6 +72,7 @@ class TorchServe:
         startup_timeout_s: float = 300.0,
         memory: Memory = Memory(),
         model_api: bool = False,
+        gpus: int = 1,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.archive = Archive.open(archive)
@@ -78,6 +81,7 @@ class TorchServe:
         self.startup_timeout_s = startup_timeout_s
         self.memory = memory
         self.model_api = model_api
+        self.gpus = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") else gpus
         self.java = find_java()
         self._on_log = on_log
         self._log: deque[str] = deque(maxlen=LOG_LINES)
@@ -233,6 +237,8 @@ class TorchServe:
             "model_store": path.parent,
             "load_models": f"{self.archive.name}={path.name}",
             "enable_model_api": str(self.model_api).lower(),
+            # TorchServe counts what `nvidia-smi` lists, and begins with the second where there are two.
+            "number_of_gpu": self.gpus,
         }
         return "\n# Of this instance\n" + "".join(f"{key}={value}\n" for key, value in settings.items())
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -99,21 +100,30 @@ class Bucket:
 class Artifact:
     """Runs the exported module: `artifact(observations) -> outputs`."""
 
-    def __init__(self, folder: Path, spec: PolicySpec, device: str = "cpu") -> None:
+    def __init__(
+        self, module: Module, spec: PolicySpec, device: torch.device, *, graphs: bool = True
+    ) -> None:
+        """Compose an artifact of a module that lies on `device`, from `device.prepare`.
+
+        On a GPU each bucket is captured as a CUDA graph, unless `graphs` says not to.
+        """
+        self.device, self._module, self._spec = device, module, spec
+        self.commands = Commands(self._module, spec, self.device)
+        self._graphs = Graphs(self.device, wanted=graphs)
+        # Batch size and tokens of a command -> its memory.
+        self._buckets: dict[tuple[int, int], Bucket] = {}
+        # Observations computed.
+        self.computed = 0
+
+    @classmethod
+    def load(cls, folder: Path, spec: PolicySpec, device: str = "cpu") -> Self:
         """Load the module of an unpacked archive.
 
         Raises:
             SpecError: the module is missing, damaged, or compiled for another machine.
         """
-        self.device = prepare(device, tf32=spec.artifact.tf32)
-        self._module = load_module(folder, spec.artifact, str(self.device))
-        self._spec = spec
-        self.commands = Commands(self._module, spec, self.device)
-        self._graphs = Graphs(self.device)
-        # Batch size and tokens of a command -> its memory.
-        self._buckets: dict[tuple[int, int], Bucket] = {}
-        # Observations computed.
-        self.computed = 0
+        place = prepare(device, tf32=spec.artifact.tf32)
+        return cls(load_module(folder, spec.artifact, str(place)), spec, place)
 
     @torch.inference_mode()
     def __call__(self, observations: Sequence[Inputs]) -> list[Outputs]:
@@ -129,6 +139,11 @@ class Artifact:
             arrays = self._bucket(rows, command)(rows, command)
         self.computed += count
         return [self._outputs(arrays, row) for row in range(count)]
+
+    @property
+    def graphs(self) -> bool:
+        """Whether batches are replayed as CUDA graphs."""
+        return self._graphs.enabled
 
     def warm_up(self, observation: Inputs, other: Inputs) -> None:
         """Run every bucket until the module's own optimisation is over; check each graph on two inputs.

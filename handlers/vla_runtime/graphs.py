@@ -28,11 +28,12 @@ class Graphs:
     it reads must be written in order with it.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, wanted: bool = True) -> None:
+        on_gpu = device.type == "cuda"
         # Off where there is no GPU, and from the first capture on that fails.
-        self.enabled = device.type == "cuda"
+        self.enabled = on_gpu and wanted
         self._device = device
-        self._stream: Any = torch.cuda.Stream(device) if self.enabled else None
+        self._stream: Any = torch.cuda.Stream(device) if on_gpu else None
         # Replays follow one another on the stream and are read before the next: they may share memory.
         self._pool: Any = torch.cuda.graph_pool_handle() if self.enabled else None
 

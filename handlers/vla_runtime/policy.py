@@ -89,12 +89,21 @@ class Policy:
         """
         spec = PolicySpec.load(folder)
         tokenizer = CommandTokenizer(folder, spec.tokenizer) if spec.tokenizer else None
-        return cls(spec, tokenizer, Artifact(folder, spec, device), threads)
+        return cls(spec, tokenizer, Artifact.load(folder, spec, device), threads)
 
     @property
     def device(self) -> torch.device:
         """Where the policy is computed."""
         return self._artifact.device
+
+    @property
+    def graphs(self) -> bool:
+        """Whether batches are replayed as CUDA graphs."""
+        return self._artifact.graphs
+
+    def compute(self, batch: Sequence[Inputs]) -> list[Outputs]:
+        """Run prepared requests, at most as many as the largest bucket, as one batch."""
+        return self._artifact(batch)
 
     @property
     def command_uses(self) -> tuple[int, int]:

@@ -102,7 +102,7 @@ class Fussy(Artifact):
 
 def test_failing_batch_is_retried_one_by_one(policy: Policy, row: Row, tiny_folder: Path) -> None:
     tokenizer = CommandTokenizer(tiny_folder, policy.spec.tokenizer)
-    fussy = Policy(policy.spec, tokenizer, Fussy(tiny_folder, policy.spec), threads=2)
+    fussy = Policy(policy.spec, tokenizer, Fussy.load(tiny_folder, policy.spec), threads=2)
 
     answers = fussy.infer([row, {**row, "state": [0.1, 0.0]}, row])
 
