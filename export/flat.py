@@ -42,7 +42,9 @@ def flattened(source: Source) -> tuple[Flat, Layout]:
     """
     names: tuple[str, ...] = ()
     if source.tokenizer:
-        probe = Batch.random(Layout.of(source, ()), 2, 0, "cpu")
+        weights = next(source.model.parameters(), None)
+        device = str(weights.device) if weights is not None else "cpu"
+        probe = Batch.random(Layout.of(source, ()), 2, 0, device)
         try:
             encoded: Any = source.model.encode_command(probe.ids, probe.mask)  # pyright: ignore[reportCallIssue]
         except Exception as error:

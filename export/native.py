@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from export.source import Observation, Source
 from vla.training import checkpoint
-from vla_runtime.spec import load
+from vla_runtime.spec import ActionSpace, BinnedSpace, ContinuousSpace, load
 
 
 class Native(nn.Module):
@@ -49,7 +49,7 @@ def make(folder: Path) -> Source:
         model=Native(model),
         name=config.name,
         cameras=config.cameras,
-        action=config.action,
+        action=action_space(config.action, model),
         example=_example(folder, config),
         state=config.state,
         tokenizer=config.tokenizer,
@@ -60,6 +60,15 @@ def make(folder: Path) -> Source:
         architecture=config.architecture,
         provenance=_provenance(folder),
     )
+
+
+def action_space(declared: ActionSpace, model: nn.Module) -> ActionSpace:
+    """Return the action space of a model: binned where it chooses among bins, as `rt2` does."""
+    config: Any = model.config
+    bins = getattr(config, "bins", None)
+    if type(declared) is not ContinuousSpace or bins is None:
+        return declared
+    return BinnedSpace(**msgspec.structs.asdict(declared), bins=int(bins))
 
 
 def _example(folder: Path, config: checkpoint.Config) -> Observation:

@@ -35,13 +35,34 @@ def trace(model: Any, layout: Layout, path: Path, target: Target) -> tuple[str, 
         with warnings.catch_warnings():
             # Of what a trace may freeze; whether it did, `verify` finds out.
             warnings.simplefilter("ignore", TracerWarning)
+            # Of properties that are going: a trace reads every one of a module.
+            warnings.simplefilter("ignore", FutureWarning)
             # Not strict: `act` returns a dict.
             traced = torch.jit.trace_module(model, methods, strict=False, check_trace=False)
     except Exception as error:
         raise ExportError(f"{type(model).__name__} can't be traced: {error}") from error
+    for name in methods:
+        _follow_inputs(getattr(traced, name).graph)
     torch.jit.save(traced, str(path))
     _forget_sources(path)
     return tuple(sorted(outputs))
+
+
+def _follow_inputs(graph: Any) -> None:
+    """Let a traced method make its own tensors where its input lies, not on the device it was traced on.
+
+    A trace keeps that device as a constant: of an LSTM's first state, of a mask made by `arange`.
+    """
+    torch._C._jit_pass_inline(graph)
+    given = next(value for value in graph.inputs() if isinstance(value.type(), torch.TensorType))
+    for constant in graph.findAllNodes("prim::Constant"):
+        if constant.output().type().kind() != "DeviceObjType":
+            continue
+        device = graph.create("prim::device", [given], 1)
+        device.output().setType(torch._C.DeviceObjType.get())
+        device.insertBefore(constant)
+        constant.output().replaceAllUsesWith(device.output())
+        constant.destroy()
 
 
 def _forget_sources(path: Path) -> None:

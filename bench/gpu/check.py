@@ -27,7 +27,7 @@ BUDGET_S = {
     "tests": 60,
     "served": 30,
     "failures": 60,
-    "parity": 150,
+    "parity": 210,
     "memory": 45,
     "speed": 110,
     "robots": 75,

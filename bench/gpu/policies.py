@@ -10,7 +10,7 @@ from torch import nn
 
 from export.flat import flattened
 from export.lower import Lowered
-from export.native import Native
+from export.native import Native, action_space
 from export.source import Observation, Source
 from vla.models import Sizes, module_of
 from vla_runtime.artifact import Artifact
@@ -89,7 +89,7 @@ def _source(architecture: str, config: Any, pixels: int) -> Source:
         model=Native(model),
         name=architecture,
         cameras=(Camera(name="front", width=pixels, height=pixels),),
-        action=ContinuousSpace(**_vector(0.03), horizon=8, control_hz=10.0),
+        action=action_space(ContinuousSpace(**_vector(0.03), horizon=8, control_hz=10.0), model),
         state=Vector(**_vector(1.0)),
         tokenizer=Tokenizer(file="tokenizer.json", context_length=77, pad_id=49407),
         tokenizer_file=TOKENIZER,

@@ -55,12 +55,11 @@ class ActionChunk:
         """Names of the T symbolic actions in a discrete space; none in any other."""
         return () if self.probabilities is None else tuple(self.space.names[i] for i in self.actions)
 
-    def difference(self, recorded: np.ndarray) -> float:
-        """Return the largest difference from a recorded answer, in normalised units or in probability."""
+    def difference(self, recorded: np.ndarray, *, typical: bool = False) -> float:
+        """Return the largest, or the mean, difference from a record, normalised or in probability."""
         difference = np.abs(self.recordable - recorded)
-        return float(
-            (difference if isinstance(self.space, DiscreteSpace) else difference / self.space.scale).max()
-        )
+        scaled = difference if isinstance(self.space, DiscreteSpace) else difference / self.space.scale
+        return float(scaled.mean() if typical else scaled.max())
 
 
 def to_chunk(output: Outputs, state: np.ndarray, spec: PolicySpec) -> ActionChunk:

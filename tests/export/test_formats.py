@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from making import eager_actions
+from making import eager_actions, write_checkpoint
 from test_export import LAYOUT, FrozenBranch, FrozenLoop, Sound
 from torch import Tensor, nn
 
@@ -18,7 +18,9 @@ import vla.models
 from export.batch import Batch
 from export.errors import ExportError
 from export.export import Options, export
+from export.flat import flattened
 from export.lower import Lowered
+from export.native import make
 from export.package import package
 from export.target import Target
 from export.trace import trace
@@ -295,3 +297,29 @@ def test_discrete_policy_from_checkpoint_to_answer(
     assert same.chunk.chosen == spec.example.names
     assert same.chunk.extras["skill"]["name"] in ("pick", "place")
     assert 0.5 <= same.chunk.extras["score"] <= 1
+
+
+@pytest.mark.parametrize("architecture", ["realtime", "clip"])
+def test_a_trace_follows_its_input_to_any_device(architecture: str, tmp_path: Path) -> None:
+    """An LSTM's first state and a causal mask are made where the command lies, not where it was traced."""
+    source = make(write_checkpoint(tmp_path / "checkpoint", architecture))
+    flat, layout = flattened(source)
+    trace(flat, layout, tmp_path / "policy.ts", Target(largest_batch=4))
+
+    loaded = torch.jit.load(str(tmp_path / "policy.ts"))
+
+    for name in ("encode_command", "act"):
+        graph = getattr(loaded, name).inlined_graph
+        constants = graph.findAllNodes("prim::Constant")
+        assert not [c for c in constants if c.output().type().kind() == "DeviceObjType"]
+
+
+def test_a_recurrent_policy_runs_on_another_device(tmp_path: Path) -> None:
+    source = make(write_checkpoint(tmp_path / "checkpoint", "realtime"))
+    flat, layout = flattened(source)
+    trace(flat, layout, tmp_path / "policy.ts", Target(largest_batch=4))
+
+    elsewhere = torch.jit.load(str(tmp_path / "policy.ts"), map_location="meta")
+    outputs = Batch.random(layout, 3, 0, "cpu").to("meta").run(elsewhere)
+
+    assert {value.device.type for value in outputs.values()} == {"meta"}

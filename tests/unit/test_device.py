@@ -46,17 +46,17 @@ def test_the_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "workers", "threads"),
-    [("150000 100000", 1, 1), ("max 100000", 1, None), ("800000 100000", 2, None), ("20000 100000", 1, 1)],
+    ("text", "workers", "cores"),
+    [("150000 100000", 1, 1), ("max 100000", 1, 1024), ("800000 100000", 2, 8), ("20000 100000", 1, 1)],
 )
 def test_threads_heed_the_containers_quota(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, workers: int, threads: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, workers: int, cores: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(text + "\n")
     monkeypatch.setattr(device, "CPU_MAX", tmp_path / "cpu.max")
 
-    expected = threads or max(1, len(os.sched_getaffinity(0)) // workers)
-    assert device.threads(workers) == expected
+    allowed = min(cores, len(os.sched_getaffinity(0)))
+    assert device.threads(workers) == max(1, allowed // workers)
 
 
 ONE = np.zeros((2, 4, 2), np.float32)

@@ -112,7 +112,9 @@ class Model(nn.Module):
             inner=config.text_inner,
         )
         if config.recompute:
-            self.text.bert.activation_checkpointing_enable()
+            bert = self.text.bert
+            # Its name before transformers 5.20.
+            getattr(bert, "activation_checkpointing_enable", bert.gradient_checkpointing_enable)()
         self.summarise = Summary(width)
         self.ask = multilayer(width, 2 * width, 1, config.queries * width)
         self.keys = nn.Linear(self.tower.channels, width)
