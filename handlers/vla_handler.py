@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
 from vla_runtime import device, wire
-from vla_runtime.errors import RequestError
+from vla_runtime.errors import PolicyFailed, RequestError
+from vla_runtime.images import Limits
 from vla_runtime.metrics import CATALOGUE, Meter, Metric
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
@@ -45,7 +47,8 @@ class VlaHandler:
         started, threads = time.perf_counter(), device.threads(int(settings.get("workers", 1)))
         torch.set_num_threads(threads)
         place = device.of_worker(properties.get("gpu_id"))
-        self.policy = Policy.load(Path(properties["model_dir"]), place, threads)
+        bounds = {name: settings[name] for name in ("max_pixels", "max_scans") if name in settings}
+        self.policy = Policy.load(Path(properties["model_dir"]), place, threads, Limits(**bounds))
         self.policy.warm_up()
         self.meter = Meter(self.policy, _place())
         self.metrics = {metric: _metric(context, metric) for metric in CATALOGUE}
@@ -69,8 +72,9 @@ class VlaHandler:
             os._exit(1)
         queue_ms = [(received_s - arrived) * 1000 for arrived in arrived_s]
         self._report(headers, answers, queue_ms)
-        bodies = map(self._body, headers, rows, answers, queue_ms)
-        return [_send(context, index, headers[index], body) for index, body in enumerate(bodies)]
+        given = zip(headers, rows, answers, queue_ms, strict=True)
+        bodies = [partial(self._body, *parts) for parts in given]
+        return [_reply(context, index, headers[index], body) for index, body in enumerate(bodies)]
 
     def _report(
         self,
@@ -102,17 +106,39 @@ class VlaHandler:
         return wire.answer_body(answer, spec, queue_ms)
 
 
-def _send(
-    context: Context, index: int, headers: Mapping[str, str], body: dict[str, Any] | bytes | RequestError
+def _reply(
+    context: Context,
+    index: int,
+    headers: Mapping[str, str],
+    body: Callable[[], dict[str, Any] | bytes | RequestError],
 ) -> bytes:
-    """Serialise one answer and set its own status and content type."""
+    """Make and serialise one answer; whatever fails here fails this request alone."""
+    name = wire.request_id(headers.get("x-request-id", ""), context.get_request_id(index))
+    try:
+        return _send(context, index, headers, body(), name)
+    except Exception:
+        logger.exception("request %s: its answer can't be written", name)
+        failed = PolicyFailed(None, "the server failed on this request")
+        return _send(context, index, headers, failed, name)
+
+
+def _send(
+    context: Context,
+    index: int,
+    headers: Mapping[str, str],
+    body: dict[str, Any] | bytes | RequestError,
+    name: str,
+) -> bytes:
+    """Serialise one answer and set its own status, content type and request id."""
+    context.set_response_header(index, wire.REQUEST_ID, name)
     if isinstance(body, bytes):
         context.set_response_content_type(index, wire.PNG)
         return body
     if isinstance(body, RequestError):
+        logger.info("request %s: %d %s", name, body.status, body.code)
         context.set_response_status(body.status, "", index)
         body = body.body()
-    body["request_id"] = context.get_request_id(index)
+    body["request_id"] = name
     reply, media_type = wire.serialise(body, headers.get("accept", ""))
     context.set_response_content_type(index, media_type)
     return reply

@@ -52,7 +52,7 @@ class Run:
 
 def tests(run: Run) -> dict[str, Any]:
     """Run the tests that need a GPU, and those of the device's choice."""
-    files = ["tests/unit/test_staging.py", "tests/unit/test_device.py"]
+    files = ["tests/unit/runtime/test_staging.py", "tests/unit/runtime/test_device.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]]

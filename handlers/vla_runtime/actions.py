@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vla_runtime.artifact import Outputs
+from vla_runtime.errors import PolicyFailed
 from vla_runtime.safety import SafetyReport, enforce, enforce_discrete
 from vla_runtime.spec import (
     ActionSpace,
@@ -71,9 +72,11 @@ def to_chunk(output: Outputs, state: np.ndarray, spec: PolicySpec) -> ActionChun
         spec: what the output means
 
     Raises:
+        PolicyFailed: the chunk does not have the shape that the spec says.
         UnsafeAction: a limit is broken, and the spec says to reject or has nothing safe to send instead.
     """
     space, safety = spec.action, spec.safety
+    _check_shape(output.actions, space)
     extras = {name: _extra(output.extras[name], extra) for name, extra in spec.artifact.extras.items()}
     if isinstance(space, DiscreteSpace):
         probabilities = softmax(output.actions)
@@ -86,6 +89,14 @@ def to_chunk(output: Outputs, state: np.ndarray, spec: PolicySpec) -> ActionChun
     actions = unnormalise(output.actions, space) + np.where(relative(space), measured, np.float32(0))
     actions, report = enforce(space.valid_rotations(actions), output.confidence, measured, space, safety)
     return ActionChunk(actions, space, report, output.confidence, output.attention, None, extras)
+
+
+def _check_shape(actions: np.ndarray, space: ActionSpace) -> None:
+    width = space.width if isinstance(space, DiscreteSpace) else space.policy_width
+    if actions.shape != (space.horizon, width):
+        raise PolicyFailed(
+            None, f"the policy returns {space.output} {actions.shape} instead of {(space.horizon, width)}"
+        )
 
 
 def measured_by(space: ContinuousSpace, state: np.ndarray, measured: Vector | None) -> np.ndarray:

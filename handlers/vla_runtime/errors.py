@@ -26,8 +26,8 @@ class RequestError(Exception):
 
     def __init__(self, field: str | None, message: str) -> None:
         super().__init__(message)
-        self.field = field
-        self.message = message
+        self.field = None if field is None else _writable(field)
+        self.message = _writable(message)
 
     def body(self) -> dict[str, object]:
         """Return the JSON body of the answer."""
@@ -102,3 +102,8 @@ class DeadlineExpired(RequestError):
 
 class SpecError(ValueError):
     """An artifact or its `policy.json` is incomplete or contradicts itself."""
+
+
+def _writable(text: str) -> str:
+    """Replace halves of surrogate pairs, which JSON can bring in and UTF-8 can't send back."""
+    return text.encode("utf-8", "replace").decode()

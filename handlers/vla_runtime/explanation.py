@@ -1,16 +1,20 @@
 """An attention map as a picture: what the policy sees, warm where the command looks."""
 
 import io
+import sys
 
 import numpy as np
 from PIL import Image
 
+from vla_runtime.images import Limits
 from vla_runtime.observation import Row, decode
 from vla_runtime.preprocessing import picture
 from vla_runtime.spec import PolicySpec
 
 # Edge of one camera's picture [pixels].
 EDGE = 384
+# A row that the policy has answered kept to the limits already.
+ANSWERED = Limits(max_pixels=sys.maxsize, max_scans=sys.maxsize)
 WARM = np.array([255, 64, 0], np.float32)
 
 
@@ -25,7 +29,7 @@ def overlay(row: Row, attention: np.ndarray, spec: PolicySpec) -> bytes:
     Returns:
         a PNG picture of [EDGE, C * EDGE] pixels
     """
-    images = [steps[-1] for steps in decode(row, spec, 0.0).images]  # the newest of each camera
+    images = [steps[-1] for steps in decode(row, spec, 0.0, ANSWERED).images]  # the newest of each camera
     parts = zip(images, spec.cameras, attention, strict=True)
     panels = [_panel(picture(image, camera), heat) for image, camera, heat in parts]
     file = io.BytesIO()

@@ -6,9 +6,6 @@ value, or its text. A policy with a history of n steps takes n states and n pict
 `image.<camera>.0`.
 """
 
-import base64
-import binascii
-import io
 import json
 import math
 import unicodedata
@@ -18,14 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vla_runtime.errors import BadImage, InvalidValue, MissingField, TooLarge, UnknownField
+from vla_runtime.errors import InvalidValue, MissingField, UnknownField
+from vla_runtime.images import Limits, open_image
 from vla_runtime.spec import Dimension, PolicySpec, Vector
 
 Row = Mapping[str, object]
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
-# Largest picture [pixels]: more than a robot's camera gives, and little enough not to delay its neighbours.
-MAX_PIXELS = 4_000_000
 # Longest command [characters].
 MAX_COMMAND = 512
 MAX_SEED = 2**63 - 1
@@ -34,9 +29,6 @@ MAX_DEADLINE_MS = 86_400_000
 # A measured value may leave its bounds by this share of their range: beyond that its unit is wrong.
 STATE_MARGIN = 0.5
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-
-# `_image` has a limit of its own, checked before any pixel is decoded; Pillow's would only warn.
-Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True)
@@ -57,21 +49,23 @@ class Observation:
     deadline_s: float
 
 
-def decode(row: Row, spec: PolicySpec, arrived_s: float) -> Observation:
+def decode(row: Row, spec: PolicySpec, arrived_s: float, limits: Limits | None = None) -> Observation:
     """Check one request's fields.
 
     Args:
         row: the fields
         spec: which fields the policy takes
         arrived_s: when the request came [s since the epoch]; its deadline counts from then
+        limits: what decoding a picture may cost
 
     Raises:
         RequestError: a field is missing, unknown, malformed, too large or out of range.
     """
     _refuse_unknown(row, spec)
+    taken = limits or Limits()
     fields = tuple(_image_fields(row, camera.name, spec) for camera in spec.cameras)
     return Observation(
-        images=tuple(tuple(_image(row, field) for field in steps) for steps in fields),
+        images=tuple(tuple(open_image(row[field], field, taken) for field in steps) for steps in fields),
         fields=fields,
         command=_command(row) if spec.tokenizer else "",
         state=_state(row, spec),
@@ -94,8 +88,7 @@ def _refuse_unknown(row: Row, spec: PolicySpec) -> None:
     known += ["seed", "deadline_ms"]
     for name in row:
         if name not in known and name not in images:
-            shown = name[:64].encode("utf-8", "replace").decode()
-            raise UnknownField(shown, f"this policy takes no such field; it takes: {', '.join(known)}")
+            raise UnknownField(name[:64], f"this policy takes no such field; it takes: {', '.join(known)}")
 
 
 def _image_fields(row: Row, camera: str, spec: PolicySpec) -> tuple[str, ...]:
@@ -112,56 +105,6 @@ def _image_field(row: Row, field: str, camera: str, spec: PolicySpec) -> str:
     if short not in row:
         raise MissingField(short, f"needs the picture of camera {camera!r} as JPEG, PNG or WebP")
     return short
-
-
-def _image(row: Row, field: str) -> Image.Image:
-    value = row[field]
-    if isinstance(value, dict):
-        return _raw(value, field)
-    data = _image_bytes(value, field)
-    try:
-        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    except Exception as error:  # damaged headers raise many types
-        raise BadImage(field, "not a JPEG, PNG or WebP picture") from error
-    _check_pixels(picture.width, picture.height, field)
-    return picture
-
-
-def _raw(value: Mapping[object, object], field: str) -> Image.Image:
-    """Return a picture that came as plain pixels: `{shape: [H, W, 3], dtype: "uint8", data: bytes}`."""
-    shape, data = value.get("shape"), value.get("data")
-    if set(value) != {"shape", "dtype", "data"} or not isinstance(data, bytes | bytearray):
-        raise BadImage(field, "raw pixels need exactly shape, dtype and data, the bytes, in MessagePack")
-    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
-        raise BadImage(field, "raw pixels need the shape [height, width, 3]")
-    height, width, channels = shape
-    if value.get("dtype") != "uint8" or channels != 3:
-        raise BadImage(field, "raw pixels must be uint8 RGB: shape [height, width, 3]")
-    _check_pixels(width, height, field)
-    if len(data) != height * width * 3:
-        raise BadImage(
-            field, f"raw pixels of {height} x {width} x 3 need {height * width * 3} bytes, got {len(data)}"
-        )
-    return Image.frombytes("RGB", (width, height), bytes(data))
-
-
-def _check_pixels(width: int, height: int, field: str) -> None:
-    if width * height > MAX_PIXELS:
-        size = f"{width} x {height} pixels"
-        raise TooLarge(field, f"{size}; at most {MAX_PIXELS // 10**6} million pixels are taken")
-
-
-def _image_bytes(value: object, field: str) -> bytes:
-    if isinstance(value, str):
-        try:
-            value = base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise BadImage(field, "text must be the picture's bytes in base64") from error
-    if not isinstance(value, bytes | bytearray):
-        raise BadImage(field, f"must be a picture's bytes, or their base64 in JSON; got {_kind(value)}")
-    if not value:
-        raise BadImage(field, "is empty")
-    return bytes(value)
 
 
 def _command(row: Row) -> str:

@@ -16,6 +16,7 @@ import torch
 from vla_runtime.actions import ActionChunk, example_tolerance, normalise, to_chunk
 from vla_runtime.artifact import Artifact, Outputs
 from vla_runtime.errors import DeadlineExpired, PolicyFailed, RequestError, SpecError
+from vla_runtime.images import Limits
 from vla_runtime.observation import Observation, Row, decode, image_fields
 from vla_runtime.preprocessing import CommandTokenizer, noise, picture
 from vla_runtime.spec import BinnedSpace, Camera, PolicySpec
@@ -61,27 +62,33 @@ class Policy:
     """
 
     def __init__(
-        self, spec: PolicySpec, tokenizer: CommandTokenizer | None, artifact: Artifact, threads: int
+        self,
+        spec: PolicySpec,
+        tokenizer: CommandTokenizer | None,
+        artifact: Artifact,
+        threads: int,
+        limits: Limits | None = None,
     ) -> None:
-        """Compose a policy of its parts; `threads` decode pictures side by side."""
+        """Compose a policy of its parts; `threads` decode pictures, within `limits`, side by side."""
         self.spec = spec
+        self._limits = limits or Limits()
         self._tokenizer = tokenizer
         self._artifact = artifact
         self._pool = ThreadPoolExecutor(threads, "decode")
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu", threads: int = 2) -> Self:
+    def load(cls, folder: Path, device: str = "cpu", threads: int = 2, limits: Limits | None = None) -> Self:
         """Load the policy of an unpacked archive and replay its example.
 
         Raises:
             SpecError: a part is missing, contradicts another, or answers its example differently.
         """
-        policy = cls.open(folder, device, threads)
+        policy = cls.open(folder, device, threads, limits)
         policy.check_example(folder)
         return policy
 
     @classmethod
-    def open(cls, folder: Path, device: str = "cpu", threads: int = 2) -> Self:
+    def open(cls, folder: Path, device: str = "cpu", threads: int = 2, limits: Limits | None = None) -> Self:
         """Load a policy whose example has no recorded answer yet, as export does.
 
         Raises:
@@ -89,7 +96,7 @@ class Policy:
         """
         spec = PolicySpec.load(folder)
         tokenizer = CommandTokenizer(folder, spec.tokenizer) if spec.tokenizer else None
-        return cls(spec, tokenizer, Artifact.load(folder, spec, device), threads)
+        return cls(spec, tokenizer, Artifact.load(folder, spec, device), threads, limits)
 
     @property
     def device(self) -> torch.device:
@@ -151,7 +158,7 @@ class Policy:
         answer = self.infer([self.example_row(folder)])[0]
         if isinstance(answer, RequestError):
             raise SpecError(f"the archived example is refused: {answer.code}: {answer.message}") from answer
-        recorded = np.asarray(self.spec.example.actions, np.float32)
+        recorded = _table(self.spec.example.actions)
         shape, tolerance = answer.chunk.recordable.shape, example_tolerance(self.spec)
         if recorded.shape != shape:
             raise SpecError(f"the archived example has shape {recorded.shape}, got {shape}")
@@ -171,7 +178,7 @@ class Policy:
             RequestError: the request can't be served.
         """
         spec = self.spec
-        observation = decode(row, spec, arrived_s)
+        observation = decode(row, spec, arrived_s, self._limits)
         ids, mask = self._tokens(observation.command)
         tensors: dict[str, np.ndarray] = {
             f"image.{c.name}": _pictures(observation, i, c) for i, c in enumerate(spec.cameras)
@@ -270,6 +277,18 @@ def _isolated(step: Callable[[In], Out], item: In | RequestError) -> Out | Reque
     except Exception:
         logger.exception("a request failed")
         return PolicyFailed(None, "the server failed on this request")
+
+
+def _table(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return an example's recorded actions: float32 [T, A].
+
+    Raises:
+        SpecError: the rows differ in length.
+    """
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1:
+        raise SpecError(f"example.actions must have rows of one length, got {lengths}")
+    return np.asarray(rows, np.float32)
 
 
 def _fresh(inputs: Inputs) -> Inputs:

@@ -1,7 +1,7 @@
 """Pictures and commands to tensors: the cameras' rules, and any tokenizer of the `tokenizers` library.
 
 Training and serving share these functions, so there is no train/serve skew. They agree with transformers'
-`CLIPImageProcessor` and `CLIPTokenizer`; `tests/unit/test_preprocessing.py` states to what tolerance.
+`CLIPImageProcessor` and `CLIPTokenizer`; `tests/unit/runtime/test_preprocessing.py` states to what tolerance.
 """
 
 from collections.abc import Sequence

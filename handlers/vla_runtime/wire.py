@@ -1,7 +1,8 @@
 """The bodies of the HTTP contract, whatever server carries them: bytes to rows, answers to bytes."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +19,10 @@ JSON = "application/json"
 MSGPACK = "application/msgpack"
 MULTIPART = "multipart/form-data"
 PNG = "image/png"
+# The answer's header with the request's id: TorchServe overwrites `X-Request-Id` with its own.
+REQUEST_ID = "Request-Id"
+# Longest request id [characters].
+MAX_REQUEST_ID = 64
 
 
 def read(data: Mapping[str, object], content_type: str) -> Row | RequestError:
@@ -36,12 +41,50 @@ def read(data: Mapping[str, object], content_type: str) -> Row | RequestError:
     body = data.get("body")
     if isinstance(body, bytes | bytearray):
         try:
-            body = json.loads(body) if media_type == JSON else msgspec.msgpack.decode(body)
+            body = _parsed(body, media_type)
+        except MalformedBody as error:
+            return error
         except (ValueError, RecursionError):
             return MalformedBody(None, f"the body is not {media_type}")
     if not isinstance(body, dict) or not all(isinstance(name, str) for name in body):
         return MalformedBody(None, f"the body must be an object of fields in {media_type}")
     return body
+
+
+def _parsed(body: bytes | bytearray, media_type: str) -> object:
+    """Read a body; a field that is there twice is refused, since either may be the one that was meant."""
+    if media_type == JSON:
+        return json.loads(body, object_pairs_hook=_distinct)
+    fields = msgspec.msgpack.decode(body)
+    if isinstance(fields, dict) and len(fields) < _pairs(body):
+        raise MalformedBody(None, "a field is there twice")
+    return fields
+
+
+def _distinct(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    fields: dict[str, object] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise MalformedBody(name[:64], "is there twice")
+        fields[name] = value
+    return fields
+
+
+def _pairs(body: bytes | bytearray) -> int:
+    """Return how many pairs a MessagePack map says that it has: fixmap, map 16 or map 32."""
+    if body[0] & 0xF0 == 0x80:
+        return body[0] & 0x0F
+    return int.from_bytes(body[1:3] if body[0] == 0xDE else body[1:5], "big")
+
+
+def request_id(sent: str, given: str | None) -> str:
+    """Return what a request is called in the log and in its answer.
+
+    Args:
+        sent: the client's header `X-Request-Id`: its letters, digits and `._:/+=@-` are kept, 64 at most
+        given: the server's own id, for a client that sent none
+    """
+    return re.sub(r"[^A-Za-z0-9._:/+=@-]", "", sent)[:MAX_REQUEST_ID] or given or "unknown"
 
 
 def arrival(request_start: str, received_s: float) -> float:

@@ -80,7 +80,7 @@ REFUSALS = [
         400,
         "bad_image",
         "image",
-        "must be a picture's bytes, or their base64 in JSON; got an array",
+        "must be a picture's bytes, their base64, or raw pixels in MessagePack",
     ),
     (
         {"image": png(5000, 4000)},

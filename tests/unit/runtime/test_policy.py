@@ -12,12 +12,11 @@ import pytest
 
 from vla_runtime.actions import normalise, unnormalise
 from vla_runtime.artifact import Artifact, Outputs
-from vla_runtime.errors import RequestError, SpecError, UnsafeAction
+from vla_runtime.errors import RequestError, SpecError
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.preprocessing import CommandTokenizer
-from vla_runtime.safety import enforce
-from vla_runtime.spec import PolicySpec, Safety
+from vla_runtime.spec import PolicySpec
 from vla_runtime.staging import Inputs
 
 
@@ -114,42 +113,6 @@ def test_failing_batch_is_retried_one_by_one(policy: Policy, row: Row, tiny_fold
     assert answers[1].message == "the policy failed on this request"
 
 
-def test_repeated_command_is_encoded_once(tiny_folder: Path, row: Row) -> None:
-    policy = Policy.load(tiny_folder)  # the example's command is now cached
-    before = policy.command_uses
-
-    policy.infer([row, {**row, "command": "lift"}, {**row, "command": "lift"}])
-
-    assert (before, policy.command_uses) == ((0, 1), (2, 2))
-
-
-def test_commands_encoded_together_equal_those_encoded_alone(tiny_folder: Path, row: Row) -> None:
-    commands = [f"push the {colour} block" for colour in ("red", "green", "blue")]
-    together = Policy.load(tiny_folder)
-    answers = together.infer([{**row, "command": command} for command in (*commands, commands[0])])
-
-    assert together.command_uses == (2, 3)  # the red one was the example's: two hits, and three encodings
-    for command, answer in zip(commands, answers, strict=False):
-        alone = Policy.load(tiny_folder).infer([{**row, "command": command}])[0]
-        np.testing.assert_allclose(actions(answer), actions(alone), atol=1e-6)
-
-
-def test_cache_of_commands_is_bounded(tiny_folder: Path, row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Three queries of 8 numbers and their mask: two commands fit.
-    monkeypatch.setattr("vla_runtime.artifact.CACHE_BYTES", 2 * 3 * (8 * 4 + 1))
-    policy = Policy.load(tiny_folder)
-    expected = actions(policy.infer([{**row, "command": "go 0"}])[0])
-
-    answers = policy.infer([{**row, "command": f"go {n}"} for n in range(5)])
-
-    encoded = policy.command_uses[1]
-    policy.infer([{**row, "command": "go 4"}, {**row, "command": "go 0"}])  # the latest two, padding last
-    assert policy.command_uses[1] == encoded
-    policy.infer([{**row, "command": "go 2"}])  # the one before is not
-    assert policy.command_uses[1] == encoded + 1
-    np.testing.assert_allclose(actions(answers[0]), expected, atol=1e-6)
-
-
 @pytest.fixture
 def copied(tiny_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
@@ -183,31 +146,6 @@ def test_incomplete_archive_is_named(copied: Path, file: str, message: str) -> N
         Policy.load(copied)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ('"width": 96', '"width": "96"', r"Expected `int`, got `str` - at `\$\.cameras\[0\]\.width`"),
-        ('"horizon": 4', '"horizont": 4', r"Object contains unknown field `horizont` - at `\$\.action`"),
-        ('"horizon": 4', '"horizon": 0', r"horizon must be positive, got 0 - at `\$\.action`"),
-        ('"low": -0.03', '"low": 0.03', r"delta_x: needs low < high, got 0\.03 and 0\.03"),
-        ('"mode": "clamp"', '"mode": "hold"', r"safety\.mode 'hold' needs a safety\.hold_action for delta_x"),
-        (
-            '"actions",',
-            '"action",',
-            r"outputs \['action'\] need a declaration each in extras, which has \[\]",
-        ),
-    ],
-)
-def test_contradictory_spec_is_refused(copied: Path, old: str, new: str, message: str) -> None:
-    path = copied / "policy.json"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-    with pytest.raises(SpecError, match=message):
-        PolicySpec.load(copied)
-
-
 def test_normalisation_has_an_exact_inverse(policy: Policy) -> None:
     values = np.array([[-0.03, -1], [0.0, 0.25], [0.03, 1]], np.float32)
 
@@ -218,73 +156,3 @@ def test_normalisation_has_an_exact_inverse(policy: Policy) -> None:
 
 
 UNMEASURED = np.full(2, math.nan, np.float32)
-CHUNK = np.array([[0.0, 0.0], [0.02, 0.5]], np.float32)
-TOO_FAR = np.array([[0.0, 0.0], [0.05, 0.5]], np.float32)
-NOT_A_NUMBER = np.array([[0.0, 0.0], [math.nan, 0.5]], np.float32)
-EXCEEDED = ("delta_x exceeds its limit by 0.02 m",)
-
-
-@pytest.mark.parametrize(
-    ("chunk", "confidence", "safety", "expected", "status", "violations"),
-    [
-        (CHUNK, None, Safety(), CHUNK, "ok", ()),
-        (TOO_FAR, None, Safety(), [[0, 0], [0.03, 0.5]], "clamped", EXCEEDED),
-        (TOO_FAR, None, Safety(mode="hold", hold_action=(0, 1)), [[0, 1], [0, 1]], "held", EXCEEDED),
-        (
-            NOT_A_NUMBER,
-            None,
-            Safety(hold_action=(0, 1)),
-            [[0, 1], [0, 1]],
-            "held",
-            ("delta_x is not finite",),
-        ),
-        (
-            CHUNK,
-            None,
-            Safety(max_step=(0.005, None)),
-            [[0, 0], [0.005, 0.5]],
-            "clamped",
-            ("delta_x exceeds its limit by 0.015 m",),
-        ),
-        (
-            CHUNK,
-            0.2,
-            Safety(min_confidence=0.5, hold_action=(0, 1)),
-            [[0, 1], [0, 1]],
-            "held",
-            ("confidence 0.200 is below 0.5",),
-        ),
-        (
-            CHUNK,
-            None,
-            Safety(min_confidence=0.0, hold_action=(0, 1)),
-            [[0, 1], [0, 1]],
-            "held",
-            ("confidence missing is below 0.0",),
-        ),
-        (CHUNK, 0.6, Safety(min_confidence=0.5, hold_action=(0, 1)), CHUNK, "ok", ()),
-    ],
-)
-def test_safety_limits(  # noqa: PLR0917
-    policy: Policy,
-    chunk: np.ndarray,
-    confidence: float,
-    safety: Safety,
-    expected: list,
-    status: str,
-    violations: tuple,
-) -> None:
-    safe, report = enforce(chunk, confidence, UNMEASURED, policy.spec.action, safety)
-
-    np.testing.assert_array_equal(safe, np.asarray(expected, np.float32))
-    assert (report.status, report.violations) == (status, violations)
-
-
-@pytest.mark.parametrize(("chunk", "safety"), [(TOO_FAR, Safety(mode="reject")), (NOT_A_NUMBER, Safety())])
-def test_unsafe_action_is_rejected(policy: Policy, chunk: np.ndarray, safety: Safety) -> None:
-    with pytest.raises(
-        UnsafeAction, match=r"^the policy's action is outside its safety limits: delta_x "
-    ) as caught:
-        enforce(chunk, None, UNMEASURED, policy.spec.action, safety)
-
-    assert caught.value.status == 503

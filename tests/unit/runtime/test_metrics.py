@@ -25,7 +25,7 @@ from vla_runtime.metrics import (
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.safety import SafetyReport
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def answer(status: str = "ok") -> Answer:

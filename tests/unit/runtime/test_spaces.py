@@ -28,7 +28,6 @@ from vla_runtime.spec import (
     DiscreteSpace,
     PolicySpec,
     Rotation,
-    Safety,
 )
 
 
@@ -169,48 +168,6 @@ def test_passthrough_beyond_the_bins_is_refused() -> None:
         SpecError, match=r"^gripper: not normalised, and its bounds 0\.0 and 85\.0 reach beyond"
     ):
         space(BinnedSpace, dimensions=wide, passthrough=("gripper",))
-
-
-@pytest.mark.parametrize(
-    ("action", "safety", "message"),
-    [
-        (SYMBOLS, Safety(hold_action="sleep"), r"^unknown action 'sleep'; available: navigate_to, pick_up, "),
-        (SYMBOLS, Safety(hold_action=(0.0,)), r"^safety\.hold_action must name an action, got \(0\.0,\)"),
-        (SYMBOLS, Safety(max_step=(1.0,)), r"^safety\.max_step has no meaning for discrete actions"),
-        (SYMBOLS, Safety(min_confidence=0.5), r"^safety\.min_confidence needs a safety\.hold_action"),
-        (space(), Safety(hold_action="stop"), r"^safety\.hold_action has 4 values for the action \('x', "),
-        (
-            space(names=QUATERNION, rotations=(Rotation(kind="quaternion", dimensions=QUATERNION),)),
-            Safety(hold_action=(0, 1, 0, 0, 0, 0.5)),
-            r"^safety\.hold_action .* holds a rotation that is none",
-        ),
-        (
-            space(names=QUATERNION, rotations=(Rotation(kind="quaternion", dimensions=QUATERNION),)),
-            Safety(max_step=(0.1, None, None, None, None, 0.1)),
-            r"^safety\.max_step limits qw, a part of a rotation",
-        ),
-    ],
-)
-def test_contradictory_safety_is_refused(action: ActionSpace, safety: Safety, message: str) -> None:
-    with pytest.raises(SpecError, match=message):
-        spec(action, safety)
-
-
-@pytest.mark.parametrize(
-    ("action", "given", "message"),
-    [
-        (SYMBOLS, {"outputs": ("actions",)}, r"^outputs must name 'logits', got \('actions',\)"),
-        (space(), {"outputs": ("logits",)}, r"^outputs must name 'actions', got \('logits',\)"),
-        (
-            space(),
-            {"outputs": ("actions", "skill")},
-            r"^outputs \['skill'\] need a declaration each in extras, which has \[\]",
-        ),
-    ],
-)
-def test_contradictory_outputs_are_refused(action: ActionSpace, given: dict, message: str) -> None:
-    with pytest.raises(SpecError, match=message):
-        spec(action, **given)
 
 
 def test_unknown_action_is_refused_by_name() -> None:

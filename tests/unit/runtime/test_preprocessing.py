@@ -17,7 +17,7 @@ from vla_runtime.preprocessing import CommandTokenizer, decoded, normalise_pictu
 from vla_runtime.spec import Camera, Tokenizer
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
-TOKENIZER_FOLDER = Path(__file__).parents[2] / "vla" / "assets" / "clip"
+TOKENIZER_FOLDER = Path(__file__).parents[3] / "vla" / "assets" / "clip"
 # Both do the same arithmetic in float32, in another order.
 TOLERANCE = 1e-5
 # Mean difference of a JPEG decoded at reduced scale [of 255]; `test_decoding.py` has it in an action's units.

@@ -1,0 +1,101 @@
+"""A picture's bytes to an opened picture, its cost known from its headers before any pixel is decoded."""
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from PIL import Image
+
+from vla_runtime.errors import BadImage, TooLarge
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+RAW = "raw pixels"
+
+# `Limits` has a limit of its own, checked before any pixel is decoded; Pillow's would only warn.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What decoding one picture may cost: set in the archive's `model-config.yaml`, under `handler`."""
+
+    # Largest picture [pixels]: more than a robot's camera gives, and little enough not to delay neighbours.
+    max_pixels: int = 4_000_000
+    # Most scans of a JPEG: encoders write 1, or about 10 where it is progressive. Each costs a pass over all
+    # pixels, and 31 bytes are enough for one.
+    max_scans: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("max_pixels", "max_scans"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"handler.{name} must be a whole number of 1 at least, got {value!r}")
+
+
+def open_image(value: object, field: str, limits: Limits) -> Image.Image:
+    """Read a picture's headers, or take raw pixels; no compressed pixel is decoded yet.
+
+    Args:
+        value: JPEG, PNG or WebP bytes, their base64, or `{shape: [H, W, 3], dtype: "uint8", data: bytes}`
+        field: the request's field, for the error
+        limits: what decoding it may cost
+
+    Raises:
+        BadImage: it is no picture.
+        TooLarge: decoding it would cost too much.
+    """
+    if isinstance(value, dict):
+        return _raw(value, field, limits)
+    data = _bytes(value, field)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # damaged headers raise many types
+        raise BadImage(field, "not a JPEG, PNG or WebP picture") from error
+    _check_pixels(image.width, image.height, field, limits)
+    if image.format == "JPEG":
+        _check_scans(data, field, limits)
+    return image
+
+
+def _raw(value: Mapping[object, object], field: str, limits: Limits) -> Image.Image:
+    shape, data = value.get("shape"), value.get("data")
+    if set(value) != {"shape", "dtype", "data"} or not isinstance(data, bytes | bytearray):
+        raise BadImage(field, f"{RAW} need exactly shape, dtype and data, the bytes, in MessagePack")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        raise BadImage(field, f"{RAW} need the shape [height, width, 3]")
+    height, width, channels = shape
+    if value.get("dtype") != "uint8" or channels != 3:
+        raise BadImage(field, f"{RAW} must be uint8 RGB: shape [height, width, 3]")
+    _check_pixels(width, height, field, limits)
+    needed = height * width * 3
+    if len(data) != needed:
+        raise BadImage(field, f"{RAW} of {height} x {width} x 3 need {needed} bytes, got {len(data)}")
+    return Image.frombytes("RGB", (width, height), bytes(data))
+
+
+def _bytes(value: object, field: str) -> bytes:
+    if isinstance(value, str):
+        try:
+            value = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BadImage(field, "text must be the picture's bytes in base64") from error
+    if not isinstance(value, bytes | bytearray):
+        raise BadImage(field, "must be a picture's bytes, their base64, or raw pixels in MessagePack")
+    if not value:
+        raise BadImage(field, "is empty")
+    return bytes(value)
+
+
+def _check_pixels(width: int, height: int, field: str, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        most = f"{limits.max_pixels / 1e6:g} million pixels are taken"
+        raise TooLarge(field, f"{width} x {height} pixels; at most {most}")
+
+
+def _check_scans(data: bytes, field: str, limits: Limits) -> None:
+    """Count scans by their marker, which compressed pixels never hold: they escape each 0xFF."""
+    scans = data.count(b"\xff\xda")
+    if scans > limits.max_scans:
+        raise TooLarge(field, f"a JPEG of {scans} scans; at most {limits.max_scans} are decoded")

@@ -1,0 +1,63 @@
+"""One hostile row over real HTTP: its own refusal, its neighbours unharmed, one id from header to answer."""
+
+import base64
+import json
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+import requests
+
+from server.process import TorchServe
+
+TIMEOUT_S = 60
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def good_row(policy_archive: Path) -> bytes:
+    """The archived example as a JSON body."""
+    with zipfile.ZipFile(policy_archive) as archive:
+        example = json.loads(archive.read("policy.json"))["example"]
+        (image,) = example["images"].values()
+        picture = base64.b64encode(archive.read(image)).decode()
+    return json.dumps({"image": picture, "command": example["command"], "state": example["state"]}).encode()
+
+
+def post(server: TorchServe, body: bytes, **headers: str) -> requests.Response:
+    return requests.post(server.predictions_url, data=body, headers={**JSON, **headers}, timeout=TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (rb'{"\udfff":1}', 400, "unknown_field"),
+        (rb'{"seed":1,"seed":1}', 400, "malformed_body"),
+        (b"{", 400, "malformed_body"),
+    ],
+)
+def test_a_hostile_row_gets_its_own_refusal(
+    served_policy: TorchServe, body: bytes, status: int, code: str
+) -> None:
+    answer = post(served_policy, body)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_surrogates_in_a_batch_harm_no_neighbour(served_policy: TorchServe, good_row: bytes) -> None:
+    bodies = [good_row, rb'{"\udfff":1}'] * 24
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        statuses = [answer.status_code for answer in pool.map(lambda b: post(served_policy, b), bodies)]
+
+    assert statuses == [200, 400] * 24
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/msgpack"])
+def test_the_clients_request_id_comes_back(served_policy: TorchServe, good_row: bytes, accept: str) -> None:
+    read = msgspec.json.decode if accept == "application/json" else msgspec.msgpack.decode
+    for body in (good_row, b"{}"):
+        answer = post(served_policy, body, Accept=accept, **{"X-Request-Id": "robot-7:42"})
+        assert read(answer.content)["request_id"] == "robot-7:42"
+        assert answer.headers["request-id"] == "robot-7:42"

@@ -1,0 +1,95 @@
+"""Pictures before a pixel is decoded: raw pixels, and what would cost too much."""
+
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vla_runtime.errors import BadImage, TooLarge
+from vla_runtime.images import Limits, open_image
+from vla_runtime.preprocessing import picture
+from vla_runtime.spec import Camera
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+RAW = {"shape": [6, 8, 3], "dtype": "uint8", "data": PIXELS.tobytes()}
+
+
+def test_raw_pixels_arrive_as_they_are() -> None:
+    camera = Camera(name="front", width=8, height=6, resize="none")
+
+    seen = picture(open_image(RAW, "image", Limits()), camera)
+
+    np.testing.assert_array_equal(seen, PIXELS.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float32"}, "raw pixels must be uint8 RGB: shape [height, width, 3]"),
+        ({"shape": [6, 8, 4]}, "raw pixels must be uint8 RGB: shape [height, width, 3]"),
+        ({"shape": [6, 8]}, "raw pixels need the shape [height, width, 3]"),
+        ({"shape": [-6, -8, 3]}, "raw pixels need the shape [height, width, 3]"),
+        ({"shape": [True, 144, 3]}, "raw pixels need the shape [height, width, 3]"),
+        ({"shape": [7, 8, 3]}, "raw pixels of 7 x 8 x 3 need 168 bytes, got 144"),
+        ({"data": "AAAA"}, "raw pixels need exactly shape, dtype and data, the bytes, in MessagePack"),
+        ({"more": 1}, "raw pixels need exactly shape, dtype and data, the bytes, in MessagePack"),
+    ],
+)
+def test_raw_pixels_that_contradict_themselves_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(BadImage) as caught:
+        open_image({**RAW, **change}, "image", Limits())
+
+    assert (caught.value.status, caught.value.field, caught.value.message) == (400, "image", message)
+
+
+def jpeg(width: int, height: int, **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((width, height), 60).convert("RGB").save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def with_scans(data: bytes, more: int) -> bytes:
+    """Repeat the first scan of a progressive JPEG, which a decoder then reads again and again."""
+    begin = data.index(b"\xff\xda")
+    end = begin + 2
+    while not (data[end] == 0xFF and data[end + 1] not in (0x00, 0xFF)):
+        end += 1
+    return data[:end] + data[begin:end] * more + data[end:]
+
+
+def test_a_bomb_of_scans_is_refused_in_no_time() -> None:
+    bomb = with_scans(jpeg(1600, 1200, progressive=True), 400)
+    started = time.perf_counter()
+
+    with pytest.raises(TooLarge) as caught:
+        open_image(bomb, "image.front", Limits())
+
+    assert time.perf_counter() - started < 0.1
+    assert (caught.value.status, caught.value.field) == (413, "image.front")
+    assert caught.value.message.endswith(" scans; at most 16 are decoded")
+
+
+def test_an_ordinary_progressive_picture_is_taken() -> None:
+    image = open_image(jpeg(64, 48, progressive=True), "image", Limits())
+
+    assert picture(image, Camera(name="a", width=32, height=32)).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("most", [4_000_000, 63])
+def test_the_limit_on_pixels_is_the_operators(most: int) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (2500, 1800)).save(file, "PNG")
+
+    with pytest.raises(TooLarge) as caught:
+        open_image(file.getvalue(), "image", Limits(max_pixels=most))
+
+    assert caught.value.message == f"2500 x 1800 pixels; at most {most / 1e6:g} million pixels are taken"
+    assert open_image(file.getvalue(), "image", Limits(max_pixels=4_500_000)).size == (2500, 1800)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "4"])
+def test_a_limit_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^handler\.max_scans must be a whole number of 1 at least, got "):
+        Limits(max_scans=value)
