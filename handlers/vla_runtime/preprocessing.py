@@ -1,7 +1,8 @@
 """Pictures and commands to tensors: the cameras' rules, and any tokenizer of the `tokenizers` library.
 
 Training and serving share these functions, so there is no train/serve skew. They agree with transformers'
-`CLIPImageProcessor` and `CLIPTokenizer`; `tests/unit/runtime/test_preprocessing.py` states to what tolerance.
+`CLIPImageProcessor` and `CLIPTokenizer`, and with the libraries that define the other rules;
+`tests/unit/runtime/test_preprocessing.py` and `test_camera_rules.py` state to what tolerance.
 """
 
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def decoded(image: Image.Image, camera: Camera, field: str = "image") -> Image.I
         BadImage: the pixels can't be decoded.
     """
     try:
-        if image.format == "JPEG" and camera.resize != "none":
+        if image.format == "JPEG" and camera.resize != "none" and camera.interpolation != "nearest":
             # Before it is turned upright: the larger of both orientations, so that either is large enough.
             (width, height), turned = (
                 resized_to(image.size, camera),

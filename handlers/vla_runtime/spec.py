@@ -265,6 +265,7 @@ class PolicySpec(Part, frozen=True):
         output = self.action.output
         require(output in self.artifact.outputs, f"outputs must name {output!r}, got {self.artifact.outputs}")
         _check_inputs(self)
+        _check_example(self)
         if isinstance(self.action, DiscreteSpace):
             _check_discrete(self.action, self.safety, self.example)
         else:
@@ -358,6 +359,17 @@ def _check_inputs(spec: PolicySpec) -> None:
         bool(artifact.command) == (spec.tokenizer is not None),
         f"artifact.command is {artifact.command}, and the tokenizer {'set' if spec.tokenizer else 'null'}",
     )
+
+
+def _check_example(spec: PolicySpec) -> None:
+    names = [camera.name for camera in spec.cameras]
+    for camera, files in spec.example.images.items():
+        require(camera in names, f"example.images names {camera!r}; the cameras are {', '.join(names)}")
+        count = 1 if isinstance(files, str) else len(files)
+        require(
+            count == spec.history,
+            f"example.images of {camera!r} needs {spec.history} files, got {count}",
+        )
 
 
 def _check_states(space: ContinuousSpace, state: Vector | None) -> None:
