@@ -38,10 +38,11 @@ def prepare(device: str, *, tf32: bool = False) -> torch.device:
     found = torch.device(device)
     if found.type == "cuda":
         # Libraries and graphs that name no device use the current one.
-        torch.cuda.set_device(found)
+        index = torch.cuda.current_device() if found.index is None else found.index
+        torch.cuda.set_device(index)
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
-        return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cuda", index)
     return found
 
 

@@ -63,12 +63,13 @@ class Graphs:
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         try:
-            outputs = self._record(graph, forward)
+            outputs = self._record(graph, forward, self._pool)
         except (
             RuntimeError
         ) as error:  # torch.AcceleratorError among them: that of a capture is no lost device
             torch.cuda.synchronize(self._device)  # raises where the device is lost after all
             self.enabled = False
+            self._mend()
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             logger.warning("no CUDA graph for batches of %d, which will be slower: %s", batch, reason)
             return forward
@@ -79,9 +80,9 @@ class Graphs:
 
         return replay
 
-    def _record(self, graph: torch.cuda.CUDAGraph, forward: Forward) -> dict[str, Tensor]:
+    def _record(self, graph: torch.cuda.CUDAGraph, forward: Forward, pool: Any) -> dict[str, Tensor]:
         """Capture one forward pass, and leave capturing whatever happens in it."""
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             outputs = forward()
         except BaseException:
@@ -90,6 +91,20 @@ class Graphs:
             raise
         graph.capture_end()
         return outputs
+
+    def _mend(self) -> None:
+        """Leave what a failed capture leaves open: it ends before torch has closed its own books.
+
+        The allocator would keep all memory for the capture, and random numbers would wait for its end.
+        """
+        if self._stream is None:
+            return
+        with contextlib.suppress(RuntimeError):  # it was closed after all
+            torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
+            torch._C._cuda_releasePool(self._device.index, self._pool)
+        memory, graph = torch.zeros(1, device=self._device), torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._device)
+        self._record(graph, lambda: {"ended": memory.add_(1)}, torch.cuda.graph_pool_handle())
 
 
 def check_replay(pairs: Sequence[tuple[np.ndarray, np.ndarray]], batch: int) -> None:

@@ -36,12 +36,13 @@ def test_a_promised_gpu_that_is_missing_is_refused(
 
 def test_the_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs and libraries that name no device use the current one: GPU 0, whatever was promised."""
-    current: list[torch.device] = []
+    current: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
 
     assert device.prepare("cuda:1") == torch.device("cuda", 1)
-    assert current == [torch.device("cuda", 1)]
+    assert device.prepare("cuda") == torch.device("cuda", 2)
+    assert current == [1, 2]
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
 
 
