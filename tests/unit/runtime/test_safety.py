@@ -1,6 +1,9 @@
 """The limits on what leaves: nothing outside them, and what standing still is."""
 
 import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -85,3 +88,92 @@ def test_unsafe_action_is_rejected(chunk: np.ndarray, safety: Safety) -> None:
         enforce(chunk, None, UNMEASURED, SPACE, safety)
 
     assert caught.value.status == 503
+
+
+POSES = (
+    Dimension(name="x", unit="m", low=-1, high=1, meaning="absolute", state="x"),
+    Dimension(name="gripper", unit="1", low=0, high=1, meaning="absolute", state="opening"),
+)
+MOVES = (
+    Dimension(name="x", unit="m", low=-1, high=1, meaning="delta"),
+    Dimension(name="turn", unit="rad/s", low=-1, high=1, meaning="velocity"),
+)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "hold", "measured", "held"),
+    [
+        (MOVES, None, [math.nan, math.nan], [0, 0]),  # no change, no speed
+        (POSES, None, [0.25, 0.75], [0.25, 0.75]),  # the arm stays, the gripper keeps what it holds
+        (POSES, None, [1.2, 0.75], [1.0, 0.75]),  # reported beyond the bounds: the nearest inside
+        (POSES, (None, 1.0), [0.25, 0.0], [0.25, 1.0]),  # a declared value first
+        (MOVES, (0.5, None), [math.nan, math.nan], [0.5, 0]),
+    ],
+)
+def test_hold_means_standing_still(
+    dimensions: tuple, hold: tuple | None, measured: list[float], held: list[float]
+) -> None:
+    still = space(dimensions=dimensions)
+    bad = np.full((2, 2), np.nan, np.float32)
+
+    safe, report = enforce(bad, None, np.float32(measured), still, Safety(mode="hold", hold_action=hold))
+
+    np.testing.assert_array_equal(safe, np.float32([held, held]))
+    assert report.status == "held"
+
+
+def test_a_pose_that_nobody_reports_cannot_be_held() -> None:
+    with pytest.raises(UnsafeAction):
+        enforce(np.full((2, 2), np.nan, np.float32), None, UNMEASURED, space(dimensions=POSES), Safety())
+
+
+def test_the_first_step_is_limited_from_the_reported_pose() -> None:
+    chunk = np.float32([[0.5, 0.5], [0.5, 0.5]])
+    safety = Safety(max_step=(0.1, None))
+
+    safe, report = enforce(chunk, None, np.float32([0.0, 0.0]), space(dimensions=POSES), safety)
+
+    np.testing.assert_allclose(safe, [[0.1, 0.5], [0.2, 0.5]], atol=1e-6)
+    assert report.violations == ("x exceeds its limit by 0.4 m",)
+
+
+ODD = np.float32([math.nan, math.inf, -math.inf, 0, 1, -1, 3e38])
+
+
+def raw_outputs(count: int) -> Iterator[tuple[np.ndarray, np.ndarray, float | None, float | None]]:
+    """Draw raw chunks [4, 2], reported states [2], confidences and their limits, odd values among them."""
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        measured = random.uniform(-2, 2, 2).astype(np.float32)
+        chunk = (measured + random.normal(0, random.choice([0.01, 1, 100]), (4, 2))).astype(np.float32)
+        odd = random.random((4, 2)) < random.choice([0, 0, 0.1])
+        chunk[odd] = random.choice(ODD, odd.sum())
+        confidence = random.choice([None, math.nan, *random.random(3)])
+        yield chunk, measured, confidence, random.choice([None, 0.0, 0.5])
+
+
+@pytest.mark.parametrize("mode", ["clamp", "hold", "reject"])
+def test_whatever_leaves_is_inside_every_limit_or_refused(mode: Literal["clamp", "hold", "reject"]) -> None:
+    limited, steps, seen = space(dimensions=POSES), np.float32([0.1, 0.2]), Counter()
+    for chunk, measured, confidence, least in raw_outputs(3000):
+        safety = Safety(mode=mode, max_step=(0.1, 0.2), min_confidence=least)
+        try:
+            safe, report = enforce(chunk, confidence, measured, limited, safety)
+        except UnsafeAction:
+            seen["refused"] += 1
+            continue
+        seen[report.status] += 1
+        assert np.isfinite(safe).all()
+        assert ((safe >= limited.low) & (safe <= limited.high)).all()
+        ways = np.diff(np.vstack([np.clip(measured, limited.low, limited.high), safe]), axis=0)
+        assert (np.abs(ways) <= steps + 1e-6).all()
+        if least is not None and not (confidence is not None and confidence >= least):
+            assert report.status == "held"
+    assert (
+        set(seen)
+        == {
+            "clamp": {"ok", "clamped", "held"},
+            "hold": {"ok", "held"},
+            "reject": {"ok", "refused"},
+        }[mode]
+    )
