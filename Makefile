@@ -96,8 +96,14 @@ $(PYTHON):
 		"or name yours: make SYSTEM_PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(SYSTEM_PYTHON) -m venv .venv
 
+# The checkout's own packages are found where they lie; pip installs only what they need.
+.venv/.paths: Makefile | $(PYTHON)
+	printf '%s\n' '$(CURDIR)' '$(CURDIR)/handlers' '$(CURDIR)/client' \
+	    > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vla_serve_checkout.pth"
+	@touch $@
+
 # torch first and alone: pip's own configuration decides which build (CPU or CUDA) it takes.
-.venv/.torch: pyproject.toml | $(PYTHON)
+.venv/.torch: pyproject.toml | .venv/.paths
 	$(PIP) install "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
 	@touch $@
 
@@ -114,7 +120,7 @@ $(PYTHON):
 	$(PIP) install -e '.[bench]'
 	@touch $@
 
-.venv/.loadtest: pyproject.toml | $(PYTHON)
+.venv/.loadtest: pyproject.toml | .venv/.paths
 	$(PIP) install -e '.[loadtest]'
 	@touch $@
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
-from client.observation import encode
+from vla_client.observation import encode
 
 # Photographs that scikit-image carries along, so that nothing is fetched.
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")

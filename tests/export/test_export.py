@@ -210,7 +210,7 @@ handler = VlaHandler()
 handler.initialize(context)
 context.request_ids = {0: "r0", 1: "r1"}
 context._request_processor = []
-ours = [name for name in ("vla", "export", "client", "server") if name in sys.modules]
+ours = [name for name in ("vla", "export", "vla_client", "server") if name in sys.modules]
 print(json.dumps({"version": handler.policy.spec.version, "ours": ours}))
 """
 

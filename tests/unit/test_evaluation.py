@@ -11,8 +11,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from client import ActionChunk, InvalidAnswer, Observation, PolicyError, SafetyReport
-from client.observation import encode
 from vla.envs.commands import COLOURS, GOALS, HELD_OUT, Goal, parse
 from vla.envs.expert import expert_action
 from vla.envs.tabletop import Tabletop
@@ -22,6 +20,8 @@ from vla.evaluation.episodes import Setup, observe, run_all, run_episode
 from vla.evaluation.policies import ArchivedPolicy, ExpertPolicy, RandomPolicy
 from vla.evaluation.render import animate, contact_sheet, record
 from vla.evaluation.report import Rate, largest_difference
+from vla_client import ActionChunk, InvalidAnswer, Observation, PolicyError, SafetyReport
+from vla_client.observation import encode
 from vla_runtime.errors import InvalidValue
 from vla_runtime.policy import Policy
 

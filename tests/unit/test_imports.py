@@ -13,7 +13,7 @@ from vla.models import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 # Our own packages, as they are imported.
-OURS = {"vla_runtime", "vla_handler", "vla", "export", "server", "client", "bench", "loadtest", "tests"}
+OURS = {"vla_runtime", "vla_handler", "vla", "export", "server", "vla_client", "bench", "loadtest", "tests"}
 # What nothing else may import.
 PROGRAMS = {"bench", "export", "loadtest", "tests"}
 TORCH = {"torch", "torchvision", "transformers", "safetensors"}
@@ -37,13 +37,13 @@ RULES = {
         {"torch", "PIL", "tokenizers", "numpy", "msgspec", "safetensors"}, {"vla_runtime"}
     ),
     "handlers/vla_handler.py": Rule({"ts", "torch", "msgspec"}, {"vla_runtime"}, frozenset()),
-    "vla": Rule(None, {"vla", "vla_runtime", "client"}),
+    "vla": Rule(None, {"vla", "vla_runtime", "vla_client"}),
     "export": Rule(None, {"export", "vla", "vla_runtime"}),
     "server": Rule({"requests", "psutil"}, {"server"}, NO_TORCH),
-    "client": Rule({"numpy", "PIL", "requests", "urllib3", "msgspec"}, {"client"}, NO_TORCH),
-    "loadtest": Rule(None, {"loadtest", "client", "server"}, NO_TORCH),
+    "client/vla_client": Rule({"numpy", "PIL", "requests", "urllib3", "msgspec"}, {"vla_client"}, NO_TORCH),
+    "loadtest": Rule(None, {"loadtest", "vla_client", "server"}, NO_TORCH),
     # Measures all of it, so it alone runs another program: export.
-    "bench": Rule(None, {"bench", "vla", "export", "server", "client", "vla_runtime"}),
+    "bench": Rule(None, {"bench", "vla", "export", "server", "vla_client", "vla_runtime"}),
 }
 
 
@@ -101,13 +101,13 @@ def test_every_source_file_has_a_rule() -> None:
         ("handlers/vla_runtime/policy.py", "import ts", "ts"),
         ("handlers/vla_runtime/policy.py", "import requests", "requests"),
         ("handlers/vla_runtime/policy.py", "def f():\n    from vla.models import x", "vla"),
-        ("handlers/vla_handler.py", "from client import Policy", "client"),
+        ("handlers/vla_handler.py", "from vla_client import Policy", "vla_client"),
         ("vla/models/clip.py", "from ts.context import Context", "ts"),
         ("vla/models/clip.py", "import export.trace", "export"),
         ("export/trace.py", "from server.process import TorchServe", "server"),
         ("server/process.py", "import torch", "torch"),
-        ("client/remote.py", "import torch.nn as nn", "torch"),
-        ("client/remote.py", "from vla_runtime.spec import PolicySpec", "vla_runtime"),
+        ("client/vla_client/remote.py", "import torch.nn as nn", "torch"),
+        ("client/vla_client/remote.py", "from vla_runtime.spec import PolicySpec", "vla_runtime"),
         ("loadtest/users.py", "import torch", "torch"),
         ("bench/load.py", "from loadtest.robots import x", "loadtest"),
         ("export/trace.py", "import bench.load", "bench"),

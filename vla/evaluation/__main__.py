@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 import tyro
 
-from client import Encoding, Policy, PolicyFailure, RemotePolicy
 from vla.envs.commands import GOALS, Goal, parse
 from vla.envs.tabletop import Tabletop
 from vla.evaluation import comparison
@@ -20,6 +19,7 @@ from vla.evaluation.plot import plot
 from vla.evaluation.policies import ArchivedPolicy, ExpertPolicy, RandomPolicy
 from vla.evaluation.render import animate, contact_sheet, record
 from vla.evaluation.report import Summary, Threshold, largest_difference, markdown, misses, summarise
+from vla_client import Encoding, Policy, PolicyFailure, RemotePolicy
 from vla_runtime.errors import RequestError, SpecError
 
 # Training uses the seeds below.

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from client import ActionChunk, ChunkPlayer, Encoding, Observation, Policy, PolicyError
-from client.observation import encode
 from vla.envs.tabletop import Tabletop
 from vla.evaluation.conditions import Trial
+from vla_client import ActionChunk, ChunkPlayer, Encoding, Observation, Policy, PolicyError
+from vla_client.observation import encode
 from vla_runtime.errors import RequestError
 
 # Grey level of the picture in the condition `blank`.

@@ -12,9 +12,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from client import ActionChunk, Observation, SafetyReport
 from vla.envs.expert import expert_chunk
 from vla.envs.tabletop import ACTION, ACTION_HIGH, ACTION_LOW, CONTROL_HZ, Tabletop
+from vla_client import ActionChunk, Observation, SafetyReport
 
 
 class ArchivedPolicy:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from client import Policy
 from vla.envs.tabletop import CONTROL_HZ, EPISODE_STEPS, Tabletop
 from vla.evaluation.conditions import Trial
 from vla.evaluation.episodes import Episode, Setup, run_episode
+from vla_client import Policy
 
 # Edge of a picture, margin, and the heights of the lines above and below a picture [pixels].
 PICTURE = 240

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from action_spaces import COLUMNS, NAMES, NOTHING, QUATERNION, SYMBOLS, outputs, space, spec
 
-from client import ActionChunk, InvalidAnswer
+from vla_client import ActionChunk, InvalidAnswer
 from vla_runtime import wire
 from vla_runtime.actions import (
     to_chunk,

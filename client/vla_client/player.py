@@ -7,14 +7,16 @@ A chunk holds T actions; the first `replan` of them are executed, then a new obs
     chunk at step 4               a0 a1 a2 a3 .. aT
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.chunk import ActionChunk
-from client.observation import Observation
+from vla_client.chunk import ActionChunk
+from vla_client.observation import Observation
 
 
 class Policy(Protocol):

@@ -1,17 +1,19 @@
 """What the robot sees, is told and measures, and its form on the wire."""
 
+from __future__ import annotations
+
 import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Union
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
 # uint8 [H, W, 3] RGB in [0, 255], or the bytes of a JPEG, PNG or WebP file, sent as they are.
-Image: TypeAlias = NDArray[np.uint8] | bytes
+Image = Union[NDArray[np.uint8], bytes]
 # How arrays are encoded: JPEG of quality 95 is small, PNG is lossless.
 Encoding = Literal["jpeg", "png"]
 

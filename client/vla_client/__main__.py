@@ -1,14 +1,16 @@
-"""Ask a served policy once and print its chunk: `python -m client photo.jpg "lift the red block"`."""
+"""Ask a served policy once and print its chunk: `python -m vla_client photo.jpg "lift the red block"`."""
+
+from __future__ import annotations
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from client.chunk import ActionChunk
-from client.errors import PolicyFailure
-from client.observation import Image, Observation
-from client.remote import RemotePolicy
+from vla_client.chunk import ActionChunk
+from vla_client.errors import PolicyFailure
+from vla_client.observation import Image, Observation
+from vla_client.remote import RemotePolicy
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         with RemotePolicy(options.url, options.timeout_s, options.model) as policy:
             chunk = policy.infer(observation)
     except (PolicyFailure, OSError, ValueError) as error:
-        print(f"python -m client: {error}", file=sys.stderr)
+        print(f"python -m vla_client: {error}", file=sys.stderr)
         return 1
     print(table(chunk))
     return 0
@@ -59,7 +61,7 @@ def _pictures(text: str) -> Image | dict[str, Image]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m client", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vla_client", description=__doc__)
     option = parser.add_argument
     option("image", help="JPEG, PNG or WebP file; for several cameras front=PATH,wrist=PATH")
     option("command", help="what the robot is told, 1 to 512 characters")
@@ -76,5 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Run as the installed command."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,17 +1,19 @@
 """A policy behind an HTTP endpoint."""
 
+from __future__ import annotations
+
 import time
 from http.client import RemoteDisconnected
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import msgspec
 import requests
 
-from client.chunk import ActionChunk
-from client.errors import InvalidAnswer, PolicyError, PolicyUnavailable
-from client.observation import Encoding, Observation
-from client.one_write import OneWriteAdapter
+from vla_client.chunk import ActionChunk
+from vla_client.errors import InvalidAnswer, PolicyError, PolicyUnavailable
+from vla_client.observation import Encoding, Observation
+from vla_client.one_write import OneWriteAdapter
 
 # Text of an unexpected answer that is worth showing [characters].
 _EXCERPT = 200
@@ -99,7 +101,7 @@ class RemotePolicy:
         self._session.close()
         self._kept = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RemotePolicy:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,7 +112,7 @@ class RemotePolicy:
         images = observation.encoded(self._encoding, self._size)
         if self._body == "msgpack":
             headers = {"Content-Type": _MSGPACK, "Accept": _MSGPACK}
-            return {"data": msgspec.msgpack.encode(observation.values() | images), "headers": headers}
+            return {"data": msgspec.msgpack.encode({**observation.values(), **images}), "headers": headers}
         files = {field: (field, data, _media_type(data)) for field, data in images.items()}
         return {"data": observation.texts(), "files": files, "headers": {"Accept": "application/json"}}
 

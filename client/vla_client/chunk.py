@@ -1,14 +1,16 @@
 """The server's answer, checked before a robot may execute it."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.errors import InvalidAnswer
+from vla_client.errors import InvalidAnswer
 
 SAFETY_STATUSES = ("ok", "clamped", "held")
 
@@ -57,7 +59,7 @@ class ActionChunk:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_answer(cls, answer: object) -> Self:
+    def from_answer(cls, answer: object) -> ActionChunk:
         """Read the decoded JSON of an answer.
 
         Raises:
@@ -141,7 +143,7 @@ def _typed(value: object, kind: type, name: str) -> Any:
 
 
 def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidAnswer(f"{name} must be a number, got {type(value).__name__}")
     return float(value)
 

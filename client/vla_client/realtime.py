@@ -9,22 +9,24 @@ its command is no longer the newest. At every tick the action is the one that th
 counted from when its observation was taken; where there is none, the robot holds.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Optional
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.chunk import ActionChunk
-from client.errors import PolicyFailure
-from client.observation import Observation
-from client.player import Policy
+from vla_client.chunk import ActionChunk
+from vla_client.errors import PolicyFailure
+from vla_client.observation import Observation
+from vla_client.player import Policy
 
 # What a robot executes: float32 [A], physical units; None: hold still.
-Execute = Callable[[NDArray[np.float32] | None], None]
+Execute = Callable[[Optional[NDArray[np.float32]]], None]
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class RealTime:
             self._changed.notify()
         self._thread.join()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RealTime:
         self._thread.start()
         return self
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from policy_server import ANSWER, PICTURE, running_server
 
-from client import ActionChunk, Observation, PolicyUnavailable, RealTime, RemotePolicy, SafetyReport
+from vla_client import ActionChunk, Observation, PolicyUnavailable, RealTime, RemotePolicy, SafetyReport
 
 WAIT_S = 10.0
 
@@ -142,7 +142,7 @@ class Clock:
 
 def test_lateness_is_measured_and_does_not_add_up(policy, monkeypatch):
     clock = Clock([0.004, 0.001, 0.003])
-    monkeypatch.setattr("client.realtime.time", clock)
+    monkeypatch.setattr("vla_client.realtime.time", clock)
     times_s = []
     run = RealTime(policy, control_hz=50.0).run(lambda action: times_s.append(clock.now_s - 1000), ticks=4)
     assert times_s == pytest.approx([0, 0.024, 0.041, 0.063])
@@ -153,7 +153,7 @@ def test_lateness_is_measured_and_does_not_add_up(policy, monkeypatch):
 
 def test_a_slow_robot_leaves_ticks_out(policy, monkeypatch):
     clock = Clock([0.0] * 3)
-    monkeypatch.setattr("client.realtime.time", clock)
+    monkeypatch.setattr("vla_client.realtime.time", clock)
     times_s = []
 
     def slow(_action):

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 from policy_server import ANSWER, MSGPACK, PICTURE, Server, running_server
 
-from client import (
+from vla_client import (
     ActionChunk,
     ChunkPlayer,
     InvalidAnswer,

@@ -1,10 +1,10 @@
-"""`python -m client` against a real HTTP server."""
+"""`python -m vla_client` against a real HTTP server."""
 
 import PIL.Image
 import pytest
 from policy_server import PICTURE, running_server
 
-from client.__main__ import main
+from vla_client.__main__ import main
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_command_line_says_what_failed(server, tmp_path, capsys):
     server.answer = '{"error": {"code": "missing_field", "field": "state", "message": "needs 4 numbers"}}'
     assert main([str(tmp_path / "a.jpg"), "go", "--url", server.url]) == 1
     assert capsys.readouterr().err == (
-        "python -m client: 400 missing_field, field 'state': needs 4 numbers\n"
+        "python -m vla_client: 400 missing_field, field 'state': needs 4 numbers\n"
     )
     assert main([str(tmp_path / "none.jpg"), "go"]) == 1
     assert "none.jpg" in capsys.readouterr().err

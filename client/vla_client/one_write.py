@@ -4,6 +4,8 @@ The standard library writes them apart. Where Nagle's algorithm meets delayed ac
 the way for instance, the second write waits some 40 ms, which is more than a whole inference.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from requests.adapters import HTTPAdapter

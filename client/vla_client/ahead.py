@@ -7,17 +7,18 @@ steps executed meanwhile are skipped, so that every action is executed at the mo
     observed, asked         ^           ^              lead = 2, replan = 4: b0 and b1 are already past
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.chunk import ActionChunk
-from client.errors import PolicyFailure
-from client.observation import Observation
-from client.player import Policy
+from vla_client.chunk import ActionChunk
+from vla_client.errors import PolicyFailure
+from vla_client.observation import Observation
+from vla_client.player import Policy
 
 
 class AheadPlayer:
@@ -74,7 +75,7 @@ class AheadPlayer:
         """Wait for the request on its way and end the thread."""
         self._thread.shutdown()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> AheadPlayer:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from client import ActionChunk, ChunkPlayer, Observation, PolicyUnavailable, SafetyReport
+from vla_client import ActionChunk, ChunkPlayer, Observation, PolicyUnavailable, SafetyReport
 
 PICTURE = np.zeros((24, 32, 3), np.uint8)
 OBSERVATION = Observation(PICTURE, "lift the red block")

@@ -6,6 +6,8 @@ PolicyFailure
 └── InvalidAnswer      the server answered 200 with something that no robot should execute
 """
 
+from __future__ import annotations
+
 
 class PolicyFailure(Exception):
     """No chunk came back; the message says what to do."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from policy_server import PICTURE, running_server
 
-from client import ActionChunk, AheadPlayer, Observation, PolicyUnavailable, RemotePolicy, SafetyReport
+from vla_client import ActionChunk, AheadPlayer, Observation, PolicyUnavailable, RemotePolicy, SafetyReport
 
 WAIT_S = 10.0
 
