@@ -1,0 +1,39 @@
+"""`docs/contract.md` names every field, error and key that there is."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from vla_runtime import errors, spec
+from vla_runtime.images import Limits
+
+PAGE = (Path(__file__).parents[3] / "docs" / "contract.md").read_text()
+NAMED = set(re.findall(r"`([^`\n]+)`", PAGE))
+PARTS = [
+    part
+    for part in vars(spec).values()
+    if isinstance(part, type) and issubclass(part, spec.Part) and part not in (spec.Part, spec.Platform)
+]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_every_key_of_the_spec_is_named(part: type[spec.Part]) -> None:
+    keys = {field.encode_name for field in msgspec.structs.fields(part)}
+
+    assert keys - NAMED == set()
+
+
+def test_every_error_has_its_status() -> None:
+    kinds = {kind.code: kind.status for kind in errors.RequestError.__subclasses__()}
+
+    assert {
+        code: int(status) for status, code in re.findall(r"^\| (\d{3}) \| `(\w+)`", PAGE, re.MULTILINE)
+    } == kinds
+
+
+def test_the_limits_are_the_defaults() -> None:
+    written = {name: int(value) for name, value in re.findall(r"^  (max_\w+): (\d+)$", PAGE, re.MULTILINE)}
+
+    assert written == vars(Limits())
