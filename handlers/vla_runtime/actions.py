@@ -9,7 +9,7 @@ import torch
 
 from vla_runtime.artifact import Outputs
 from vla_runtime.errors import PolicyFailed
-from vla_runtime.safety import SafetyReport, enforce, enforce_discrete
+from vla_runtime.safety import Robot, SafetyReport, enforce, enforce_discrete
 from vla_runtime.spec import (
     ActionSpace,
     BinnedSpace,
@@ -63,12 +63,13 @@ class ActionChunk:
         return float(scaled.mean() if typical else scaled.max())
 
 
-def to_chunk(output: Outputs, state: np.ndarray, spec: PolicySpec) -> ActionChunk:
+def to_chunk(output: Outputs, state: np.ndarray, previous: np.ndarray, spec: PolicySpec) -> ActionChunk:
     """Turn one of the artifact's outputs into actions that may leave: decoded, limited, named.
 
     Args:
         output: what the policy says
         state: float32 [S], the reported state in physical units
+        previous: float32 [A], the action that the robot does last before this chunk, NaN where it is unknown
         spec: what the output means
 
     Raises:
@@ -87,7 +88,8 @@ def to_chunk(output: Outputs, state: np.ndarray, spec: PolicySpec) -> ActionChun
         return ActionChunk(indices, space, report, confidence, output.attention, probabilities, extras)
     measured = measured_by(space, state, spec.state)
     actions = unnormalise(output.actions, space) + np.where(relative(space), measured, np.float32(0))
-    actions, report = enforce(space.valid_rotations(actions), output.confidence, measured, space, safety)
+    robot = Robot(measured, previous)
+    actions, report = enforce(space.valid_rotations(actions), output.confidence, robot, space, safety)
     return ActionChunk(actions, space, report, output.confidence, output.attention, None, extras)
 
 

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -190,7 +190,7 @@ class Artifact:
             for name, value in row.tensors.items()
             if name in names or ("images" in names and name.startswith("image."))
         }
-        return Inputs(kept, row.ids, row.mask, row.state, row.deadline_s)
+        return replace(row, tensors=kept)
 
     def _act(self, staging: Staging, command: Sequence[Tensor]) -> dict[str, Tensor]:
         """Run the module on what the memory holds."""

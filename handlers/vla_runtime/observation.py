@@ -17,7 +17,7 @@ from PIL import Image
 
 from vla_runtime.errors import InvalidValue, MissingField, UnknownField
 from vla_runtime.images import Limits, open_image
-from vla_runtime.spec import Dimension, PolicySpec, Vector
+from vla_runtime.spec import Dimension, DiscreteSpace, PolicySpec, Vector
 
 Row = Mapping[str, object]
 
@@ -43,6 +43,8 @@ class Observation:
     command: str
     # float32 [n, S], physical units, oldest first.
     state: np.ndarray
+    # float32 [A], physical units: the action that the robot does last before this chunk; NaN when not sent.
+    previous: np.ndarray
     # Noise of a stochastic policy is drawn from it, so that equal requests get equal answers.
     seed: int
     # When the answer becomes worthless [s since the epoch]; infinity for never.
@@ -69,6 +71,7 @@ def decode(row: Row, spec: PolicySpec, arrived_s: float, limits: Limits | None =
         fields=fields,
         command=_command(row) if spec.tokenizer else "",
         state=_state(row, spec),
+        previous=_previous(row, spec),
         seed=_seed(row),
         deadline_s=_deadline(row, arrived_s),
     )
@@ -85,6 +88,7 @@ def _refuse_unknown(row: Row, spec: PolicySpec) -> None:
     short = [field.replace(f"image.{spec.cameras[0].name}", "image", 1) for field in images]
     short = short if len(spec.cameras) == 1 else []
     known = [*(short or images), *(["command"] if spec.tokenizer else []), *(["state"] if spec.state else [])]
+    known += [] if isinstance(spec.action, DiscreteSpace) else ["previous"]
     known += ["seed", "deadline_ms"]
     for name in row:
         if name not in known and name not in images:
@@ -148,29 +152,39 @@ def _state(row: Row, spec: PolicySpec) -> np.ndarray:
     if len(states) != steps:
         raise InvalidValue("state", f"must be {expected}; got {len(states)} states")
     for state in states:
-        _check_state(state, spec.state, expected)
+        _check_numbers(state, spec.state, "state", expected)
     return np.asarray(states, np.float32)
 
 
-def _check_state(values: object, vector: Vector, expected: str) -> None:
+def _previous(row: Row, spec: PolicySpec) -> np.ndarray:
+    space = spec.action
+    if isinstance(space, DiscreteSpace) or row.get("previous") is None:
+        return np.full(space.width, np.nan, np.float32)
+    expected = f"a JSON array of {space.width} numbers: {', '.join(space.names)}"
+    values = _json_value(row["previous"], "previous", expected)
+    _check_numbers(values, space, "previous", expected)
+    return np.asarray(values, np.float32)
+
+
+def _check_numbers(values: object, vector: Vector, field: str, expected: str) -> None:
     if not isinstance(values, list | tuple):
-        raise InvalidValue("state", f"must be {expected}; got {_kind(values)}")
+        raise InvalidValue(field, f"must be {expected}; got {_kind(values)}")
     if len(values) != len(vector.dimensions):
-        raise InvalidValue("state", f"must be {expected}; got {len(values)} numbers")
+        raise InvalidValue(field, f"must be {expected}; got {len(values)} numbers")
     for dimension, value in zip(vector.dimensions, values, strict=True):
-        _check_measured(dimension, value)
+        _check_number(dimension, value, field)
 
 
-def _check_measured(dimension: Dimension, value: object) -> None:
+def _check_number(dimension: Dimension, value: object, field: str) -> None:
     name, low, high = dimension.name, dimension.low, dimension.high
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidValue("state", f"{name} must be a number, got {_kind(value)}")
+        raise InvalidValue(field, f"{name} must be a number, got {_kind(value)}")
     if not abs(value) <= LARGEST_FLOAT32:  # true of NaN as well
-        raise InvalidValue("state", f"{name} must be finite")
+        raise InvalidValue(field, f"{name} must be finite")
     margin = STATE_MARGIN * (high - low)
     if not low - margin <= value <= high + margin:
         limits = f"[{low:g}, {high:g}] {dimension.unit}"
-        raise InvalidValue("state", f"{name} is {value:g}, far outside {limits}: is the unit right?")
+        raise InvalidValue(field, f"{name} is {value:g}, far outside {limits}: is the unit right?")
 
 
 def _seed(row: Row) -> int:

@@ -44,11 +44,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Computed:
-    """What the policy said to one observation, and the state that was reported with it."""
+    """What the policy said to one observation."""
 
     outputs: Outputs
-    # float32 [S], physical units
-    state: np.ndarray
+    inputs: Inputs
 
 
 class Policy:
@@ -186,7 +185,7 @@ class Policy:
         state = normalise(observation.state, spec.state) if spec.state else observation.state
         tensors["state"] = state if spec.history > 1 else state[0]
         tensors["noise"] = noise(observation.seed, spec)
-        return Inputs(tensors, ids, mask, observation.state[-1], observation.deadline_s)
+        return Inputs(tensors, ids, mask, observation.state[-1], observation.previous, observation.deadline_s)
 
     def warm_up(self) -> None:
         """Compute every bucket a few times, so that the first request is as fast as the next.
@@ -207,7 +206,8 @@ class Policy:
         tensors["state"] = np.full((*steps, width), grey / 255, np.float32)
         tensors["noise"] = noise(grey, spec)
         ids, mask = self._tokens("warm up")
-        return Inputs(tensors, ids, mask, np.zeros(spec.state_size, np.float32), np.inf)
+        nothing = np.zeros(spec.state_size, np.float32), np.full(spec.action.width, np.nan, np.float32)
+        return Inputs(tensors, ids, mask, *nothing, np.inf)
 
     def _tokens(self, command: str) -> tuple[np.ndarray, np.ndarray]:
         none = np.zeros(0, np.int64)
@@ -242,7 +242,7 @@ class Policy:
     def _run(self, batch: Sequence[Inputs]) -> list[Computed | RequestError]:
         """Run one batch; when it fails as a whole, run its requests one by one."""
         try:
-            return [Computed(o, item.state) for o, item in zip(self._artifact(batch), batch, strict=True)]
+            return [Computed(*pair) for pair in zip(self._artifact(batch), batch, strict=True)]
         except torch.AcceleratorError:  # the device is lost to this process
             raise
         except Exception:
@@ -252,7 +252,7 @@ class Policy:
         return [self._run([item])[0] for item in batch]
 
     def _to_chunk(self, computed: Computed) -> ActionChunk:
-        return to_chunk(computed.outputs, computed.state, self.spec)
+        return to_chunk(computed.outputs, computed.inputs.state, computed.inputs.previous, self.spec)
 
 
 def _pictures(observation: Observation, index: int, camera: Camera) -> np.ndarray:

@@ -22,10 +22,20 @@ class SafetyReport:
     violations: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Robot:
+    """What is known of the robot in each dimension of an action, in physical units; NaN where nothing is."""
+
+    # float32 [A], what the reported state says.
+    measured: np.ndarray
+    # float32 [A], what it does last before the chunk.
+    previous: np.ndarray
+
+
 def enforce(
     actions: np.ndarray,
     confidence: float | None,
-    measured: np.ndarray,
+    robot: Robot,
     space: ContinuousSpace,
     safety: Safety,
 ) -> tuple[np.ndarray, SafetyReport]:
@@ -39,7 +49,7 @@ def enforce(
     Args:
         actions: float32 [T, A], physical units
         confidence: in [0, 1], None where the policy gives none
-        measured: float32 [A], what the reported state says of each dimension, NaN where it says nothing
+        robot: where it is, and what it does before the chunk
         space: the bounds
         safety: the other limits, and what to do beyond them
 
@@ -47,13 +57,13 @@ def enforce(
         UnsafeAction: the spec says to reject, or there is nothing safe to send instead.
     """
     fatal = _unclampable(actions, confidence, space, safety)
-    limited = actions if fatal else _limit(actions, measured, space, safety)
+    limited = actions if fatal else _limit(actions, robot, space, safety)
     violations = fatal or _differences(actions, limited, space)
     if not violations:
         return limited, SafetyReport("ok", ())
     if safety.mode == "clamp" and not fatal:
         return limited, SafetyReport("clamped", violations)
-    held = _still(measured, space, safety)
+    held = _still(robot, space, safety)
     if safety.mode == "reject" or held is None:
         raise _unsafe(violations)
     return np.broadcast_to(held, actions.shape), SafetyReport("held", violations)
@@ -95,15 +105,17 @@ def _unsafe(violations: tuple[str, ...]) -> UnsafeAction:
     return UnsafeAction(None, f"the policy's action is outside its safety limits: {'; '.join(violations)}")
 
 
-def _still(measured: np.ndarray, space: ContinuousSpace, safety: Safety) -> np.ndarray | None:
+def _still(robot: Robot, space: ContinuousSpace, safety: Safety) -> np.ndarray | None:
     """Return the action that stands still, float32 [A]; None where the spec does not say what that is.
 
-    In each dimension: the declared value, else no change and no speed, else the reported pose.
+    In each dimension: the declared value, else no change and no speed, else the reported pose, else what the
+    robot does already.
     """
     declared = safety.hold_action if isinstance(safety.hold_action, tuple) else (None,) * space.width
     resting = [0.0 if d.meaning in ("delta", "velocity") else None for d in space.dimensions]
     known = [rest if value is None else value for value, rest in zip(declared, resting, strict=True)]
-    held = np.array([pose if value is None else value for value, pose in zip(known, measured, strict=True)])
+    poses = np.where(np.isfinite(robot.measured), robot.measured, robot.previous)
+    held = np.array([pose if value is None else value for value, pose in zip(known, poses, strict=True)])
     return np.clip(held, space.low, space.high).astype(np.float32) if np.isfinite(held).all() else None
 
 
@@ -125,15 +137,16 @@ def _unconfident(confidence: float | None, safety: Safety) -> tuple[str, ...]:
     return (f"confidence {stated} is below {safety.min_confidence}",)
 
 
-def _limit(actions: np.ndarray, measured: np.ndarray, space: ContinuousSpace, safety: Safety) -> np.ndarray:
+def _limit(actions: np.ndarray, robot: Robot, space: ContinuousSpace, safety: Safety) -> np.ndarray:
     limited = np.clip(actions, space.low, space.high)
     if safety.max_step is None:
         return limited
     steps = np.array([np.inf if step is None else step for step in safety.max_step], np.float32)
     absolute = np.array([dimension.meaning == "absolute" for dimension in space.dimensions])
-    # From the reported pose, or the nearest within the bounds; without one the first action is free.
-    pose = np.clip(measured, space.low, space.high)
-    before = np.where(absolute & np.isfinite(measured), pose, limited[0])
+    # From the reported pose, else from the previous action; without either the first action is free.
+    posed = absolute & np.isfinite(robot.measured)
+    before = np.where(posed, robot.measured, robot.previous)
+    before = np.where(np.isfinite(before), np.clip(before, space.low, space.high), limited[0])
     for previous, action in itertools.pairwise([before, *limited]):
         np.clip(action, previous - steps, previous + steps, out=action)
     return limited

@@ -138,8 +138,9 @@ class Safety(Part, frozen=True):
     """What is done with an action outside the limits; see `safety.py`."""
 
     mode: Literal["clamp", "hold", "reject"] = "clamp"
-    # Largest change between consecutive actions, one a dimension [action unit]; null: no limit. An absolute
-    # dimension that names its state is limited from the reported state on.
+    # Largest change between consecutive actions, one a dimension [action unit]; null: no limit. The
+    # first action is limited from the reported state (absolute dimensions that name it), else from the
+    # request's `previous`.
     max_step: tuple[float | None, ...] | None = None
     # The action that replaces a whole chunk when it is held [action unit]; null in a dimension whose meaning
     # says what standing still is; a name in a discrete space.

@@ -25,6 +25,8 @@ class Inputs:
     mask: np.ndarray
     # float32 [S], physical units, of the newest observation step
     state: np.ndarray
+    # float32 [A], physical units, what the robot does last before this chunk; NaN where it did not say
+    previous: np.ndarray
     # When the answer becomes worthless [s since the epoch].
     deadline_s: float
 

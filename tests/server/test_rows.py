@@ -1,14 +1,17 @@
 """One hostile row over real HTTP: its own refusal, its neighbours unharmed, one id from header to answer."""
 
 import base64
+import io
 import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import requests
+from PIL import Image
 
 from server.process import TorchServe
 
@@ -52,6 +55,22 @@ def test_surrogates_in_a_batch_harm_no_neighbour(served_policy: TorchServe, good
         statuses = [answer.status_code for answer in pool.map(lambda b: post(served_policy, b), bodies)]
 
     assert statuses == [200, 400] * 24
+
+
+def test_raw_pixels_answer_as_their_picture(served_policy: TorchServe, good_row: bytes) -> None:
+    row = json.loads(good_row)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["image"]))).convert("RGB"))
+    raw = {"shape": list(pixels.shape), "dtype": "uint8", "data": pixels.tobytes()}
+
+    answer = requests.post(
+        served_policy.predictions_url,
+        data=msgspec.msgpack.encode(row | {"image": raw}),
+        headers={"Content-Type": "application/msgpack"},
+        timeout=TIMEOUT_S,
+    )
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["actions"] == post(served_policy, good_row).json()["actions"]
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/msgpack"])

@@ -66,8 +66,9 @@ def spec(action: ActionSpace, safety: Safety | None = None, **artifact: Any) -> 
     )
 
 
-# A policy without a state is told nothing.
+# A robot that reports nothing, and says nothing of what it does.
 NOTHING = np.zeros(0, np.float32)
+UNKNOWN = np.full(1, np.nan, np.float32)
 
 
 def outputs(values: Any, confidence: float | None = None, **extras: Any) -> Outputs:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from action_spaces import COLUMNS, NAMES, NOTHING, QUATERNION, SYMBOLS, outputs, space, spec
+from action_spaces import COLUMNS, NAMES, NOTHING, QUATERNION, SYMBOLS, UNKNOWN, outputs, space, spec
 
 from vla_client import ActionChunk, InvalidAnswer
 from vla_runtime import wire
@@ -35,7 +35,7 @@ def test_rotations_of_a_chunk_are_valid_after_unnormalisation(kind: type[Continu
     turning = space(kind, QUATERNION + COLUMNS, rotations=rotations)
     values = np.random.default_rng(0).uniform(-1, 1, (2, 12)).astype(np.float32)
 
-    chunk = to_chunk(outputs(values), NOTHING, spec(turning))
+    chunk = to_chunk(outputs(values), NOTHING, UNKNOWN, spec(turning))
 
     np.testing.assert_allclose(chunk.actions[:, :2], unnormalise(values, turning)[:, :2])
     np.testing.assert_allclose(np.linalg.norm(chunk.actions[:, 2:6], axis=-1), 1, atol=1e-6)
@@ -47,7 +47,7 @@ def test_rotation_without_direction_is_held() -> None:
     turning = space(names=QUATERNION, rotations=(Rotation(kind="quaternion", dimensions=QUATERNION),))
     hold = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
-    chunk = to_chunk(outputs(np.zeros((2, 6))), NOTHING, spec(turning, Safety(hold_action=hold)))
+    chunk = to_chunk(outputs(np.zeros((2, 6))), NOTHING, UNKNOWN, spec(turning, Safety(hold_action=hold)))
 
     np.testing.assert_array_equal(chunk.actions, [hold, hold])
     assert chunk.safety.violations == tuple(f"{name} is not finite" for name in QUATERNION)
@@ -58,7 +58,7 @@ LOGITS = np.log(np.float32([[0.1, 0.6, 0.1, 0.1, 0.05, 0.05], [0.05, 0.05, 0.1, 
 
 def body(policy: PolicySpec, output: Outputs) -> dict:
     """What the client reads: the answer through JSON, as the server sends it."""
-    answer = Answer(to_chunk(output, NOTHING, policy), {"inference": 1.0}, 1)
+    answer = Answer(to_chunk(output, NOTHING, UNKNOWN, policy), {"inference": 1.0}, 1)
     data, _ = wire.serialise(wire.answer_body(answer, policy, 0.0) | {"request_id": "r"}, "application/json")
     return json.loads(data)
 
@@ -121,7 +121,7 @@ def test_doubtful_discrete_chunk_is_held(
 
 def test_discrete_chunk_without_a_safe_action_is_refused() -> None:
     with pytest.raises(UnsafeAction, match=r"outside its safety limits: the logits are not finite$"):
-        to_chunk(outputs(np.full((2, 6), math.inf)), NOTHING, spec(SYMBOLS))
+        to_chunk(outputs(np.full((2, 6), math.inf)), NOTHING, UNKNOWN, spec(SYMBOLS))
 
 
 def test_extras_are_shown_as_declared() -> None:
@@ -141,6 +141,6 @@ def test_extras_are_shown_as_declared() -> None:
 def test_labels_of_several_indices() -> None:
     policy = spec(space(), extras={"skill": Extra(labels=("pick", "place"))})
 
-    chunk = to_chunk(outputs([[0, 0], [0, 0]], skill=[1.0, 0.0]), NOTHING, policy)
+    chunk = to_chunk(outputs([[0, 0], [0, 0]], skill=[1.0, 0.0]), NOTHING, UNKNOWN, policy)
 
     assert chunk.extras["skill"] == [{"name": "place", "index": 1}, {"name": "pick", "index": 0}]

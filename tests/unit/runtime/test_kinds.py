@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vla_runtime.errors import RequestError
 from vla_runtime.policy import Answer, Policy
-from vla_runtime.spec import Dimension, Tokenizer, Vector
+from vla_runtime.spec import Dimension, Safety, Tokenizer, Vector
 
 Row = dict[str, object]
 
@@ -82,7 +82,7 @@ EACH = "a JSON array of 2 states, oldest first, each a JSON array of 2 numbers: 
                 400,
                 "image.wrist.2",
                 "this policy takes no such field; it takes: image.front.0, image.front.1, image.wrist.0, "
-                "image.wrist.1, state, seed, deadline_ms",
+                "image.wrist.1, state, previous, seed, deadline_ms",
             ),
         ),
         (
@@ -139,7 +139,7 @@ def test_a_policy_without_a_command_takes_none(tmp_path: Path) -> None:
     assert refusal(silent, {"image": raw(51), "command": "go"}) == (
         400,
         "command",
-        "this policy takes no such field; it takes: image, seed, deadline_ms",
+        "this policy takes no such field; it takes: image, previous, seed, deadline_ms",
     )
 
 
@@ -238,6 +238,16 @@ def test_padded_vectors_and_noise_of_its_own_shape(tmp_path: Path) -> None:
     noises = [inputs[2] for inputs in module.acts]
     assert not torch.equal(noises[0], noises[1])
     assert torch.equal(noises[1], noises[2])
+
+
+def test_the_previous_action_limits_the_first_of_the_next_chunk(tmp_path: Path) -> None:
+    still = Safety(max_step=(None, 0.25))
+    made, _ = policy(seeing, tmp_path, ("image.front",), safety=still)
+    row = {"image": raw(255)}
+
+    assert actions(made, row)[:, 1].tolist() == [1, 1]
+    assert actions(made, row | {"previous": [0.0, 0.5]})[:, 1].tolist() == [0.75, 1]
+    assert actions(made, row | {"previous": b"[0, 0.5]"})[:, 1].tolist() == [0.75, 1]
 
 
 def test_a_chunk_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def png(width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
 PNG = png()
 GOOD: Mapping[str, object] = {"image": PNG, "command": b"push the red block", "state": b"[0.1, 1]"}
 STATE = "a JSON array of 2 numbers: height, gripper"
+ACTION = "a JSON array of 2 numbers: delta_x, gripper"
 DEADLINE = "must be a positive number of milliseconds, at most 86400000"
 SEED = "must be an integer from 0 to 9223372036854775807"
 
@@ -119,6 +120,15 @@ REFUSALS = [
     ),
     ({"state": [True, 1]}, 422, "invalid_value", "state", "height must be a number, got a boolean"),
     ({"state": ["1", 1]}, 422, "invalid_value", "state", "height must be a number, got text"),
+    ({"previous": [0.01]}, 422, "invalid_value", "previous", f"must be {ACTION}; got 1 numbers"),
+    ({"previous": [0.01, None]}, 422, "invalid_value", "previous", "gripper must be a number, got null"),
+    (
+        {"previous": b"[3, 0]"},
+        422,
+        "invalid_value",
+        "previous",
+        "delta_x is 3, far outside [-0.03, 0.03] m: is the unit right?",
+    ),
     ({"seed": -1}, 422, "invalid_value", "seed", SEED),
     ({"seed": 1.5}, 422, "invalid_value", "seed", SEED),
     ({"seed": True}, 422, "invalid_value", "seed", SEED),
@@ -135,7 +145,7 @@ REFUSALS = [
         400,
         "unknown_field",
         "comand",
-        "this policy takes no such field; it takes: image, command, state, seed, deadline_ms",
+        "this policy takes no such field; it takes: image, command, state, previous, seed, deadline_ms",
     ),
 ]
 
@@ -163,7 +173,9 @@ def test_several_cameras_are_named(spec: PolicySpec) -> None:
     assert [image.size for (image,) in decode(row, two, NOW_S).images] == [(8, 8), (16, 8)]
     with pytest.raises(RequestError) as caught:
         decode(GOOD, two, NOW_S)
-    assert caught.value.message.endswith("takes: image.front, image.wrist, command, state, seed, deadline_ms")
+    assert caught.value.message.endswith(
+        "takes: image.front, image.wrist, command, state, previous, seed, deadline_ms"
+    )
 
 
 def test_policy_without_state_takes_none(spec: PolicySpec) -> None:

@@ -10,7 +10,7 @@ import pytest
 from action_spaces import space
 
 from vla_runtime.errors import UnsafeAction
-from vla_runtime.safety import enforce
+from vla_runtime.safety import Robot, enforce
 from vla_runtime.spec import Dimension, Safety
 
 STEP = (
@@ -18,7 +18,8 @@ STEP = (
     Dimension(name="gripper", unit="1", low=-1.0, high=1.0),
 )
 SPACE = space(dimensions=STEP)
-UNMEASURED = np.full(2, np.nan, np.float32)
+NOBODY = np.full(2, np.nan, np.float32)
+UNMEASURED = Robot(NOBODY, NOBODY)
 CHUNK = np.array([[0.0, 0.0], [0.02, 0.5]], np.float32)
 TOO_FAR = np.array([[0.0, 0.0], [0.05, 0.5]], np.float32)
 NOT_A_NUMBER = np.array([[0.0, 0.0], [math.nan, 0.5]], np.float32)
@@ -116,7 +117,9 @@ def test_hold_means_standing_still(
     still = space(dimensions=dimensions)
     bad = np.full((2, 2), np.nan, np.float32)
 
-    safe, report = enforce(bad, None, np.float32(measured), still, Safety(mode="hold", hold_action=hold))
+    safe, report = enforce(
+        bad, None, Robot(np.float32(measured), NOBODY), still, Safety(mode="hold", hold_action=hold)
+    )
 
     np.testing.assert_array_equal(safe, np.float32([held, held]))
     assert report.status == "held"
@@ -131,10 +134,37 @@ def test_the_first_step_is_limited_from_the_reported_pose() -> None:
     chunk = np.float32([[0.5, 0.5], [0.5, 0.5]])
     safety = Safety(max_step=(0.1, None))
 
-    safe, report = enforce(chunk, None, np.float32([0.0, 0.0]), space(dimensions=POSES), safety)
+    safe, report = enforce(
+        chunk, None, Robot(np.float32([0.0, 0.0]), NOBODY), space(dimensions=POSES), safety
+    )
 
     np.testing.assert_allclose(safe, [[0.1, 0.5], [0.2, 0.5]], atol=1e-6)
     assert report.violations == ("x exceeds its limit by 0.4 m",)
+
+
+def test_steps_are_limited_across_the_border_of_two_chunks() -> None:
+    robot = Robot(NOBODY, np.float32([0.01, -0.5]))
+
+    safe, report = enforce(CHUNK, None, robot, SPACE, Safety(max_step=(0.005, 0.25)))
+
+    np.testing.assert_allclose(safe, [[0.005, -0.25], [0.01, 0]], atol=1e-7)
+    assert report.status == "clamped"
+
+
+def test_the_reported_pose_counts_before_the_previous_action() -> None:
+    chunk, robot = np.full((2, 2), 0.5, np.float32), Robot(np.float32([0, np.nan]), np.float32([0.4, 0.9]))
+
+    safe, _ = enforce(chunk, None, robot, space(dimensions=POSES), Safety(max_step=(0.1, 0.1)))
+
+    np.testing.assert_allclose(safe, [[0.1, 0.8], [0.2, 0.7]], atol=1e-6)
+
+
+def test_a_gripper_that_is_not_measured_keeps_what_it_does() -> None:
+    robot = Robot(np.float32([0.25, np.nan]), np.float32([0.9, 1.0]))
+
+    held, _ = enforce(np.full((2, 2), np.nan, np.float32), None, robot, space(dimensions=POSES), Safety())
+
+    np.testing.assert_array_equal(held, np.float32([[0.25, 1.0]] * 2))
 
 
 ODD = np.float32([math.nan, math.inf, -math.inf, 0, 1, -1, 3e38])
@@ -158,7 +188,7 @@ def test_whatever_leaves_is_inside_every_limit_or_refused(mode: Literal["clamp",
     for chunk, measured, confidence, least in raw_outputs(3000):
         safety = Safety(mode=mode, max_step=(0.1, 0.2), min_confidence=least)
         try:
-            safe, report = enforce(chunk, confidence, measured, limited, safety)
+            safe, report = enforce(chunk, confidence, Robot(measured, NOBODY), limited, safety)
         except UnsafeAction:
             seen["refused"] += 1
             continue

@@ -23,7 +23,7 @@ def inputs(seed: int, state: int = 3, noise: tuple[int, int] = (2, 5)) -> Inputs
         "state": random.random(state, np.float32),
         "noise": random.random(noise, np.float32),
     }
-    return Inputs(tensors, np.arange(4), np.ones(4, np.int64), tensors["state"], np.inf)
+    return Inputs(tensors, np.arange(4), np.ones(4, np.int64), tensors["state"], np.zeros(0), np.inf)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
