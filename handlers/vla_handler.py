@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class VlaHandler:
         started, threads = time.perf_counter(), device.threads(int(settings.get("workers", 1)))
         torch.set_num_threads(threads)
         place = device.of_worker(properties.get("gpu_id"))
-        bounds = {name: settings[name] for name in ("max_pixels", "max_scans") if name in settings}
+        bounds = {field.name: settings[field.name] for field in fields(Limits) if field.name in settings}
         self.policy = Policy.load(Path(properties["model_dir"]), place, threads, Limits(**bounds))
         self.policy.warm_up()
         self.meter = Meter(self.policy, _place())

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from PIL import Image
+from simplejpeg import decode_jpeg
 
 from vla_runtime.errors import BadImage, TooLarge
 
@@ -23,19 +24,24 @@ class Limits:
 
     # Largest picture [pixels]: more than a robot's camera gives, and little enough not to delay neighbours.
     max_pixels: int = 4_000_000
-    # Most scans of a JPEG: encoders write 1, or about 10 where it is progressive. Each costs a pass over all
+    # Most scans of a JPEG: encoders write 1, or 10 to 18 where it is progressive. Each costs a pass over all
     # pixels, and 31 bytes are enough for one.
-    max_scans: int = 16
+    max_scans: int = 20
+    # Whether a JPEG whose pixels are damaged is taken, as far as the decoder notices. It costs a quick second
+    # decoding to know.
+    allow_damaged: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_pixels", "max_scans"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"handler.{name} must be a whole number of 1 at least, got {value!r}")
+        if not isinstance(self.allow_damaged, bool):
+            raise ValueError(f"handler.allow_damaged must be true or false, got {self.allow_damaged!r}")
 
 
 def open_image(value: object, field: str, limits: Limits) -> Image.Image:
-    """Read a picture's headers, or take raw pixels; no compressed pixel is decoded yet.
+    """Read a picture's headers, or take raw pixels, and make sure that it can be decoded.
 
     Args:
         value: JPEG, PNG or WebP bytes, their base64, or `{shape: [H, W, 3], dtype: "uint8", data: bytes}`
@@ -43,7 +49,7 @@ def open_image(value: object, field: str, limits: Limits) -> Image.Image:
         limits: what decoding it may cost
 
     Raises:
-        BadImage: it is no picture.
+        BadImage: it is no picture, or a JPEG with damaged pixels.
         TooLarge: decoding it would cost too much.
     """
     if isinstance(value, dict):
@@ -56,6 +62,8 @@ def open_image(value: object, field: str, limits: Limits) -> Image.Image:
     _check_pixels(image.width, image.height, field, limits)
     if image.format == "JPEG":
         _check_scans(data, field, limits)
+        if not limits.allow_damaged:
+            _check_damage(data, field)
     return image
 
 
@@ -99,3 +107,11 @@ def _check_scans(data: bytes, field: str, limits: Limits) -> None:
     scans = data.count(b"\xff\xda")
     if scans > limits.max_scans:
         raise TooLarge(field, f"a JPEG of {scans} scans; at most {limits.max_scans} are decoded")
+
+
+def _check_damage(data: bytes, field: str) -> None:
+    """Decode at 1/8 scale to hear the decoder's warnings, which Pillow keeps to itself."""
+    try:
+        decode_jpeg(data, "GRAY", fastdct=True, fastupsample=True, min_height=1, min_width=1, strict=True)
+    except ValueError as error:
+        raise BadImage(field, f"the picture is damaged: {error}") from error

@@ -34,7 +34,7 @@ class Rule:
 NO_TORCH = frozenset(TORCH | {"ts"})
 RULES = {
     "handlers/vla_runtime": Rule(
-        {"torch", "PIL", "tokenizers", "numpy", "msgspec", "safetensors"}, {"vla_runtime"}
+        {"torch", "PIL", "simplejpeg", "tokenizers", "numpy", "msgspec", "safetensors"}, {"vla_runtime"}
     ),
     "handlers/vla_handler.py": Rule({"ts", "torch", "msgspec"}, {"vla_runtime"}, frozenset()),
     "vla": Rule(None, {"vla", "vla_runtime", "vla_client"}),

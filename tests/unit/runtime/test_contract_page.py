@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
 from vla_runtime import errors, spec
 from vla_runtime.images import Limits
@@ -34,6 +35,7 @@ def test_every_error_has_its_status() -> None:
 
 
 def test_the_limits_are_the_defaults() -> None:
-    written = {name: int(value) for name, value in re.findall(r"^  (max_\w+): (\d+)$", PAGE, re.MULTILINE)}
+    written = re.search(r"^handler:\n(?:  .*\n)+", PAGE, re.MULTILINE)
 
-    assert written == vars(Limits())
+    assert written is not None
+    assert yaml.safe_load(written[0]) == {"handler": vars(Limits())}

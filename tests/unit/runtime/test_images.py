@@ -68,13 +68,55 @@ def test_a_bomb_of_scans_is_refused_in_no_time() -> None:
 
     assert time.perf_counter() - started < 0.1
     assert (caught.value.status, caught.value.field) == (413, "image.front")
-    assert caught.value.message.endswith(" scans; at most 16 are decoded")
+    assert caught.value.message.endswith(" scans; at most 20 are decoded")
 
 
 def test_an_ordinary_progressive_picture_is_taken() -> None:
     image = open_image(jpeg(64, 48, progressive=True), "image", Limits())
 
     assert picture(image, Camera(name="a", width=32, height=32)).shape == (3, 32, 32)
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """Return a JPEG with 5 random bytes among its compressed pixels."""
+    random, spoilt = np.random.default_rng(seed), bytearray(data)
+    for place in random.integers(data.index(b"\xff\xda") + 14, len(data) - 2, 5):
+        spoilt[place] = random.integers(256)
+    return bytes(spoilt)
+
+
+def test_damaged_pixels_are_refused_where_the_decoder_notices() -> None:
+    data = jpeg(320, 240, quality=90)
+    refused = 0
+    for seed in range(60):
+        spoilt = damaged(data, seed)
+        open_image(spoilt, "image", Limits(allow_damaged=True))
+        try:
+            open_image(spoilt, "image.front", Limits())
+        except BadImage as error:
+            refused += 1
+            message = error.message
+    open_image(data, "image", Limits())
+
+    assert refused >= 30
+    assert message.startswith("the picture is damaged: ")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"progressive": True},
+        {"subsampling": 0},
+        {"optimize": True},
+        {"restart_marker_blocks": 4},
+        {"quality": 30},
+    ],
+)
+def test_sound_pictures_are_taken(options: dict) -> None:
+    for mode in ("RGB", "L", "CMYK"):
+        file = io.BytesIO()
+        Image.effect_noise((70, 50), 60).convert("RGB").convert(mode).save(file, "JPEG", **options)
+        open_image(file.getvalue(), "image", Limits())
 
 
 @pytest.mark.parametrize("most", [4_000_000, 63])
