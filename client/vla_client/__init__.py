@@ -10,29 +10,45 @@ while True:
 
 from vla_client.ahead import AheadPlayer
 from vla_client.chunk import ActionChunk, SafetyReport, Symbol
-from vla_client.errors import InvalidAnswer, PolicyError, PolicyFailure, PolicyUnavailable
-from vla_client.observation import Encoding, Image, Observation
+from vla_client.errors import (
+    AccessDenied,
+    DeadlineExpired,
+    InvalidAnswer,
+    Overloaded,
+    PolicyError,
+    PolicyFailure,
+    PolicyUnavailable,
+    RequestRefused,
+)
+from vla_client.observation import Encoding, Image, Observation, Pictures, Sent
 from vla_client.player import ChunkPlayer, Policy
 from vla_client.realtime import Counts, RealTime, Run
-from vla_client.remote import Body, RemotePolicy
+from vla_client.remote import AsyncPolicy, Body, RemotePolicy
 
 __all__ = [
+    "AccessDenied",
     "ActionChunk",
     "AheadPlayer",
+    "AsyncPolicy",
     "Body",
     "ChunkPlayer",
     "Counts",
+    "DeadlineExpired",
     "Encoding",
     "Image",
     "InvalidAnswer",
     "Observation",
+    "Overloaded",
+    "Pictures",
     "Policy",
     "PolicyError",
     "PolicyFailure",
     "PolicyUnavailable",
     "RealTime",
     "RemotePolicy",
+    "RequestRefused",
     "Run",
     "SafetyReport",
+    "Sent",
     "Symbol",
 ]

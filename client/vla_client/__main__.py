@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +21,16 @@ def main(arguments: list[str] | None = None) -> int:
         observation = Observation(
             _pictures(options.image), options.command, options.state, options.seed, options.deadline_ms
         )
-        with RemotePolicy(options.url, options.timeout_s, options.model) as policy:
+        cert = (options.cert, options.key) if options.key else options.cert
+        with RemotePolicy(
+            options.url,
+            options.timeout_s,
+            options.model,
+            api_key=options.api_key,
+            ca=options.ca,
+            cert=cert,
+            headers=dict(options.header),
+        ) as policy:
             chunk = policy.infer(observation)
     except (PolicyFailure, OSError, ValueError) as error:
         print(f"python -m vla_client: {error}", file=sys.stderr)
@@ -75,7 +85,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     option("--model", default="vla", help="name of the served model (default: %(default)s)")
     option("--timeout-s", type=float, default=5.0, metavar="S", help="timeout [s] (default: %(default)s)")
+    option(
+        "--api-key",
+        default=os.environ.get("VLA_API_KEY"),
+        metavar="KEY",
+        help="sent as X-API-Key (default: VLA_API_KEY of the environment, which other users cannot see)",
+    )
+    option("--ca", metavar="FILE", help="certificate authorities to trust (default: the system's)")
+    option("--cert", metavar="FILE", help="the robot's own certificate, for mutual TLS")
+    option("--key", metavar="FILE", help="its private key, where that is not in the same file")
+    option("--header", action="append", default=[], type=_header, metavar="NAME:VALUE", help="sent as well")
     return parser
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"must be NAME:VALUE, got {text!r}")
+    return name.strip(), value.strip()
 
 
 def cli() -> None:

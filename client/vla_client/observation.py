@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, cast
 
 import numpy as np
 import PIL.Image
@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 
 # uint8 [H, W, 3] RGB in [0, 255], or the bytes of a JPEG, PNG or WebP file, sent as they are.
 Image = Union[NDArray[np.uint8], bytes]
+# One camera's picture; of a policy with a history of n steps its last n, oldest first.
+Pictures = Union[Image, Sequence[Image]]
 # How arrays are encoded: JPEG of quality 95 is small, PNG is lossless.
 Encoding = Literal["jpeg", "png"]
+# How arrays travel: encoded, or as raw pixels, which spare both sides work: for a server on the same host.
+Sent = Literal["jpeg", "png", "raw"]
 
 _JPEG_QUALITY = 95
 
@@ -30,11 +34,12 @@ class Observation:
     """
 
     # One camera's picture, or {camera name: picture} for a policy with several.
-    image: Image | Mapping[str, Image]
-    # What the robot is told, 1 to 512 characters.
+    image: Pictures | Mapping[str, Pictures]
+    # What the robot is told, 1 to 512 characters; empty for a policy that takes no command.
     command: str
-    # Proprioceptive state, float [S], in the units of the policy's spec; None for a policy without state.
-    state: Sequence[float] | NDArray[np.float32] | None = None
+    # Proprioceptive state, float [S], in the units of the policy's spec; with a history [n, S], oldest first;
+    # None for a policy without state.
+    state: Sequence[float] | Sequence[Sequence[float]] | NDArray[np.float32] | None = None
     # Seed of a stochastic policy; None leaves it to the server, which then answers equal requests equally.
     seed: int | None = None
     # Oldest age at which the server may still compute the answer [ms]; None: any age.
@@ -45,36 +50,46 @@ class Observation:
             _check_image(field, image)
         if self.state is not None:
             state = np.asarray(self.state, np.float64)
-            if state.ndim != 1 or not np.isfinite(state).all():
+            if state.ndim not in {1, 2} or not np.isfinite(state).all():
                 raise ValueError(
                     f"state must be a list of finite numbers, got shape {state.shape}: {state.tolist()}"
                 )
 
     @property
     def images(self) -> dict[str, Image]:
-        """The pictures by their field on the wire: `image` for the only camera, else `image.<camera>`."""
-        if isinstance(self.image, Mapping):
-            return {f"image.{camera}": image for camera, image in self.image.items()}
-        return {"image": self.image}
+        """The pictures by their field on the wire: `image` for the only camera, else `image.<camera>`.
 
-    def encoded(self, encoding: Encoding = "jpeg", size: int | None = None) -> dict[str, bytes]:
-        """Return the pictures' file bytes by field; arrays are encoded, bytes stay as they are.
+        With a history, each followed by its step: `image.<camera>.0` is the oldest.
+        """
+        cameras = {"image": self.image}
+        if isinstance(self.image, Mapping):
+            cameras = {f"image.{camera}": image for camera, image in self.image.items()}
+        fields: dict[str, Image] = {}
+        for field, given in cameras.items():
+            if isinstance(given, (list, tuple)):
+                fields.update({f"{field}.{step}": image for step, image in enumerate(given)})
+            else:
+                fields[field] = cast("Image", given)
+        return fields
+
+    def encoded(self, sent: Sent = "jpeg", size: int | None = None) -> dict[str, bytes | dict[str, Any]]:
+        """Return the pictures by field as they travel: files, or `{shape, dtype, data}` of raw pixels.
 
         Args:
-            encoding: of arrays
+            sent: how arrays travel; bytes stay as they are
             size: cut arrays to what a policy of this picture size sees [pixels]; None: send them whole
         """
         return {
-            field: image if isinstance(image, bytes) else encode(image, encoding, size)
+            field: image if isinstance(image, bytes) else _packed(image, sent, size)
             for field, image in self.images.items()
         }
 
     def values(self) -> dict[str, Any]:
         """Return the other fields as plain values; absent ones are left out."""
-        fields: dict[str, Any] = {"command": self.command}
+        fields: dict[str, Any] = {"command": self.command} if self.command else {}
         if self.state is not None:
-            # float() of a float32 prints the digits of a double, which the server reads back exactly.
-            fields["state"] = [float(value) for value in self.state]
+            # A float32 prints the digits of a double, which the server reads back exactly.
+            fields["state"] = np.asarray(self.state, np.float64).tolist()
         if self.seed is not None:
             fields["seed"] = self.seed
         if self.deadline_ms is not None:
@@ -96,14 +111,24 @@ def encode(image: NDArray[np.uint8], encoding: Encoding, size: int | None = None
     as the server would do; a picture that is smaller stays whole, for the server to enlarge.
     """
     buffer = io.BytesIO()
-    picture = PIL.Image.fromarray(image)
-    if size is not None and min(picture.size) >= size:
-        picture = _square(picture, size)
+    picture = _cut(image, size)
     if encoding == "jpeg":
         picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     else:
         picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _packed(image: NDArray[np.uint8], sent: Sent, size: int | None) -> bytes | dict[str, Any]:
+    if sent != "raw":
+        return encode(image, sent, size)
+    pixels = image if size is None else np.asarray(_cut(image, size))
+    return {"shape": list(pixels.shape), "dtype": "uint8", "data": pixels.tobytes()}
+
+
+def _cut(image: NDArray[np.uint8], size: int | None) -> PIL.Image.Image:
+    picture = PIL.Image.fromarray(image)
+    return picture if size is None or min(picture.size) < size else _square(picture, size)
 
 
 def _square(picture: PIL.Image.Image, size: int) -> PIL.Image.Image:

@@ -40,7 +40,7 @@ RULES = {
     "vla": Rule(None, {"vla", "vla_runtime", "vla_client"}),
     "export": Rule(None, {"export", "vla", "vla_runtime"}),
     "server": Rule({"requests", "psutil"}, {"server"}, NO_TORCH),
-    "client/vla_client": Rule({"numpy", "PIL", "requests", "urllib3", "msgspec"}, {"vla_client"}, NO_TORCH),
+    "client/vla_client": Rule({"numpy", "PIL", "urllib3", "msgspec"}, {"vla_client"}, NO_TORCH),
     "loadtest": Rule(None, {"loadtest", "vla_client", "server"}, NO_TORCH),
     # Measures all of it, so it alone runs another program: export.
     "bench": Rule(None, {"bench", "vla", "export", "server", "vla_client", "vla_runtime"}),

@@ -43,7 +43,7 @@ class ArchivedPolicy:
         """
         row: dict[str, object] = {**observation.encoded("png"), "command": observation.command}
         if observation.state is not None:
-            row["state"] = [float(value) for value in observation.state]
+            row["state"] = np.asarray(observation.state, np.float64).tolist()
         if observation.seed is not None:
             row["seed"] = observation.seed
         with self._turn:

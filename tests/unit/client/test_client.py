@@ -306,9 +306,12 @@ def test_an_answer_of_another_server_is_refused():
     [
         ({"url": "127.0.0.1:8080"}, "url must begin with http:// or https://, got '127.0.0.1:8080'"),
         ({"timeout_s": 0}, "timeout_s must be positive, got 0"),
-        ({"encoding": "gif"}, "encoding must be one of jpeg, png, got 'gif'"),
+        ({"encoding": "gif"}, "encoding must be one of jpeg, png, raw, got 'gif'"),
         ({"body": "xml"}, "body must be one of multipart, msgpack, got 'xml'"),
-        ({"size": 0}, "size must be at least 1 pixel, got 0"),
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"connections": 0}, "connections must be at least 1, got 0"),
+        ({"encoding": "raw", "body": "multipart"}, "raw pixels need body='msgpack', got 'multipart'"),
+        ({"ca": "nowhere/ca.crt"}, "no certificate file at nowhere/ca.crt"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
