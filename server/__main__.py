@@ -4,6 +4,7 @@ import argparse
 import shlex
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 
@@ -20,7 +21,7 @@ def main() -> int:
         signal.signal(number, _stop)
     try:
         server = TorchServe(
-            options.archive,
+            options.archive or [Path("model_store/vla.mar")],
             port=options.port,
             host=options.host,
             startup_timeout_s=options.startup_timeout_s,
@@ -28,8 +29,8 @@ def main() -> int:
             gpus=options.gpus,
             on_log=_say,
         )
-        archive = server.archive
-        _say(f"starting {archive.name} {archive.version} from {options.archive} with {server.java}")
+        for archive in server.archives:
+            _say(f"starting {archive.name} {archive.version} from {archive.path} with {server.java}")
         with server:
             warm_up(server, options.warm_up_requests)
             _say(_greeting(server))
@@ -49,8 +50,9 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _greeting(server: TorchServe) -> str:
+    served = [f"{server.url}/predictions/{a.name} ({a.name} {a.version})" for a in server.archives]
     lines = [
-        f"ready: {server.predictions_url} ({server.archive.name} {server.archive.version});"
+        f"ready: {', '.join(served)};"
         f" management {server.management_url}, metrics {server.metrics_url}; Ctrl-C stops it"
     ]
     if example := server.archive.example:
@@ -63,9 +65,13 @@ def _greeting(server: TorchServe) -> str:
 
 
 def _example_file(name: str, data: bytes) -> Path:
-    """Return where the archived example's image lies in the repository: beside its checkpoint."""
-    beside = sorted(Path().glob(f"checkpoints/*/{name}"))
-    return next((path for path in beside if path.read_bytes() == data), Path(name))
+    """Return a file with the archived example's image: beside its checkpoint, else one that is written."""
+    for path in sorted(Path().glob(f"checkpoints/*/{name}")):
+        if path.read_bytes() == data:
+            return path
+    written = Path(tempfile.mkdtemp(prefix="vla-serve-example-")) / name
+    written.write_bytes(data)
+    return written
 
 
 def _say(line: str) -> None:
@@ -80,7 +86,12 @@ def _parse() -> argparse.Namespace:
     )
     memory = Memory()
     add = parser.add_argument
-    add("--archive", type=Path, default=Path("model_store/vla.mar"), help="archive to serve")
+    add(
+        "--archive",
+        type=Path,
+        action="append",
+        help="archive to serve at /predictions/<its name>; may be given several times (model_store/vla.mar)",
+    )
     add(
         "--port",
         type=int,

@@ -60,11 +60,16 @@ class Archive:
 def _example(mar: zipfile.ZipFile) -> Example:
     example: dict[str, Any] = json.loads(mar.read(POLICY))["example"]
     one_camera = len(example["images"]) == 1
-    images = {
-        "image" if one_camera else f"image.{camera}": (file, mar.read(file))
-        for camera, file in example["images"].items()
-    }
-    fields = {"command": example["command"], "seed": str(example["seed"])}
+    images = {}
+    for camera, files in example["images"].items():
+        name = "image" if one_camera else f"image.{camera}"
+        if isinstance(files, str):
+            images[name] = (files, mar.read(files))
+        else:  # one a step, the oldest first
+            images |= {f"{name}.{step}": (file, mar.read(file)) for step, file in enumerate(files)}
+    fields = {"seed": str(example["seed"])}
+    if example["command"]:
+        fields["command"] = example["command"]
     if example["state"]:
         fields["state"] = json.dumps(example["state"])
     return Example(images, fields)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from typing import IO, Self
 import requests
 
 from server.archive import Archive
-from server.errors import PortTaken, ServerError, StartFailed
+from server.errors import ArchiveError, PortTaken, ServerError, StartFailed
 from server.java import find_java
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +49,7 @@ class Memory:
 
 
 class TorchServe:
-    """A TorchServe instance that serves one archive; several can run side by side on different ports.
+    """A TorchServe instance that serves one archive or several; others can run beside it on other ports.
 
     `with TorchServe(archive, port=free_port()) as server:` returns when every worker is READY, and stops the
     process, its workers and its temporary folder at the end. `on_log` gets every line that TorchServe prints.
@@ -65,7 +65,7 @@ class TorchServe:
 
     def __init__(
         self,
-        archive: Path,
+        archive: Path | Sequence[Path],
         *,
         port: int = 8080,
         host: str = "127.0.0.1",
@@ -75,7 +75,9 @@ class TorchServe:
         gpus: int = 1,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
-        self.archive = Archive.open(archive)
+        self.archives = _opened([archive] if isinstance(archive, Path) else archive)
+        # The first, whose address is `predictions_url`.
+        self.archive = self.archives[0]
         self.host = host
         self.port = port
         self.startup_timeout_s = startup_timeout_s
@@ -129,12 +131,15 @@ class TorchServe:
 
     def ready(self) -> bool:
         """Whether all workers are READY; /ping says 200 with no model loaded, and while a worker is dead."""
+        return all(self._ready(archive) for archive in self.archives)
+
+    def _ready(self, archive: Archive) -> bool:
         try:
-            answer = requests.get(f"{self.management_url}/models/{self.archive.name}", timeout=5)
+            answer = requests.get(f"{self.management_url}/models/{archive.name}", timeout=5)
         except requests.RequestException:
             return False
         if answer.status_code == 404:  # the archives are registered before the port opens
-            raise self._failed(f"TorchServe did not load {self.archive.path.name}")
+            raise self._failed(f"TorchServe did not load {archive.path.name}")
         if not answer.ok:
             return False
         (model,) = answer.json()
@@ -224,7 +229,6 @@ class TorchServe:
         ]
 
     def _overrides(self) -> str:
-        path = self.archive.path
         settings = {
             "inference_address": f"http://{self.host}:{self.port}",
             "management_address": self.management_url,
@@ -234,13 +238,25 @@ class TorchServe:
             # Sockets lie in the instance's folder; the number matters only where they are TCP ports.
             "initial_worker_port": self.port + 10,
             "metrics_config": ROOT / "metrics.yaml",
-            "model_store": path.parent,
-            "load_models": f"{self.archive.name}={path.name}",
+            "model_store": self._store(),
+            "load_models": ",".join(f"{archive.name}={archive.path.name}" for archive in self.archives),
             "enable_model_api": str(self.model_api).lower(),
             # TorchServe counts what `nvidia-smi` lists, and begins with the second where there are two.
             "number_of_gpu": self.gpus,
         }
         return "\n# Of this instance\n" + "".join(f"{key}={value}\n" for key, value in settings.items())
+
+    def _store(self) -> Path:
+        """Return the folder that holds all archives: their own, or one of links where they lie apart."""
+        folders = {archive.path.parent for archive in self.archives}
+        if len(folders) == 1:
+            return folders.pop()
+        assert self._folder is not None
+        store = self._folder / "store"
+        store.mkdir()
+        for archive in self.archives:
+            (store / archive.path.name).symlink_to(archive.path)
+        return store
 
     def _read_log(self, output: IO[str]) -> None:
         for line in output:
@@ -257,7 +273,8 @@ class TorchServe:
                 raise self._failed(f"TorchServe ended with status {status} before it was ready")
             if self._worker_ended.is_set():
                 time.sleep(0.5)  # for the rest of its log
-                raise self._failed(f"a worker of {self.archive.path.name} ended while it loaded")
+                names = " or ".join(archive.path.name for archive in self.archives)
+                raise self._failed(f"a worker of {names} ended while it loaded")
             if self.ready():
                 return
             time.sleep(0.1)
@@ -266,6 +283,19 @@ class TorchServe:
     def _failed(self, what: str) -> StartFailed:
         said = [match[1] for line in self._log if (match := re.search(r" MODEL_LOG - (.*)", line))]
         return StartFailed(f"{what}. Its last log lines:\n" + "\n".join((said or list(self._log))[-40:]))
+
+
+def _opened(paths: Sequence[Path]) -> tuple[Archive, ...]:
+    """Open archives; each is served under a name of its own."""
+    archives = tuple(Archive.open(path) for path in paths)
+    for index, archive in enumerate(archives):
+        for other in archives[:index]:
+            if other.name == archive.name or other.path.name == archive.path.name:
+                raise ArchiveError(
+                    f"{archive.path} and {other.path} are both called {archive.name!r}: export one under "
+                    "another file name, which is its name in the URL"
+                )
+    return archives
 
 
 def free_port() -> int:

@@ -13,13 +13,15 @@ def warm_up(server: TorchServe, count: int) -> None:
     Raises:
         ServerError: the example is refused.
     """
-    if server.archive.example is None:
-        return
+    for archive in server.archives:
+        if archive.example is not None:
+            _warm_up(server, f"{server.url}/predictions/{archive.name}", archive.example, count)
+
+
+def _warm_up(server: TorchServe, url: str, example: Example, count: int) -> None:
     with requests.Session() as session:
         for _ in range(count):
-            answer = post_example(
-                session, server.predictions_url, server.archive.example, server.startup_timeout_s
-            )
+            answer = post_example(session, url, example, server.startup_timeout_s)
             if not answer.ok:
                 raise ServerError(
                     f"the archived example got {answer.status_code}: {answer.text}\n{server.log_tail()}"

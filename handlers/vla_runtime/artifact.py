@@ -65,6 +65,14 @@ class Commands:
             self._bytes -= _bytes(self._kept.popitem(last=False)[1])
         return [torch.stack(column) for column in zip(*encoded, strict=True)]
 
+    def warm_up(self, like: Inputs) -> None:
+        """Encode batches of every size that new commands may come in: the first is slow."""
+        if not self._count:
+            return
+        ids, mask = (torch.from_numpy(tokens).to(self._device) for tokens in (like.ids, like.mask))
+        for size in self._buckets:
+            self._encode_command.encode_command(ids.expand(size, -1), mask.expand(size, -1))
+
     def _encode(self, new: dict[bytes, Inputs]) -> None:
         """Encode commands of one length together, padded to a bucket, and keep them."""
         if not new:
@@ -151,6 +159,8 @@ class Artifact:
         Raises:
             SpecError: a captured graph answers otherwise than the module itself.
         """
+        with torch.inference_mode(), self._graphs.stream():
+            self.commands.warm_up(observation)
         for size in self._spec.artifact.buckets:
             for _ in range(3):
                 self([observation] * size)
