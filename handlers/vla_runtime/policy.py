@@ -135,7 +135,8 @@ class Policy:
         laps.append(time.perf_counter())
         timing_ms = dict(zip(STAGES, (np.diff(laps) * 1000).tolist(), strict=True))
         size = sum(isinstance(item, Computed) for item in outputs)
-        return [_isolated(lambda chunk: Answer(chunk, timing_ms, size), chunk) for chunk in chunks]
+        answer = partial(Answer, timing_ms=timing_ms, batch_size=size)
+        return [_isolated(answer, chunk) for chunk in chunks]
 
     def example_row(self, folder: Path) -> Row:
         """Return the archived example as the request that a client would send."""

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage
+import tokenizers
 import torch
 from PIL import Image, ImageOps
-from transformers import CLIPImageProcessorPil, CLIPTokenizerFast
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import CLIPImageProcessorPil, CLIPTokenizerFast, PreTrainedTokenizerFast
 
 from vla_runtime.errors import BadImage, InvalidValue, SpecError
 from vla_runtime.preprocessing import CommandTokenizer, decoded, normalise_pictures, picture
@@ -198,3 +201,20 @@ def test_command_of_too_many_tokens_is_refused_not_cut(tokenizer: CommandTokeniz
 def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"^tokenizer none\.json can't be read: "):
         CommandTokenizer(tmp_path, Tokenizer(file="none.json", context_length=77, pad_id=0))
+
+
+def test_a_converted_sentencepiece_tokenizer_is_read(tmp_path: Path) -> None:
+    """Unigram pieces with `▁` for a space: what the `tokenizers` library makes of T5's and its like."""
+    pieces = [("<pad>", 0.0), ("<unk>", 0.0), ("▁", -5.0), ("▁lift", -1.0), ("▁the", -1.0), ("▁block", -1.0)]
+    letters = [(letter, -9.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    made = tokenizers.Tokenizer(Unigram([*pieces, *letters], unk_id=1))
+    made.pre_tokenizer = Metaspace(replacement="▁", prepend_scheme="always")
+    made.save(str(tmp_path / "tokenizer.json"))
+    reference = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+
+    tokenizer = CommandTokenizer(tmp_path, Tokenizer(file="tokenizer.json", context_length=8, pad_id=0))
+    ids, mask = tokenizer("lift the red block")
+
+    assert ids[mask == 1].tolist() == reference("lift the red block")["input_ids"]
+    assert ids[:2].tolist() == [3, 4]
+    assert ids.shape == mask.shape == (8,)

@@ -1,6 +1,7 @@
 """Normalisation, bins and rotations are exact; a spec that contradicts itself about actions is refused."""
 
 import json
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -28,6 +29,7 @@ from vla_runtime.spec import (
     DiscreteSpace,
     PolicySpec,
     Rotation,
+    Statistics,
 )
 
 
@@ -187,3 +189,59 @@ def test_every_space_says_its_kind_in_json(action: ActionSpace) -> None:
     kinds = {ContinuousSpace: "continuous", BinnedSpace: "binned", DiscreteSpace: "discrete"}
     assert json.loads(text)["action"]["kind"] == kinds[type(action)]
     assert msgspec.json.decode(text, type=PolicySpec) == spec(action)
+
+
+LOW, HIGH = np.float64([-0.2, 0.1]), np.float64([0.3, 0.9])
+MEAN, STD = np.float64([0.05, 0.4]), np.float64([0.1, 0.25])
+OWN = Statistics(
+    mean=tuple(MEAN), std=tuple(STD), q01=tuple(LOW), q99=tuple(HIGH), low=tuple(LOW), high=tuple(HIGH)
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "formula"),
+    [
+        # openpi's Normalize with quantiles, and its z-score
+        (
+            {"normalisation": "quantiles", "epsilon": 1e-6},
+            lambda x: (x - LOW) / (HIGH - LOW + 1e-6) * 2 - 1,
+        ),
+        ({"normalisation": "mean_std", "epsilon": 1e-6}, lambda x: (x - MEAN) / (STD + 1e-6)),
+        # LeRobot's min-max and mean-std
+        ({"normalisation": "bounds", "epsilon": 1e-8}, lambda x: 2 * (x - LOW) / (HIGH - LOW + 1e-8) - 1),
+        ({"normalisation": "mean_std", "epsilon": 1e-8}, lambda x: (x - MEAN) / (STD + 1e-8)),
+        # An epsilon that shows
+        ({"normalisation": "bounds", "epsilon": 0.5}, lambda x: 2 * (x - LOW) / (HIGH - LOW + 0.5) - 1),
+        ({"normalisation": "identity"}, lambda x: x),
+    ],
+)
+def test_ranges_of_their_own_and_epsilon(fields: dict, formula: Callable[[np.ndarray], np.ndarray]) -> None:
+    vector = space(statistics=OWN, **fields)
+    values = np.random.default_rng(0).uniform(-1, 1, (100, 2))
+
+    normalised = normalise(values.astype(np.float32), vector)
+
+    np.testing.assert_allclose(normalised, formula(values), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(unnormalise(normalised, vector), values, rtol=0, atol=1e-6)
+    assert vector.low.tolist() == pytest.approx([-0.03, 0])  # the limits are the dimensions' own, as before
+
+
+def test_padding_is_zeros_that_come_off_again() -> None:
+    vector = space(normalisation="identity", padded_to=5)
+    values = np.float32([[0.01, 0.5]])
+
+    normalised = normalise(values, vector)
+
+    assert normalised.tolist() == [[*values[0].tolist(), 0, 0, 0]]
+    np.testing.assert_array_equal(unnormalise(normalised + np.float32([0, 0, 9, 9, 9]), vector), values)
+
+
+@pytest.mark.parametrize("normalisation", ["mean_std", "quantiles"])
+def test_missing_statistics_are_refused(normalisation: str) -> None:
+    with pytest.raises(SpecError, match=r"^statistics\."):
+        space(normalisation=normalisation, statistics=Statistics())
+
+
+def test_padding_that_cuts_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"^padded_to is 1, less than the 2 dimensions \('x', 'gripper'\)"):
+        space(padded_to=1)
