@@ -94,7 +94,7 @@ class PolicyFailed(RequestError):
 
 
 class DeadlineExpired(RequestError):
-    """The request was older than its `deadline_ms` before it could be computed."""
+    """The request was older than its `deadline_ms` before it was answered."""
 
     status = 504
     code = "deadline_expired"

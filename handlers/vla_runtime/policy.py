@@ -253,6 +253,8 @@ class Policy:
         return [self._run([item])[0] for item in batch]
 
     def _to_chunk(self, computed: Computed) -> ActionChunk:
+        if time.time() > computed.inputs.deadline_s:
+            raise DeadlineExpired("deadline_ms", "expired while the request was computed")
         return to_chunk(computed.outputs, computed.inputs.state, computed.inputs.previous, self.spec)
 
 

@@ -1,5 +1,6 @@
 """Every kind of policy that a spec can describe, from the request's fields to the actions that leave."""
 
+import time
 import traceback
 from pathlib import Path
 
@@ -258,6 +259,21 @@ def test_a_chunk_of_another_shape_is_refused(tmp_path: Path) -> None:
         None,
         "the policy returns actions (1, 2) instead of (2, 2)",
     )
+
+
+def test_an_answer_that_became_stale_while_it_was_computed_is_none(tmp_path: Path) -> None:
+    def slow(front: Tensor) -> Tensor:
+        time.sleep(0.08)
+        return seeing(front)
+
+    late, _ = policy(slow, tmp_path, ("image.front",))
+    rows = [{"image": raw(0), "deadline_ms": 60}, {"image": raw(0), "deadline_ms": 5000}]
+
+    stale, fresh = late.infer(rows)
+
+    assert isinstance(stale, RequestError)
+    assert (stale.status, stale.message) == (504, "expired while the request was computed")
+    assert isinstance(fresh, Answer)
 
 
 def test_the_way_from_a_row_to_the_module_is_eight_frames_at_most(tmp_path: Path) -> None:
