@@ -20,6 +20,7 @@ from vla_client.errors import (
     PolicyUnavailable,
     RequestRefused,
 )
+from vla_client.history import History
 from vla_client.observation import Encoding, Image, Observation, Pictures, Sent
 from vla_client.player import ChunkPlayer, Policy
 from vla_client.realtime import Counts, RealTime, Run
@@ -35,6 +36,7 @@ __all__ = [
     "Counts",
     "DeadlineExpired",
     "Encoding",
+    "History",
     "Image",
     "InvalidAnswer",
     "Observation",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vla_client.chunk import ActionChunk
 from vla_client.errors import PolicyFailure
+from vla_client.history import History
 from vla_client.observation import Observation
 from vla_client.player import Policy
 
@@ -24,9 +25,10 @@ from vla_client.player import Policy
 class AheadPlayer:
     """Plays a policy's chunks, one action a step, and asks in a thread of its own. One player, one robot."""
 
-    def __init__(self, policy: Policy, replan: int, lead: int = 1) -> None:
+    def __init__(self, policy: Policy, replan: int, lead: int = 1, history: int = 1) -> None:
         """Take over a new chunk after `replan` steps, observed `lead` steps earlier [steps].
 
+        `history` is the policy's own [steps]: above 1, `observe` is called every step and the last are sent.
         Chunks must have at least `replan` + `lead` actions; those beyond are played while an answer is late.
 
         Raises:
@@ -38,6 +40,7 @@ class AheadPlayer:
             raise ValueError(f"replan must be larger than lead ({lead}), got {replan}")
         self._policy = policy
         self._replan, self._lead = replan, lead
+        self._history = History(history)
         self._thread = ThreadPoolExecutor(1, "ahead")
         self._chunk: ActionChunk | None = None
         # Place of the next action in the chunk; steps played since the chunk took over.
@@ -55,6 +58,7 @@ class AheadPlayer:
         fails, the chunk is played to its end while every step asks again with a fresh observation; at its end
         the policy's exception passes through.
         """
+        observe = self._history.watch(observe)
         if self._chunk is None:
             self._begin(self._thread.submit(self._policy.infer, observe()).result(), 0)
         self._take_over(observe)
@@ -68,7 +72,8 @@ class AheadPlayer:
         return action
 
     def reset(self) -> None:
-        """Forget the chunk, and the answer on its way: the next step observes afresh."""
+        """Forget chunk and history, and the answer on its way: the next step observes afresh."""
+        self._history.reset()
         self._chunk = self._asked = None
 
     def close(self) -> None:

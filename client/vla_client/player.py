@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_client.chunk import ActionChunk
+from vla_client.history import History
 from vla_client.observation import Observation
 
 
@@ -30,8 +31,10 @@ class Policy(Protocol):
 class ChunkPlayer:
     """Plays a policy's chunks, one action a step. Not thread-safe: one player belongs to one robot."""
 
-    def __init__(self, policy: Policy, replan: int | None = None) -> None:
+    def __init__(self, policy: Policy, replan: int | None = None, history: int = 1) -> None:
         """Play `replan` actions of every chunk [steps]; None plays each chunk to its end.
+
+        `history` is the policy's own [steps]: above 1, `observe` is called every step and the last are sent.
 
         Raises:
             ValueError: `replan` is less than 1.
@@ -40,6 +43,7 @@ class ChunkPlayer:
             raise ValueError(f"replan must be at least 1 step, got {replan}")
         self._policy = policy
         self._replan = replan
+        self._history = History(history)
         self._chunk: ActionChunk | None = None
         self._played = 0
 
@@ -51,9 +55,11 @@ class ChunkPlayer:
     def action(self, observe: Callable[[], Observation]) -> NDArray[np.float32]:
         """Return the action of this step: float32 [A], physical units.
 
-        `observe` is called only when a new chunk is due, so no picture is taken for nothing. When the policy
+        `observe` is called only when a new chunk is due, so no picture is taken for nothing, unless there is
+        a history. When the policy
         fails, its exception passes through and the next call asks again with a fresh observation.
         """
+        observe = self._history.watch(observe)
         if self._chunk is None or self._played >= self._length(self._chunk):
             self._chunk = None
             self._chunk = self._policy.infer(observe())
@@ -63,8 +69,9 @@ class ChunkPlayer:
         return action
 
     def reset(self) -> None:
-        """Forget the chunk: the next step observes afresh. For a new episode or a new command."""
+        """Forget chunk and history: the next step observes afresh. For a new episode or a new command."""
         self._chunk = None
+        self._history.reset()
         self._played = 0
 
     def _length(self, chunk: ActionChunk) -> int:

@@ -4,13 +4,16 @@
                                                                                            |
                               robot <-- action of this moment <-- every 1 / control_hz ----+
 
-Each arrow holds one item, and a newer one takes its place. An answer is dropped when it is too old, or when
-its command is no longer the newest. At every tick the action is the one that the chunk meant for this moment,
-counted from when its observation was taken; where there is none, the robot holds.
+Each arrow holds one item, and a newer one takes its place; the policy is asked at most once a tick. An answer
+is dropped when it is too old, or when its command is no longer the newest. At every tick the action is the one
+that the chunk meant for this moment, counted from when its observation was taken. Where there is none, the
+robot holds, and `failure` says why.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,9 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_client.chunk import ActionChunk
-from vla_client.errors import PolicyFailure
+from vla_client.errors import PolicyError, PolicyFailure
+from vla_client.history import History
 from vla_client.observation import Observation
 from vla_client.player import Policy
+
+_log = logging.getLogger(__name__)
 
 # What a robot executes: float32 [A], physical units; None: hold still.
 Execute = Callable[[Optional[NDArray[np.float32]]], None]
@@ -79,13 +85,16 @@ class RealTime:
     a thread of its own, one request at a time.
     """
 
-    def __init__(self, policy: Policy, control_hz: float = 10.0, max_age_s: float = 0.5) -> None:
+    def __init__(
+        self, policy: Policy, control_hz: float = 10.0, max_age_s: float = 0.5, history: int = 1
+    ) -> None:
         """Prepare the loop; nothing runs until it is entered.
 
         Args:
             policy: answers observations, for instance a `RemotePolicy`
             control_hz: rate of the loop; chunks must be meant for the same [Hz]
             max_age_s: an answer whose observation is older when it comes is dropped [s]
+            history: the policy's own [steps]: above 1, the last given observations are sent: give one a tick
 
         Raises:
             ValueError: a number is not positive.
@@ -96,10 +105,14 @@ class RealTime:
         self._changed = threading.Condition()
         # All below are guarded by `_changed`.
         self._newest: _Seen | None = None
+        self._history = History(history)
         self._command = ""
         self._plan: _Plan | None = None
         self._counts = Counts()
+        # A mistake in the program: ends the loop. The last failed request, until one is answered.
         self._error: Exception | None = None
+        self._failure: PolicyFailure | None = None
+        self._asked_s = -math.inf  # of time.monotonic
         self._open = True
         self._thread = threading.Thread(target=self._ask, name="realtime", daemon=True)
 
@@ -108,6 +121,12 @@ class RealTime:
         """What became of observations and answers so far."""
         with self._changed:
             return self._counts
+
+    @property
+    def failure(self) -> PolicyFailure | None:
+        """Why the last request got no chunk; None once one is answered again."""
+        with self._changed:
+            return self._failure
 
     def observe(self, observation: Observation) -> None:
         """Give the newest observation; one that still waits is replaced.
@@ -118,7 +137,7 @@ class RealTime:
             self._count(observed=1, replaced=int(self._newest is not None))
             if observation.command != self._command:
                 self._command, self._plan = observation.command, None
-            self._newest = _Seen(observation, time.monotonic())
+            self._newest = _Seen(self._history.add(observation), time.monotonic())
             self._changed.notify()
 
     def action(self) -> NDArray[np.float32] | None:
@@ -126,10 +145,14 @@ class RealTime:
 
         Raises:
             ValueError: a chunk is meant for another rate.
+            PolicyError: the server refuses requests like these for good: a field is missing, a key is wrong.
+                Raised until an observation is answered again; failures that pass are in `failure`.
         """
         with self._changed:
             if self._error:
                 raise self._error
+            if self._failure and self._failure.final:
+                raise self._failure
             plan = self._plan
         if plan is None:
             return None
@@ -179,9 +202,8 @@ class RealTime:
         while (seen := self._take()) is not None:
             try:
                 chunk = self._policy.infer(seen.observation)
-            except PolicyFailure:
-                with self._changed:
-                    self._count(failed=1)
+            except PolicyFailure as failure:
+                self._fail(failure)
                 continue
             except Exception as error:  # a bug: `action` raises it in the robot's thread
                 with self._changed:
@@ -190,9 +212,13 @@ class RealTime:
             self._take_over(seen, chunk)
 
     def _take(self) -> _Seen | None:
-        """Wait for an observation and take it; None at the end."""
+        """Wait for the next tick and an observation, and take it; None at the end."""
         with self._changed:
+            next_s = self._asked_s + self._period_s
+            while self._open and (wait_s := next_s - time.monotonic()) > 0:
+                self._changed.wait(wait_s)
             self._changed.wait_for(lambda: self._newest is not None or not self._open)
+            self._asked_s = time.monotonic()
             seen, self._newest = self._newest, None
             return seen if self._open else None
 
@@ -208,9 +234,27 @@ class RealTime:
             else:
                 self._plan = _Plan(chunk, seen.at_s)
                 self._count(answered=1)
+            if self._failure:
+                _log.info("the policy answers again")
+                self._failure = None
+
+    def _fail(self, failure: PolicyFailure) -> None:
+        """Keep why, and say it once: not again while the same goes on."""
+        with self._changed:
+            self._count(failed=1)
+            if self._failure is None or _kind(failure) != _kind(self._failure):
+                _log.warning("no chunk: %s", failure)
+            self._failure = failure
 
     def _count(self, **more: int) -> None:
         counts = self._counts
         self._counts = replace(
             counts, **{name: getattr(counts, name) + value for name, value in more.items()}
         )
+
+
+def _kind(failure: PolicyFailure) -> tuple[object, ...]:
+    """What two failures share that are told once: not the request's id or its numbers."""
+    if isinstance(failure, PolicyError):
+        return (failure.status, failure.code, failure.field)
+    return (type(failure),)

@@ -1,6 +1,7 @@
 """The real-time loop: newest observation and command win, stale answers are dropped, ticks are regular."""
 
 import json
+import logging
 import threading
 import time
 
@@ -8,7 +9,15 @@ import numpy as np
 import pytest
 from policy_server import ANSWER, PICTURE, running_server
 
-from vla_client import ActionChunk, Observation, PolicyUnavailable, RealTime, RemotePolicy, SafetyReport
+from vla_client import (
+    ActionChunk,
+    Observation,
+    PolicyUnavailable,
+    RealTime,
+    RemotePolicy,
+    RequestRefused,
+    SafetyReport,
+)
 
 WAIT_S = 10.0
 
@@ -114,6 +123,60 @@ def test_a_failed_request_is_counted_and_the_next_observation_is_asked(policy, r
     policy.answers.release()
     until(lambda: robot.counts.answered == 1)
     assert robot.action().tolist() == [2]
+
+
+def test_what_holds_the_robot_is_said_once_and_ends_with_an_answer(policy, robot, caplog):
+    caplog.set_level(logging.INFO, "vla_client")
+    policy.fail = True
+    for number in (1, 2, 3):
+        robot.observe(look(number))
+        policy.answers.release()
+        until(lambda: robot.counts.failed == number)  # noqa: B023
+    assert robot.action() is None
+    assert str(robot.failure) == "away"
+    assert [record.message for record in caplog.records] == ["no chunk: away"]
+    policy.fail = False
+    robot.observe(look(4))
+    policy.answers.release()
+    until(lambda: robot.counts.answered == 1)
+    assert robot.failure is None
+    assert [record.message for record in caplog.records] == ["no chunk: away", "the policy answers again"]
+
+
+def test_what_no_retry_can_mend_is_raised_until_an_observation_is_answered():
+    refusal = {"error": {"code": "missing_field", "field": "state", "message": "needs 4 numbers"}}
+    with running_server() as server:
+        server.status, server.answer = 400, json.dumps(refusal)
+        with RemotePolicy(server.url, timeout_s=5.0) as policy, RealTime(policy, max_age_s=5.0) as robot:
+            robot.observe(Observation(PICTURE, "go"))
+            until(lambda: robot.counts.failed == 1)
+            with pytest.raises(RequestRefused, match=r"^400 missing_field, field 'state': needs 4 numbers$"):
+                robot.run(lambda action: None, ticks=3)
+            server.status, server.answer = 200, json.dumps(ANSWER)
+            robot.observe(Observation(PICTURE, "go", [1, 2, 3, 4]))
+            until(lambda: robot.counts.answered == 1)
+            assert robot.action() is not None
+
+
+def test_the_policy_is_asked_once_a_tick_however_many_frames_come():
+    with running_server() as server, RemotePolicy(server.url, timeout_s=5.0) as policy:
+        with RealTime(policy, control_hz=10.0, max_age_s=5.0) as robot:
+            end_s = time.monotonic() + 0.55
+            while time.monotonic() < end_s:
+                robot.observe(look(1))
+                time.sleep(0.005)
+        assert 3 <= len(server.requests) <= 6
+    assert robot.counts.observed > 50
+
+
+def test_a_history_is_what_was_given_oldest_first(policy):
+    with RealTime(policy, control_hz=50.0, max_age_s=5.0, history=2) as robot:
+        asked = []
+        policy.infer = lambda observation: asked.append(observation) or 1 / 0
+        robot.observe(look(1))
+        until(lambda: asked)
+    assert asked[0].state.tolist() == [[1], [1]]
+    assert len(asked[0].image) == 2
 
 
 def test_a_chunk_of_another_rate_is_an_error():
