@@ -5,9 +5,9 @@
                               robot <-- action of this moment <-- every 1 / control_hz ----+
 
 Each arrow holds one item, and a newer one takes its place; the policy is asked at most once a tick. An answer
-is dropped when it is too old, or when its command is no longer the newest. At every tick the action is the one
-that the chunk meant for this moment, counted from when its observation was taken. Where there is none, the
-robot holds, and `failure` says why.
+is dropped when it is too old, or when its command is no longer the newest. At every tick the action is the
+one that the chunk meant for this moment, counted from when its observation was taken. Where there is none,
+the robot holds, and `failure` says why.
 """
 
 from __future__ import annotations

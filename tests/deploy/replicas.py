@@ -32,7 +32,9 @@ def handle(data, ctx):
             open(row["die_once"].decode(), "w").close()
             os._exit(1)
         headers = {name.lower(): value for name, value in ctx.get_all_request_header(index).items()}
-        body = {"actions": ACTIONS, "version": VERSION, "seen": headers}
+        body = {"actions": ACTIONS, "version": VERSION, "seen": headers, "action_names": ["x", "y"],
+                "control_hz": 10.0, "safety": {"status": "ok"}, "policy": "echo",
+                "request_id": headers.get("x-request-id")}
         if "unsafe" in row:
             ctx.set_response_status(503, "", index)
             body = {"error": {"code": "unsafe_action", "field": None, "message": "outside"}}
