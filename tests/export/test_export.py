@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -183,14 +185,30 @@ def test_archive_answers_as_the_eager_checkpoint(tiny_folder: Path, tiny_checkpo
     np.testing.assert_allclose(answer.chunk.actions, expected, atol=1e-5)
 
 
-def test_same_command_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """A digest names an archive: nothing in it depends on when it was made."""
+def test_equal_bytes_from_two_checkouts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A digest names an archive: nothing in it depends on when it was made, or where the sources lie."""
+    checkout = tmp_path / "another" / "checkout"
+    for folder in ("export", "handlers", "vla"):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
     archives = [tmp_path / "one" / "vla.mar", tmp_path / "two" / "vla.mar"]
 
-    done = [run(tiny_checkpoint, "--output", path) for path in archives]
+    done = [
+        subprocess.run(
+            [sys.executable, "-m", "export", str(tiny_checkpoint), "--output", str(archive)],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": f"{folder}:{folder / 'handlers'}"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        for folder, archive in zip((ROOT, checkout), archives, strict=True)
+    ]
 
-    assert [process.returncode for process in done] == [0, 0]
+    assert [process.returncode for process in done] == [0, 0], done[1].stderr
     assert archives[0].read_bytes() == archives[1].read_bytes()
+    with zipfile.ZipFile(archives[0]) as packed, packed.open("policy.ts") as artifact:
+        assert str(ROOT).encode() not in artifact.read()
 
 
 ALONE = """
