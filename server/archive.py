@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -52,7 +53,7 @@ class Archive:
                     )
                 model = json.loads(mar.read(MANIFEST))["model"]
                 example = _example(mar) if POLICY in mar.namelist() else None
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError, ValueError) as error:
             raise ArchiveError(f"{path} is not a TorchServe archive ({error}); export it again") from error
         return cls(path.resolve(), model["modelName"], model["modelVersion"], example)
 

@@ -308,6 +308,8 @@ def free_port() -> int:
 
 
 def _require_free(host: str, first: int) -> None:
+    if not 0 < first <= 65_535 - len(PORTS):
+        raise PortTaken(f"port must be from 1 to {65_535 - len(PORTS)}, got {first} (--port)")
     for offset, use in enumerate(PORTS):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -210,3 +210,27 @@ def test_damaged_archives(make_archive: MakeArchive, tmp_path: Path) -> None:
         (tmp_path / "bad.mar").write_bytes(content)
         with pytest.raises(ArchiveError, match=reason):
             TorchServe(tmp_path / "bad.mar")
+
+
+def test_an_impossible_port_is_named(make_archive: MakeArchive) -> None:
+    with (
+        pytest.raises(PortTaken, match=r"^port must be from 1 to 65530, got 99999 \(--port\)$"),
+        TorchServe(make_archive(), port=99999),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_an_archive_with_flipped_bytes_is_refused_in_a_line(
+    tiny_archive: Path, tmp_path: Path, place: float
+) -> None:
+    data = bytearray(tiny_archive.read_bytes())
+    begin = int(place * len(data))
+    data[begin : begin + 64] = bytes(byte ^ 0xFF for byte in data[begin : begin + 64])
+    damaged = tmp_path / "damaged.mar"
+    damaged.write_bytes(data)
+
+    with pytest.raises(
+        ArchiveError, match=r"damaged\.mar is (damaged|not a TorchServe archive).*export it again"
+    ):
+        TorchServe(damaged, port=free_port())

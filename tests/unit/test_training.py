@@ -4,6 +4,10 @@ import json
 import math
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import msgspec
@@ -246,3 +250,32 @@ def test_learning_rate_rises_and_falls_to_zero():
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Settings(**changes)
+
+
+def run_command(*arguments, **options):
+    command = [sys.executable, "-m", "vla.training", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_run_is_not_overwritten_unless_told(data, run):
+    process = run_command("--data", data, "--out", run, "--preset", "tiny", "--steps", 1)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert said.startswith(
+        f"error: {run} holds a run already (progress.json, model.safetensors): go on with it"
+    )
+
+
+def test_an_interrupted_run_says_how_to_go_on(data, tmp_path):
+    arguments = ("--data", data, "--out", tmp_path / "r", "--preset", "tiny", "--steps", 100000, "--batch", 4)
+    process = run_command(*arguments, "--validate-every", 20)
+    for _ in range(600):
+        if process.poll() is not None or (tmp_path / "r").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    assert f"interrupted; go on with: python -m vla.training --data {data}" in said
+    assert said.rstrip().endswith("--resume")
