@@ -1,5 +1,6 @@
 """Source to archive, as one list of steps."""
 
+import gc
 import hashlib
 import platform
 import shutil
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from export import archive, eager
-from export.batch import Batch, Layout
+from export.batch import Batch
 from export.errors import ExportError
 from export.find import find
 from export.flat import flattened
@@ -28,9 +29,9 @@ from export.saturate import saturated
 from export.source import Source
 from export.target import Target
 from export.trace import trace
-from export.verify import SEEDS, TOLERANCES, Parity, verify
+from export.verify import SEEDS, TOLERANCES, Parity, answered, compare
 from vla_runtime.errors import RequestError, SpecError
-from vla_runtime.module import Module, load_module, platform_of
+from vla_runtime.module import load_module, platform_of
 from vla_runtime.policy import Policy
 from vla_runtime.spec import ArtifactSpec, Example, Format, PolicySpec, Precision, Vector
 
@@ -82,14 +83,17 @@ def export(options: Options) -> PolicySpec:
         SpecError: the source lacks something or contradicts itself.
         ExportError: there is no such source, or the artifact does not do what the model does.
     """
-    return archived(find(options.policy), options)
+    return archived(find(options.policy), options, release=True)
 
 
-def archived(source: Source, options: Options) -> PolicySpec:
-    """Compile, verify, describe and archive one source; see `export`."""
+def archived(source: Source, options: Options, *, release: bool = False) -> PolicySpec:
+    """Compile, verify, describe and archive one source; see `export`.
+
+    `release` lets the source's weights go as soon as they are written: never are two copies in memory.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        artifact, found = _compile(source, options, folder)
+        artifact, found = _compile(source, options, folder, release=release)
         spec = _describe(source, options, folder, artifact, found)
         config = archive.model_config(max(options.buckets), options.workers, options.response_timeout_s)
         _say(f"packing {options.output}")
@@ -100,7 +104,9 @@ def archived(source: Source, options: Options) -> PolicySpec:
     return spec
 
 
-def _compile(source: Source, options: Options, folder: Path) -> tuple[ArtifactSpec, dict[str, Any]]:
+def _compile(
+    source: Source, options: Options, folder: Path, *, release: bool
+) -> tuple[ArtifactSpec, dict[str, Any]]:
     """Make the artifact in a folder, and compare it with the model.
 
     Returns:
@@ -108,11 +114,15 @@ def _compile(source: Source, options: Options, folder: Path) -> tuple[ArtifactSp
     """
     target = _target(source, options)
     flat, layout = flattened(source)
-    model = flat if target.format == "eager" else saturated(flat, source.action)
-    model = model.to(target.device)
+    module = flat if target.format == "eager" else saturated(flat, source.action)
+    model: Any = module.to(target.device)
     _say(f"{target.format} in {target.precision}: {source.name} ({source.architecture}) of {options.policy}")
     makers = {"torchscript": trace, "pt2": package, "eager": eager.save}
-    outputs = makers[target.format](_lowered(model, target), layout, folder / FILES[target.format], target)
+    answers = answered(model, layout, target, [Batch.example(source, layout, target.device)])
+    lowered = _lowered(model, target, in_place=release)
+    outputs = makers[target.format](lowered, layout, folder / FILES[target.format], target)
+    if release:
+        lowered.to("meta")
     artifact = ArtifactSpec(
         file=FILES[target.format],
         command=layout.command,
@@ -126,8 +136,9 @@ def _compile(source: Source, options: Options, folder: Path) -> tuple[ArtifactSp
         platform=platform_of(target.device) if target.format == "pt2" else None,
         **eager.described(source, folder) if target.format == "eager" else {},
     )
-    module = load_module(folder, artifact, target.device)
-    return artifact, _verified(model, module, source, layout, options)
+    tolerance = TOLERANCES[target.precision] if options.tolerance is None else options.tolerance
+    loaded = load_module(folder, artifact, target.device)
+    return artifact, _found(compare(answers, loaded, layout, target, tolerance), tolerance, target, source)
 
 
 def _target(source: Source, options: Options) -> Target:
@@ -147,19 +158,17 @@ def _target(source: Source, options: Options) -> Target:
     )
 
 
-def _lowered(model: nn.Module, target: Target) -> nn.Module:
-    """Return the model that is compiled: itself, or a copy of lower precision."""
+def _lowered(model: nn.Module, target: Target, *, in_place: bool) -> nn.Module:
+    """Return the model that is compiled: itself, or one of lower precision."""
     if target.precision == "int8":
         return quantised(model, target)
-    return Lowered(model, target.device) if target.precision == "bfloat16" else model
+    if target.precision == "bfloat16":
+        return Lowered(model, target.device, in_place=in_place)
+    return model
 
 
-def _verified(model: Any, module: Module, source: Source, layout: Layout, options: Options) -> dict[str, Any]:
-    """Compare model and artifact; print what was found, and return it for the provenance."""
-    target = _target(source, options)
-    tolerance = TOLERANCES[target.precision] if options.tolerance is None else options.tolerance
-    example = Batch.example(source, layout, target.device)
-    parity: Parity = verify(model, module, layout, target, tolerance=tolerance, examples=[example])
+def _found(parity: Parity, tolerance: float, target: Target, source: Source) -> dict[str, Any]:
+    """Print what the comparison found, and return it for the provenance."""
     summary = parity.summary()
     _say(
         f"verified at batch sizes {list(parity.batch_sizes)}: largest difference "
@@ -244,6 +253,7 @@ def _provenance(source: Source) -> dict[str, Any]:
 
 def _reopen(path: Path, device: str) -> None:
     """Load the written archive as a worker will; it replays its example."""
+    gc.collect()  # the policy that recorded the answer: its buckets and its artifact know each other
     with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(path) as packed:
         packed.extractall(temporary)
         Policy.load(Path(temporary), device)

@@ -19,9 +19,10 @@ EXACT = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm
 class Lowered(nn.Module):
     """The same model, in evaluation mode; inputs and outputs stay float32."""
 
-    def __init__(self, model: nn.Module, device: str = "cpu") -> None:
+    def __init__(self, model: nn.Module, device: str = "cpu", *, in_place: bool = False) -> None:
+        """Lower a copy of a model, or the model itself, of which no second one is in memory then."""
         super().__init__()
-        self.model: Any = copy.deepcopy(model)
+        self.model: Any = model if in_place else copy.deepcopy(model)
         self.kind = torch.device(device).type
         for module in self.model.modules():
             if isinstance(module, PRODUCTS):

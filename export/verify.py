@@ -13,6 +13,8 @@ from export.trace import TRACED_BATCH
 from vla_runtime.module import Module
 from vla_runtime.spec import ActionSpace, DiscreteSpace, Precision
 
+# A batch, and the outputs of the model for it.
+Answered = tuple[Batch, dict[str, Tensor]]
 SEEDS = (1, 2)
 # Allowed difference in the outputs' own (normalised) units: the largest in float32, the root mean square in
 # bfloat16 and int8, whose 8 bits round every product to 0.4 %. Indices count as different or not: by their
@@ -80,20 +82,47 @@ def verify(
     Raises:
         ExportError: an output is missing, not finite, or differs in shape or value.
     """
-    batch_sizes = tuple(sorted({1, 3, target.largest_batch} - {TRACED_BATCH}))
-    random = [Batch.random(layout, count, seed, target.device) for count in batch_sizes for seed in SEEDS]
-    answers = [_compare(model, artifact, batch, layout, target.output) for batch in (*random, *examples)]
-    parity = _measure(answers, target.output, batch_sizes)
+    return compare(answered(model, layout, target, examples), artifact, layout, target, tolerance)
+
+
+@torch.inference_mode()
+def answered(model: Module, layout: Layout, target: Target, examples: Sequence[Batch]) -> list[Answered]:
+    """Return the batches to compare on, and what the model answers; it is not needed after that.
+
+    Raises:
+        ExportError: the model fails on one.
+    """
+    random = [
+        Batch.random(layout, count, seed, target.device) for count in batch_sizes(target) for seed in SEEDS
+    ]
+    try:
+        return [(batch, batch.run(model)) for batch in (*random, *examples)]
+    except Exception as error:
+        raise ExportError(f"the model fails on random inputs: {str(error).strip()[:500]}") from error
+
+
+@torch.inference_mode()
+def compare(
+    answers: Sequence[Answered], artifact: Module, layout: Layout, target: Target, tolerance: float
+) -> Parity:
+    """Compare an artifact with what the model answered; see `verify`."""
+    pairs = [_compare(*answer, artifact, layout, target.output) for answer in answers]
+    parity = _measure(pairs, target.output, batch_sizes(target))
     if not parity.judged(target.precision) <= tolerance:
         raise ExportError(_too_different(parity, target.precision, tolerance))
     return parity
 
 
+def batch_sizes(target: Target) -> tuple[int, ...]:
+    """Return the batch sizes that are compared."""
+    return tuple(sorted({1, 3, target.largest_batch} - {TRACED_BATCH}))
+
+
 def _compare(
-    model: Module, artifact: Module, batch: Batch, layout: Layout, output: str
+    batch: Batch, expected: dict[str, Tensor], artifact: Module, layout: Layout, output: str
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return both answers to one batch by output, after checking their names and shapes."""
-    expected, got, count = batch.run(model), _run(artifact, batch), len(batch.ids)
+    got, count = _run(artifact, batch), len(batch.ids)
     shapes = {name: list(value.shape) for name, value in got.items()}
     wanted = {name: list(value.shape) for name, value in expected.items()}
     wanted[output] = [count, layout.horizon, layout.action]

@@ -123,11 +123,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise SpecError(f"{path.name} can't be loaded: it is missing")
     state = model.state_dict()
     filled: set[int] = set()
-    with torch.no_grad(), safe_open(str(path), "pt") as weights:
+    with safe_open(str(path), "pt") as weights:
         names = set(weights.keys())
-        if unknown := sorted(names - set(state)):
-            raise SpecError(f"{path.name} has weights that the module lacks: {', '.join(unknown[:5])}")
-        for name in sorted(names):
+    if unknown := sorted(names - set(state)):
+        raise SpecError(f"{path.name} has weights that the module lacks: {', '.join(unknown[:5])}")
+    for name in sorted(names):
+        # Opened anew for each, which lets go of the pages of the one before.
+        with torch.no_grad(), safe_open(str(path), "pt") as weights:
             value = weights.get_tensor(name)
             if value.shape != state[name].shape:
                 raise SpecError(
