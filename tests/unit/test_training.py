@@ -268,7 +268,9 @@ def test_a_run_is_not_overwritten_unless_told(data, run):
 
 def test_an_interrupted_run_says_how_to_go_on(data, tmp_path):
     arguments = ("--data", data, "--out", tmp_path / "r", "--preset", "tiny", "--steps", 100000, "--batch", 4)
-    process = run_command(*arguments, "--validate-every", 20)
+    # A shell's background jobs ignore Ctrl-C, and so would what they start.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = run_command(*arguments, "--validate-every", 20, preexec_fn=heed)
     for _ in range(600):
         if process.poll() is not None or (tmp_path / "r").exists():
             break
