@@ -13,6 +13,12 @@ from vla_runtime.errors import BadImage, TooLarge
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 RAW = "raw pixels"
+# Modes of a JPEG that is decoded once, warnings included; another (CMYK) is decoded by Pillow.
+DIRECT = ("RGB", "L")
+# Where an opened picture says whether damage is refused.
+STRICT = "vla_runtime.strict"
+# The tag of EXIF.
+ORIENTATION = 0x0112
 
 # `Limits` has a limit of its own, checked before any pixel is decoded; Pillow's would only warn.
 Image.MAX_IMAGE_PIXELS = None
@@ -27,8 +33,7 @@ class Limits:
     # Most scans of a JPEG: encoders write 1, or 10 to 18 where it is progressive. Each costs a pass over all
     # pixels, and 31 bytes are enough for one.
     max_scans: int = 20
-    # Whether a JPEG whose pixels are damaged is taken, as far as the decoder notices. It costs a quick second
-    # decoding to know.
+    # Whether a JPEG whose pixels are damaged is taken, as far as the decoder notices.
     allow_damaged: bool = False
 
     def __post_init__(self) -> None:
@@ -62,9 +67,35 @@ def open_image(value: object, field: str, limits: Limits) -> Image.Image:
     _check_pixels(image.width, image.height, field, limits)
     if image.format == "JPEG":
         _check_scans(data, field, limits)
-        if not limits.allow_damaged:
+        image.info[STRICT] = not limits.allow_damaged
+        if image.mode not in DIRECT and not limits.allow_damaged:
             _check_damage(data, field)
     return image
+
+
+def jpeg_pixels(image: Image.Image, scale: int, field: str) -> Image.Image | None:
+    """Decode an opened JPEG into RGB at 1/`scale` of its size, and heed the decoder's warnings of damage.
+
+    The pixels are Pillow's, bit for bit, which keeps the warnings to itself.
+
+    Returns:
+        the picture, as it lies in the file; None for one that is left to Pillow: CMYK, or damage is allowed
+
+    Raises:
+        BadImage: the pixels are damaged.
+    """
+    file: object = getattr(image, "fp", None)
+    if not image.info.get(STRICT) or image.mode not in DIRECT or not isinstance(file, io.BytesIO):
+        return None
+    width, height = (-(-edge // scale) for edge in image.size)
+    try:
+        pixels = decode_jpeg(file.getbuffer(), "RGB", min_height=height, min_width=width, strict=True)
+    except ValueError as error:
+        raise BadImage(field, f"the picture is damaged: {error}") from error
+    rgb = Image.fromarray(pixels)
+    if orientation := image.getexif().get(ORIENTATION):
+        rgb.getexif()[ORIENTATION] = orientation
+    return rgb
 
 
 def _raw(value: Mapping[object, object], field: str, limits: Limits) -> Image.Image:

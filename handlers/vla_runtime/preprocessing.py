@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from vla_runtime.errors import BadImage, InvalidValue, SpecError
+from vla_runtime.images import jpeg_pixels
 from vla_runtime.spec import Camera, PolicySpec, Tokenizer
 
 FILTERS = {
@@ -69,17 +70,30 @@ def decoded(image: Image.Image, camera: Camera, field: str = "image") -> Image.I
         BadImage: the pixels can't be decoded.
     """
     try:
-        if image.format == "JPEG" and camera.resize != "none" and camera.interpolation != "nearest":
-            # Before it is turned upright: the larger of both orientations, so that either is large enough.
-            (width, height), turned = (
-                resized_to(image.size, camera),
-                resized_to((image.height, image.width), camera),
-            )
-            image.draft(None, (max(width, turned[1]), max(height, turned[0])))
-        ImageOps.exif_transpose(image, in_place=True)
-        return image if image.mode == "RGB" else image.convert("RGB")
+        scale = _scale(image, camera) if image.format == "JPEG" else 1
+        picture = jpeg_pixels(image, scale, field)
+        if picture is None:
+            picture = image
+            picture.draft(None, (image.width // scale, image.height // scale))
+        ImageOps.exif_transpose(picture, in_place=True)
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    except BadImage:
+        raise
     except Exception as error:  # damaged pictures raise many types
         raise BadImage(field, "the picture is damaged or cut short") from error
+
+
+def _scale(image: Image.Image, camera: Camera) -> int:
+    """Return by how much a JPEG is made smaller while it is decoded: 1, 2, 4 or 8."""
+    if camera.resize == "none" or camera.interpolation == "nearest":
+        return 1
+    # Before it is turned upright: the larger of both orientations, so that either is large enough.
+    (width, height), turned = (
+        resized_to(image.size, camera),
+        resized_to((image.height, image.width), camera),
+    )
+    spare = min(image.width // max(width, turned[1]), image.height // max(height, turned[0]))
+    return next(scale for scale in (8, 4, 2, 1) if spare >= scale or scale == 1)
 
 
 def resized_to(size: tuple[int, int], camera: Camera) -> tuple[int, int]:

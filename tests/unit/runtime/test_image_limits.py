@@ -13,6 +13,7 @@ from vla_runtime.preprocessing import picture
 from vla_runtime.spec import Camera
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+CAMERA = Camera(name="front", width=96, height=96)
 RAW = {"shape": [6, 8, 3], "dtype": "uint8", "data": PIXELS.tobytes()}
 
 
@@ -92,14 +93,27 @@ def test_damaged_pixels_are_refused_where_the_decoder_notices() -> None:
         spoilt = damaged(data, seed)
         open_image(spoilt, "image", Limits(allow_damaged=True))
         try:
-            open_image(spoilt, "image.front", Limits())
+            picture(open_image(spoilt, "image.front", Limits()), CAMERA, "image.front")
         except BadImage as error:
             refused += 1
             message = error.message
-    open_image(data, "image", Limits())
+    picture(open_image(data, "image", Limits()), CAMERA)
 
     assert refused >= 30
     assert message.startswith("the picture is damaged: ")
+
+
+@pytest.mark.parametrize("edge", [240, 120, 100, 60, 30])
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}])
+def test_pixels_are_pillows_at_every_scale(edge: int, options: dict) -> None:
+    """The strict decoder gives the same pixels as Pillow, which training uses on files."""
+    data = jpeg(333, 251, quality=85, **options)
+    camera = Camera(name="front", width=edge, height=edge)
+
+    strict = picture(open_image(data, "image", Limits()), camera)
+    pillows = picture(Image.open(io.BytesIO(data)), camera)
+
+    np.testing.assert_array_equal(strict, pillows)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +130,7 @@ def test_sound_pictures_are_taken(options: dict) -> None:
     for mode in ("RGB", "L", "CMYK"):
         file = io.BytesIO()
         Image.effect_noise((70, 50), 60).convert("RGB").convert(mode).save(file, "JPEG", **options)
-        open_image(file.getvalue(), "image", Limits())
+        picture(open_image(file.getvalue(), "image", Limits()), CAMERA)
 
 
 @pytest.mark.parametrize("most", [4_000_000, 63])
