@@ -6,6 +6,7 @@ In JSON an action space says its `kind`: `continuous`, `binned` or `discrete`.
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -71,7 +72,7 @@ class Statistics(Part, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
 
-class Vector(Part, frozen=True, kw_only=True):
+class Vector(Part, frozen=True, kw_only=True, dict=True):
     """A vector of named dimensions and the rule that normalises it: `(x - shift) / scale`.
 
     bounds     the range of the statistics becomes [-1, 1]
@@ -108,7 +109,7 @@ class Vector(Part, frozen=True, kw_only=True):
                 f"{dimension.name}: {self.normalisation} normalisation needs a positive scale, got {scale}",
             )
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The dimensions' names, in order."""
         return tuple(dimension.name for dimension in self.dimensions)
@@ -118,17 +119,17 @@ class Vector(Part, frozen=True, kw_only=True):
         """Numbers that the policy itself reads or gives."""
         return self.padded_to or len(self.dimensions)
 
-    @property
+    @cached_property
     def low(self) -> np.ndarray:
         """Lower bounds: float32 [dimensions], physical units."""
         return _float32([dimension.low for dimension in self.dimensions])
 
-    @property
+    @cached_property
     def high(self) -> np.ndarray:
         """Upper bounds: float32 [dimensions], physical units."""
         return _float32([dimension.high for dimension in self.dimensions])
 
-    @property
+    @cached_property
     def shift(self) -> np.ndarray:
         """What normalisation subtracts: float32 [dimensions], physical units."""
         low, high = self._range()
@@ -136,7 +137,7 @@ class Vector(Part, frozen=True, kw_only=True):
         shift = low if self.normalisation == "mean_std" else (low + high + self.epsilon) / 2
         return np.where(self._passed, np.float32(0), shift).astype(np.float32)
 
-    @property
+    @cached_property
     def scale(self) -> np.ndarray:
         """What normalisation divides by: float32 [dimensions], physical units."""
         low, high = self._range()
