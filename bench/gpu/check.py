@@ -31,6 +31,7 @@ BUDGET_S = {
     "memory": 45,
     "speed": 110,
     "robots": 75,
+    "http": 75,
 }
 
 
@@ -38,7 +39,7 @@ BUDGET_S = {
 class Options:
     """What to check, and where the report goes."""
 
-    # Parts to run: tests, served, failures, parity, memory, speed, robots. Default: all not yet done.
+    # Parts to run: tests, served, failures, parity, memory, speed, robots, http. Default: all not yet done.
     parts: tuple[str, ...] = ()
     # Folder of the parts' results and of the report.
     output: Path = Path("build/gpu")

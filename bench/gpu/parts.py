@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.gpu import http
 from bench.gpu.measure import answers, ceilings, median_s, rows
 from bench.gpu.policies import BUCKETS, ROOT, SIZES, in_process, of_architecture, of_size
 from export.export import Options, archived, export
@@ -388,10 +389,21 @@ def served(run: Run) -> dict[str, Any]:
         return {"device": str(policy.device), "graphs": policy.graphs, "ok": True}
 
 
+def over_http(run: Run) -> dict[str, Any]:
+    """Serve the default checkpoint by TorchServe, where it and Java are at hand."""
+    if lacking := http.missing():
+        run.say(f"skipped: {lacking}")
+        return {"skipped": lacking, "ok": True}
+    found = http.check(DEFAULT, run.device, seconds=4.0)
+    run.say(f"over HTTP: {found}")
+    return found
+
+
 PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "served": served,
     "speed": speed,
     "robots": robots,
+    "http": over_http,
     "memory": memory,
     "failures": failures,
     "parity": parity,

@@ -34,7 +34,7 @@ def markdown(host: dict[str, Any], found: dict[str, Any]) -> str:
         result = part.get("skipped") or part.get("error") or ("ok" if part["ok"] else "**failed**")
         lines.append(f"| {name} | {result} | {part['took_s']:.0f} |")
     makers = {"tests": _tests, "failures": _failures, "parity": _parity, "memory": _memory}
-    makers |= {"speed": _speed, "robots": _robots}
+    makers |= {"speed": _speed, "robots": _robots, "http": _http}
     for name, maker in makers.items():
         if name in found and "skipped" not in found[name] and "error" not in found[name]:
             lines += ["", f"## {name.capitalize()}", "", *maker(found[name])]
@@ -108,6 +108,26 @@ def _robots(part: dict[str, Any]) -> list[str]:
     for name, found in part["policies"].items():
         lines.append(f"| {name} | {found.get('robots', found.get('skipped'))} |")
     return lines
+
+
+def _http(part: dict[str, Any]) -> list[str]:
+    lines = [
+        f"TorchServe, one worker ({part['worker']}), clients on the same host, 640 x 480 JPEG in msgpack;",
+        f"largest difference from the same archive in process {part['largest_difference']:.1e}.",
+        "",
+        "| clients | requests/s | p50 [ms] | p95 [ms] | failed |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for phase in part["load"]:
+        figures = ("clients", "rate_hz", "p50_ms", "p95_ms", "failed")
+        lines.append("| " + " | ".join(str(phase[name]) for name in figures) + " |")
+    swap = part["swap"]
+    return [
+        *lines,
+        "",
+        f"Another version swapped in under 8 clients: {swap['says']}; {swap['requests']} requests, "
+        f"{swap['failed']} failed, p95 {swap['p95_ms']} ms.",
+    ]
 
 
 def buckets(found: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
