@@ -27,7 +27,7 @@ ARGS ?=
 PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
-SOURCES := $(shell find handlers export vla/models vla/training/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
+SOURCES := $(shell find handlers export archive vla/models vla/training/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
 .PHONY: help run test test-all check export train evaluate loadtest bench gpu-check demos clean java rendering nginx image image-run test-image deploy-check FORCE
 

@@ -3,7 +3,6 @@
 import os
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 
+from archive.read import unpack
 from bench.load import Latency
 from server.process import WORKER_ENVIRONMENT
 from vla_runtime.observation import Row, decode
@@ -94,9 +94,8 @@ def _load(archive: Path, threads: int, device: str) -> None:
     """Load the policy into this process."""
     global _policy  # noqa: PLW0603  (the process exists for this one object)
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(archive) as packed:
-        packed.extractall(folder)
-        _policy = Policy.load(Path(folder), device, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        _policy = Policy.load(unpack(archive, Path(folder)), device, threads)
     _policy.warm_up()
 
 

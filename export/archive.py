@@ -1,22 +1,16 @@
-"""A folder to a `.mar`: a zip file with TorchServe's manifest. Equal inputs give equal bytes."""
+"""An artifact's folder to a `.mar`: with the handler, its runtime, settings and TorchServe's manifest."""
 
 import json
-import shutil
-import zipfile
 from pathlib import Path
 
 import yaml
 
+from archive.read import MANIFEST
+from archive.write import pack
+
 HANDLERS = Path(__file__).resolve().parent.parent / "handlers"
 HANDLER = "vla_handler.py"
 CONFIG = "model-config.yaml"
-
-# The earliest time that a zip file can state: an archive must not depend on when it was made.
-EPOCH = (1980, 1, 1, 0, 0, 0)
-# Larger files are stored as they are [bytes]: weights hardly shrink, and take a minute a gigabyte to try.
-STORED_FROM = 32 << 20
-# Read and written at a time [bytes].
-PIECE = 4 << 20
 
 
 def model_config(largest_batch: int, workers: int, response_timeout_s: int = 8) -> bytes:
@@ -40,7 +34,7 @@ def model_config(largest_batch: int, workers: int, response_timeout_s: int = 8) 
     return yaml.safe_dump(config, sort_keys=False).encode()
 
 
-def write(folder: Path, name: str, version: str, config: bytes, target: Path) -> None:
+def write_archive(folder: Path, name: str, version: str, config: bytes, target: Path) -> None:
     """Pack the artifact's folder, the handler and its runtime into `target`, atomically, file by file."""
     manifest = {
         "createdOn": "01/01/1980 00:00:00",
@@ -49,30 +43,12 @@ def write(folder: Path, name: str, version: str, config: bytes, target: Path) ->
         "archiverVersion": "0.12.0",
     }
     contents: dict[str, bytes | Path] = {
-        "MAR-INF/MANIFEST.json": json.dumps(manifest, indent=2).encode(),
+        MANIFEST: json.dumps(manifest, indent=2).encode(),
         CONFIG: config,
         HANDLER: HANDLERS / HANDLER,
     }
     contents |= _files(folder, folder) | _files(HANDLERS / "vla_runtime", HANDLERS)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, data in sorted(contents.items()):
-            _add(archive, path, data)
-    partial.replace(target)
-
-
-def _add(archive: zipfile.ZipFile, path: str, data: bytes | Path) -> None:
-    member = zipfile.ZipInfo(path, EPOCH)
-    member.compress_type = zipfile.ZIP_DEFLATED
-    if isinstance(data, bytes):
-        archive.writestr(member, data, zipfile.ZIP_DEFLATED)
-        return
-    size = member.file_size = data.stat().st_size
-    if size > STORED_FROM:
-        member.compress_type = zipfile.ZIP_STORED
-    with data.open("rb") as source, archive.open(member, "w", force_zip64=size > 1 << 31) as packed:
-        shutil.copyfileobj(source, packed, PIECE)
+    pack(contents, target)
 
 
 def _files(folder: Path, root: Path) -> dict[str, bytes | Path]:

@@ -1,11 +1,9 @@
 """Source to archive, as one list of steps."""
 
 import gc
-import hashlib
 import platform
 import shutil
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +15,10 @@ import tyro
 from PIL import Image
 from torch import nn
 
-from export import archive, eager
+from archive.digest import digest
+from archive.read import unpack
+from export import eager
+from export.archive import model_config, write_archive
 from export.batch import Batch
 from export.errors import ExportError
 from export.find import find
@@ -95,12 +96,12 @@ def archived(source: Source, options: Options, *, release: bool = False) -> Poli
         folder = Path(temporary)
         artifact, found = _compile(source, options, folder, release=release)
         spec = _describe(source, options, folder, artifact, found)
-        config = archive.model_config(max(options.buckets), options.workers, options.response_timeout_s)
+        config = model_config(max(options.buckets), options.workers, options.response_timeout_s)
         _say(f"packing {options.output}")
-        archive.write(folder, options.output.stem, options.version, config, options.output)
+        write_archive(folder, options.output.stem, options.version, config, options.output)
     _reopen(options.output, options.device)
     size = options.output.stat().st_size
-    _say(f"{options.output}: {size / 1e6:.1f} MB, SHA-256 {_digest(options.output)}")
+    _say(f"{options.output}: {size / 1e6:.1f} MB, SHA-256 {digest(options.output)}")
     return spec
 
 
@@ -254,14 +255,8 @@ def _provenance(source: Source) -> dict[str, Any]:
 def _reopen(path: Path, device: str) -> None:
     """Load the written archive as a worker will; it replays its example."""
     gc.collect()  # the policy that recorded the answer: its buckets and its artifact know each other
-    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(path) as packed:
-        packed.extractall(temporary)
-        Policy.load(Path(temporary), device)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with tempfile.TemporaryDirectory() as temporary:
+        Policy.load(unpack(path, Path(temporary)), device)
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.jit._trace import TracerWarning
 
-from export.archive import EPOCH, PIECE
+from archive.write import EPOCH, PIECE
 from export.batch import Batch, Layout
 from export.errors import ExportError
 from export.target import Target

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
+from archive.errors import ArchiveError
 from server.errors import ServerError
 from server.java import JavaNotFound
 from server.process import Memory, TorchServe
@@ -35,7 +36,7 @@ def main() -> int:
             warm_up(server, options.warm_up_requests)
             _say(_greeting(server))
             status = server.wait()
-    except (ServerError, JavaNotFound) as error:
+    except (ArchiveError, ServerError, JavaNotFound) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     print(f"error: TorchServe ended by itself with status {status}", file=sys.stderr, flush=True)

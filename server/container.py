@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from server.digest import verify_digest
+from archive.digest import verify_digest
+from archive.errors import ArchiveError
 from server.errors import ServerError, Stopped
 from server.gate import Gate
 from server.java import JavaNotFound
@@ -44,7 +45,7 @@ def main() -> int:
             warm_up(server, options.warm_up_requests)
             with Gate(server, options.port, options.metrics_port) as gate:
                 _serve(server, gate, options.drain_delay_s, options.drain_timeout_s)
-    except (ServerError, JavaNotFound) as error:
+    except (ArchiveError, ServerError, JavaNotFound) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     _say("stopped")

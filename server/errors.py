@@ -1,7 +1,6 @@
-"""What stops a server from serving; each message says what to do.
+"""What stops a server from serving, besides `archive.errors.ArchiveError`; each message says what to do.
 
 ServerError
-├── ArchiveError   the archive is missing, damaged, no archive, or not the one whose digest was given
 ├── PortTaken      something else listens on a port
 ├── StartFailed    TorchServe or a worker ended, or was not ready in time; ends with the last log lines
 ├── Stopped        TorchServe or its gate ended by itself, or requests were still open when the drain ended
@@ -11,10 +10,6 @@ ServerError
 
 class ServerError(RuntimeError):
     """The server can't serve."""
-
-
-class ArchiveError(ServerError):
-    """The archive can't be read."""
 
 
 class PortTaken(ServerError):

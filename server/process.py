@@ -22,8 +22,9 @@ from typing import IO, Self
 
 import requests
 
-from server.archive import Archive
-from server.errors import ArchiveError, PortTaken, ServerError, StartFailed
+from archive.errors import ArchiveError
+from archive.read import Archive
+from server.errors import PortTaken, ServerError, StartFailed
 from server.java import find_java
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,19 +7,18 @@ removed rolls back to it. The archive must lie in the model store, and TorchServ
 """
 
 import argparse
-import json
 import math
 import sys
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from server.archive import POLICY, Archive
-from server.digest import verify_digest
+from archive.digest import verify_digest
+from archive.errors import ArchiveError
+from archive.read import Archive, read_policy
 from server.errors import ServerError, SwapError
 from server.warm_up import post_example
 
@@ -156,8 +155,7 @@ def _require_ok(answer: requests.Response, what: str) -> None:
 
 
 def _example_actions(archive: Path) -> list[list[float]]:
-    with zipfile.ZipFile(archive) as mar:
-        return json.loads(mar.read(POLICY))["example"]["actions"]
+    return read_policy(archive)["example"]["actions"]
 
 
 def _difference(got: list[list[float]], expected: list[list[float]]) -> float:
@@ -185,7 +183,7 @@ def main() -> int:
             settle_s=options.settle_s,
         )
         old = swap.run()
-    except (ServerError, requests.RequestException) as error:
+    except (ArchiveError, ServerError, requests.RequestException) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     _say(f"{swap.model} {swap.new.version} serves; {old} is removed")

@@ -2,7 +2,7 @@
 
 import requests
 
-from server.archive import Example
+from archive.read import Example
 from server.errors import ServerError
 from server.process import TorchServe
 

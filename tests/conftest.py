@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from making import running, serve, write_archive, write_checkpoint
 
+from archive.read import unpack
 from export.export import Options, export
 from server.process import TorchServe
 
@@ -78,6 +78,4 @@ def tiny_archive(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 def tiny_folder(tiny_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its archive, unpacked."""
     folder = tmp_path_factory.mktemp("unpacked")
-    with zipfile.ZipFile(tiny_archive) as archive:
-        archive.extractall(folder)
-    return folder
+    return unpack(tiny_archive, folder)

@@ -16,12 +16,12 @@ import numpy as np
 import requests
 import torch
 
+from archive.read import Archive
 from bench import bodies
 from bench.generator import Plan
 from bench.gpu.measure import answers, rows
 from bench.load import Answers, drive
 from export.export import Options, export
-from server.archive import Archive
 from server.java import JavaNotFound, find_java
 from server.process import TorchServe, free_port
 from vla_runtime.observation import Row

@@ -5,7 +5,6 @@ import sys
 import tempfile
 import threading
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from archive.read import unpack
 from bench.gpu import http
 from bench.gpu.measure import answers, ceilings, median_s, rows
 from bench.gpu.policies import BUCKETS, ROOT, SIZES, in_process, of_architecture, of_size
@@ -115,13 +115,7 @@ def _archive(source: Source, folder: Path, run: Run, format_: Format, precision:
         tolerance=1e-2 if precision == "float32" else 1.0,
     )
     archived(source, options)
-    return _unpacked(options.output, folder / "unpacked")
-
-
-def _unpacked(archive: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(archive) as packed:
-        packed.extractall(folder)
-    return folder
+    return unpack(options.output, folder / "unpacked")
 
 
 def speed(run: Run) -> dict[str, Any]:
@@ -382,7 +376,7 @@ def served(run: Run) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         options = Options(str(DEFAULT), Path(folder) / "vla.mar")
         export(options)
-        unpacked = _unpacked(options.output, Path(folder) / "unpacked")
+        unpacked = unpack(options.output, Path(folder) / "unpacked")
         policy = Policy.load(unpacked, run.device)
         policy.warm_up()
         run.say(f"the default archive answers its example on {policy.device}, graphs: {policy.graphs}")

@@ -18,7 +18,7 @@ import requests
 from closed_loop import Load
 from replicas import ROOT, STARTUP_TIMEOUT_S
 
-from server.archive import Archive
+from archive.read import Archive
 from server.process import free_port
 
 IMAGE, PROXY_IMAGE = os.environ.get("IMAGE", ""), os.environ.get("PROXY_IMAGE", "")

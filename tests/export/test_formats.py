@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from test_export import LAYOUT, FrozenBranch, FrozenLoop, Sound
 from torch import Tensor, nn
 
 import vla.models
+from archive.read import unpack
 from export.batch import Batch
 from export.errors import ExportError
 from export.export import Options, export
@@ -47,9 +47,7 @@ def archive(request, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     path = folder / "vla.mar"
     options = Options(str(tiny_checkpoint), path, buckets=(1, 2, 4), format=format_, precision=precision)
     export(options)
-    with zipfile.ZipFile(path) as packed:
-        packed.extractall(folder / "unpacked")
-    return folder / "unpacked"
+    return unpack(path, folder / "unpacked")
 
 
 # Largest difference from the eager model in float32, normalised.
@@ -285,9 +283,7 @@ def test_discrete_policy_from_checkpoint_to_answer(
         "pick_up [probability]",
         "stop [probability]",
     ]
-    with zipfile.ZipFile(tmp_path / "vla.mar") as packed:
-        packed.extractall(tmp_path / "unpacked")
-    policy = Policy.load(tmp_path / "unpacked")
+    policy = Policy.load(unpack(tmp_path / "vla.mar", tmp_path / "unpacked"))
     row = dict(policy.example_row(tmp_path / "unpacked"))
     same, again, other = policy.infer([row, row, {**row, "seed": 1}])
     assert all(isinstance(answer, Answer) for answer in (same, again, other))

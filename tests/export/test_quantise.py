@@ -1,6 +1,5 @@
 """int8: smaller, close, and honest about the difference; refused where torch can't run it."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from making import write_checkpoint
 from torch import nn
 
+from archive.read import unpack
 from export.errors import ExportError
 from export.export import Options, export
 from export.quantise import quantised
@@ -34,9 +34,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Policy
     for precision in ("float32", "int8"):
         output = folder / f"{precision}.mar"
         spec = export(Options(str(source), output, buckets=(1, 2, 4), precision=precision))
-        with zipfile.ZipFile(output) as archive:
-            archive.extractall(folder / precision)
-        made[precision] = spec, folder / precision
+        made[precision] = spec, unpack(output, folder / precision)
     return made
 
 

@@ -5,7 +5,6 @@ A new name in `vla.models.ARCHITECTURES` is tested here without another line.
 
 import io
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import requests
 from making import eager_actions, serve, write_checkpoint
 from PIL import Image
 
+from archive.read import unpack
 from export.export import Options, export
 from vla.models import ARCHITECTURES
 from vla.training import checkpoint
@@ -58,9 +58,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     made_from = write_checkpoint(folder / "checkpoint", architecture)
     archive = folder / "vla.mar"
     export(Options(str(made_from), archive, buckets=BUCKETS, format=format_))
-    with zipfile.ZipFile(archive) as packed:
-        packed.extractall(folder / "unpacked")
-    return Exported(made_from, archive, Policy.load(folder / "unpacked"))
+    return Exported(made_from, archive, Policy.load(unpack(archive, folder / "unpacked")))
 
 
 def requests_of(count: int) -> list[dict[str, object]]:

@@ -16,6 +16,7 @@ import pytest
 import requests
 from PIL import Image
 
+from archive.read import unpack
 from server.process import TorchServe
 from vla_runtime.policy import Answer, Policy
 
@@ -29,9 +30,7 @@ TOLERANCE = 1e-4
 def policy(policy_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """The archive's policy in this process, for the answers that are right."""
     folder = tmp_path_factory.mktemp("policy")
-    with zipfile.ZipFile(policy_archive) as archive:
-        archive.extractall(folder)
-    return Policy.load(folder)
+    return Policy.load(unpack(policy_archive, folder))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import psutil
 import pytest
 import requests
 
-from server.errors import ArchiveError, PortTaken, StartFailed
+from archive.errors import ArchiveError
+from server.errors import PortTaken, StartFailed
 from server.process import TorchServe, free_port
 
 ROOT = Path(__file__).parents[2]

@@ -309,7 +309,7 @@ def test_rt2_says_that_it_chose_among_bins(server: TorchServe) -> None:
 
 
 def test_two_archives_of_one_name_are_refused(tmp_path: Path) -> None:
-    from server.errors import ArchiveError  # noqa: PLC0415
+    from archive.errors import ArchiveError  # noqa: PLC0415
 
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -1,13 +1,13 @@
 """What decoding a large JPEG at reduced scale changes, in the units of the default policy's actions."""
 
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from archive.read import unpack
 from vla.envs.tabletop import Tabletop
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
@@ -19,9 +19,7 @@ SCENES_BOUND = (0.001, 0.001, 0.001, 0.05)
 @pytest.fixture(scope="module")
 def policy(policy_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
     folder = tmp_path_factory.mktemp("decoding")
-    with zipfile.ZipFile(policy_archive) as archive:
-        archive.extractall(folder)
-    return Policy.load(folder)
+    return Policy.load(unpack(policy_archive, folder))
 
 
 def file(image: Image.Image, kind: str, **options: int) -> bytes:

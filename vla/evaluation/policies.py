@@ -5,13 +5,13 @@ All answer `infer(observation)` as `client.RemotePolicy` does.
 
 import tempfile
 import threading
-import zipfile
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from archive.read import unpack
 from vla.envs.expert import expert_chunk
 from vla.envs.tabletop import ACTION, ACTION_HIGH, ACTION_LOW, CONTROL_HZ, Tabletop
 from vla_client import ActionChunk, Observation, SafetyReport
@@ -30,9 +30,7 @@ class ArchivedPolicy:
         from vla_runtime.policy import Policy  # noqa: PLC0415  loads torch, which nothing else here needs
 
         self._folder = tempfile.TemporaryDirectory(prefix="vla_evaluation_")
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(self._folder.name)
-        self._policy = Policy.load(Path(self._folder.name), device=device)
+        self._policy = Policy.load(unpack(archive, Path(self._folder.name)), device=device)
         self._turn = threading.Lock()
 
     def infer(self, observation: Observation) -> ActionChunk:

@@ -2,13 +2,13 @@
 
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
+from archive.read import unpack
 from vla.data.demonstrations import Demonstrations
 from vla.envs.commands import parse
 from vla.models import Batch
@@ -77,9 +77,7 @@ def latency_and_memory(archive: Path, sizes: tuple[int, ...], threads: int) -> t
     """
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="vla_latency_") as folder:
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(folder)
-        policy = Policy.load(Path(folder), "cpu", threads)
+        policy = Policy.load(unpack(archive, Path(folder)), "cpu", threads)
         policy.warm_up()
         row = policy.example_row(Path(folder))
     found = {}

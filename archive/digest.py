@@ -4,7 +4,13 @@ import hashlib
 import re
 from pathlib import Path
 
-from server.errors import ArchiveError
+from archive.errors import ArchiveError
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_digest(archive: Path, sha256: str | None = None) -> str:
@@ -28,8 +34,6 @@ def verify_digest(archive: Path, sha256: str | None = None) -> str:
         )
     if not archive.is_file():
         raise ArchiveError(f"no archive at {archive}")
-    with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if (found := digest(archive)) != sha256:
         raise ArchiveError(f"{archive} has SHA-256 {found}, expected {sha256}: not loaded")
     return found

@@ -1,0 +1,1 @@
+"""A `.mar` archive: written, read within bounds, unpacked, digested. No torch, no server."""
