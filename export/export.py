@@ -31,10 +31,20 @@ from export.source import Source
 from export.target import Target
 from export.trace import trace
 from export.verify import SEEDS, TOLERANCES, Parity, answered, compare
+from vla_runtime.actions import example_tolerance
 from vla_runtime.errors import RequestError, SpecError
 from vla_runtime.module import load_module, platform_of
 from vla_runtime.policy import Policy
-from vla_runtime.spec import ArtifactSpec, Example, Format, PolicySpec, Precision, Vector
+from vla_runtime.spec import (
+    ArtifactSpec,
+    BinnedSpace,
+    DiscreteSpace,
+    Example,
+    Format,
+    PolicySpec,
+    Precision,
+    Vector,
+)
 
 FILES: dict[Format, str] = {
     "torchscript": "policy.ts",
@@ -213,7 +223,11 @@ def _describe(
         provenance=_provenance(source) | found,
     )
     spec.save(folder)
-    spec = msgspec.structs.replace(spec, example=_answered(spec, folder, options.device))
+    spec = msgspec.structs.replace(
+        spec,
+        example=_answered(spec, folder, options.device),
+        provenance=spec.provenance | {"example_tolerance": _example_tolerance(spec)},
+    )
     spec.save(folder)
     return spec
 
@@ -240,6 +254,14 @@ def _answered(spec: PolicySpec, folder: Path, device: str) -> Example:
         raise SpecError(f"the source's example is refused: {answer.message}")
     actions = tuple(tuple(row) for row in answer.chunk.recordable.tolist())
     return msgspec.structs.replace(spec.example, actions=actions, names=answer.chunk.chosen)
+
+
+def _example_tolerance(spec: PolicySpec) -> dict[str, Any]:
+    """Return how far the example's answer may be from its record, in its own units."""
+    space, allowed = spec.action, example_tolerance(spec)
+    units = [allowed] * space.width if isinstance(space, DiscreteSpace) else (allowed * space.scale).tolist()
+    rounded = isinstance(space, BinnedSpace) and spec.artifact.precision != "float32"
+    return {"judged_by": "mean_difference" if rounded else "largest_difference", "units": units}
 
 
 def _provenance(source: Source) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`python -m server.container`: one replica, as images run it.
 
-Checks the archive's digest, starts TorchServe on loopback, warms it up, then opens the gate. SIGTERM closes
+Checks the archives' digests, starts TorchServe on loopback, warms it up, then opens the gate. SIGTERM closes
 the gate, lets every request that was taken be answered, and stops TorchServe.
 """
 
@@ -8,6 +8,7 @@ import argparse
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -29,18 +30,18 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _end_at_once)
     signal.signal(signal.SIGINT, _end_at_once)
     try:
-        digest = verify_digest(options.archive, options.sha256)
+        archives = options.archive or [Path("/models/vla.mar")]
+        digests = _digests(archives, options.sha256)
         server = TorchServe(
-            options.archive,
+            archives,
             port=options.torchserve_port,
             startup_timeout_s=options.startup_timeout_s,
             memory=Memory(options.heap_mib, options.direct_memory_mib),
             model_api=True,
             on_log=_say,
         )
-        _say(
-            f"starting {server.archive.name} {server.archive.version} of {options.archive}, SHA-256 {digest}"
-        )
+        for archive, digest in zip(server.archives, digests, strict=True):
+            _say(f"starting {archive.name} {archive.version} of {archive.path}, SHA-256 {digest}")
         with server:
             warm_up(server, options.warm_up_requests)
             with Gate(server, options.port, options.metrics_port) as gate:
@@ -84,6 +85,13 @@ def _require_alive(server: TorchServe, gate: Gate) -> None:
             raise Stopped(f"{name} ended by itself with status {status}")
 
 
+def _digests(archives: Sequence[Path], expected: Sequence[str] | None) -> list[str]:
+    """Check every archive's digest, and return them."""
+    if expected and len(expected) != len(archives):
+        raise ArchiveError(f"--sha256 is given {len(expected)} times for {len(archives)} archives")
+    return [verify_digest(*pair) for pair in zip(archives, expected or [None] * len(archives), strict=True)]
+
+
 def _end_at_once(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)  # nothing was taken yet
 
@@ -100,8 +108,17 @@ def _parse() -> argparse.Namespace:
     )
     memory = Memory()
     add = parser.add_argument
-    add("--archive", type=Path, default=Path("/models/vla.mar"), help="archive to serve")
-    add("--sha256", help="the archive's digest; default: the first word of <archive>.sha256")
+    add(
+        "--archive",
+        type=Path,
+        action="append",
+        help="archive to serve at /predictions/<its name>; may be given several times (/models/vla.mar)",
+    )
+    add(
+        "--sha256",
+        action="append",
+        help="digests of the archives, in their order; default: the first word of each <archive>.sha256",
+    )
     add("--port", type=int, default=8080, help="port for requests, on all addresses")
     add("--metrics-port", type=int, default=8082, help="port of GET /metrics, on all addresses")
     add(

@@ -7,7 +7,6 @@ removed rolls back to it. The archive must lie in the model store, and TorchServ
 """
 
 import argparse
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from typing import Any
 
 import requests
 
+from archive.compare import mismatch
 from archive.digest import verify_digest
 from archive.errors import ArchiveError
-from archive.read import Archive, read_policy
+from archive.read import Archive
 from server.errors import ServerError, SwapError
 from server.warm_up import post_example
 
-# Largest difference between an answer and the archived one [units of the action]: other CPUs round otherwise.
-TOLERANCE = 1e-2
 WARM_UP_REQUESTS = 20
 
 
@@ -99,9 +97,8 @@ class Swap:
 
     def _check(self, url: str) -> None:
         """Post the archived example and compare the answer; several times, which warms the version up."""
-        if self.new.example is None:
+        if self.new.example is None or self.new.policy is None:
             raise SwapError(f"{self.new.path.name} has no example request to check it with")
-        expected = _example_actions(self.new.path)
         with requests.Session() as session:
             for _ in range(WARM_UP_REQUESTS):
                 answer = post_example(session, url, self.new.example, self.timeout_s)
@@ -109,8 +106,8 @@ class Swap:
                 body = answer.json()
                 if body["version"] != self.new.version:
                     raise SwapError(f"{url} is answered by {body['version']}, expected {self.new.version}")
-                if (difference := _difference(body["actions"], expected)) > TOLERANCE:
-                    raise SwapError(f"{url} differs from the archived answer by {difference:.2g}")
+                if wrong := mismatch(self.new.policy, body["actions"]):
+                    raise SwapError(f"{url}: {wrong}")
         _say(f"the archived example was answered as recorded by {url}")
 
     def _wait_idle(self, version: str) -> None:
@@ -149,20 +146,21 @@ class Swap:
         return answer
 
 
+def _served(management_port: int, archive: Path) -> str:
+    """Return the name of the policy that is served; of several, the one that the archive is named after."""
+    answer = requests.get(f"http://127.0.0.1:{management_port}/models", timeout=30)
+    _require_ok(answer, "asking what is served")
+    names = [model["modelName"] for model in answer.json()["models"]]
+    if len(names) == 1:
+        return names[0]
+    if archive.stem in names:
+        return archive.stem
+    raise SwapError(f"which of {', '.join(names)} is to be replaced? Name it by --model")
+
+
 def _require_ok(answer: requests.Response, what: str) -> None:
     if not answer.ok:
         raise SwapError(f"{what} got {answer.status_code}: {answer.text.strip()}")
-
-
-def _example_actions(archive: Path) -> list[list[float]]:
-    return read_policy(archive)["example"]["actions"]
-
-
-def _difference(got: list[list[float]], expected: list[list[float]]) -> float:
-    """Return the largest difference of two chunks, infinity when their shapes differ."""
-    if [len(action) for action in got] != [len(action) for action in expected]:
-        return math.inf
-    return max(abs(a - b) for pair in zip(got, expected, strict=True) for a, b in zip(*pair, strict=True))
 
 
 def _say(line: str) -> None:
@@ -178,7 +176,7 @@ def main() -> int:
             new=Archive.open(options.archive),
             inference_url=f"http://127.0.0.1:{options.port}",
             management_url=f"http://127.0.0.1:{options.port + 1}",
-            model=options.model,
+            model=options.model or _served(options.port + 1, options.archive),
             timeout_s=options.timeout_s,
             settle_s=options.settle_s,
         )
@@ -199,7 +197,7 @@ def _parse() -> argparse.Namespace:
     add = parser.add_argument
     add("archive", type=Path, help="the new version's archive, in the model store")
     add("--sha256", help="its digest; default: the first word of <archive>.sha256")
-    add("--model", default="vla", help="name of the served model")
+    add("--model", help="name of the policy to replace, where several are served")
     add("--port", type=int, default=8090, help="TorchServe's inference port on loopback; + 1 is management")
     add("--timeout-s", type=float, default=120.0, help="longest wait for the new version to be ready [s]")
     add("--settle-s", type=float, default=2.0, help="idle time of the old version before it is removed [s]")

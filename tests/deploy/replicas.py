@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,10 +137,12 @@ def wait_for(running: Running, ready_port: int) -> None:
 
 
 @contextmanager
-def replica(archive: Path, folder: Path, *arguments: object) -> Iterator[Running]:
-    """Run one replica as its image does."""
+def replica(archive: Path | Sequence[Path], folder: Path, *arguments: object) -> Iterator[Running]:
+    """Run one replica as its image does, of one archive or several."""
     first = free_port()
-    command = [sys.executable, "-m", "server.container", "--archive", archive, "--warm-up-requests", 5]
+    command = [sys.executable, "-m", "server.container", "--warm-up-requests", 5]
+    for path in [archive] if isinstance(archive, Path) else archive:
+        command += ["--archive", path]
     command += ["--torchserve-port", first, "--port", first + 5, "--metrics-port", first + 6, *arguments]
     log = folder / f"replica-{first}.log"
     with started(command, first + 5, log, first + 5, torchserve_port=first) as running:

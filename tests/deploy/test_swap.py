@@ -1,7 +1,9 @@
 """Another version under load: nobody notices but by the version, or the old one serves on."""
 
+import hashlib
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,4 +85,18 @@ def test_refusals_change_nothing(swapped_replica: Running, folder: Path, tmp_pat
     assert f"vla {before[0]} is what is served" in swap(swapped_replica, served).stderr
     assert "expected " + "0" * 64 in swap(swapped_replica, elsewhere, "--sha256", "0" * 64).stderr
     assert "registering vla-9.0.mar got 404" in swap(swapped_replica, elsewhere).stderr
+    assert versions(swapped_replica) == before
+
+
+def test_a_zip_bomb_is_not_unpacked(swapped_replica: Running, folder: Path) -> None:
+    before = versions(swapped_replica)
+    bomb = folder / "bomb.mar"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as mar:
+        mar.writestr("MAR-INF/MANIFEST.json", bytes(400 << 20))
+    digest = hashlib.sha256(bomb.read_bytes()).hexdigest()
+
+    run = swap(swapped_replica, bomb, "--sha256", digest)
+
+    assert run.returncode == 1
+    assert "unpacks to 419.4 MB, more than the " in run.stderr
     assert versions(swapped_replica) == before
