@@ -3,24 +3,26 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from statistics import median
+from typing import Any, ParamSpec, Self, TypeVar
 
-import numpy as np
 import torch
+from PIL.Image import Image
 
 from archive.read import unpack
 from bench.load import Latency
+from loadtest.host import peak_mib
 from server.process import WORKER_ENVIRONMENT
 from vla_runtime.observation import Row, decode
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.preprocessing import decoded, picture
-from vla_runtime.staging import Inputs
 
+Given = ParamSpec("Given")
 T = TypeVar("T")
 
 
@@ -47,7 +49,7 @@ class Split:
 
 
 class Process:
-    """A process that holds one policy; every method runs in it."""
+    """A process that holds one policy: `process.call(rate, rows, bucket, seconds)` runs a function in it."""
 
     def __init__(self, archive: Path) -> None:
         """Start the process as a lone worker would run: its environment, device and number of threads."""
@@ -62,32 +64,9 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self._executor.shutdown()
 
-    def measure(self, rows: Sequence[Row], seconds: float) -> Alone:
-        """Measure everything, about `seconds` for each figure [s]."""
-        return self._call(_measure, rows, seconds)
-
-    def rate(self, rows: Sequence[Row], bucket: int, seconds: float) -> float:
-        """Return requests a second of artifact + preprocessing in batches of `bucket`, over `seconds`."""
-        return self._call(_rate, rows, bucket, seconds)
-
-    def latency(self, rows: Sequence[Row], seconds: float) -> Latency:
-        """Return the latency of artifact + preprocessing, one request after another."""
-        return self._call(_latency, rows, seconds)
-
-    def split(self, rows: Sequence[Row], seconds: float) -> Split:
-        """Return how much of preprocessing is decoding."""
-        return self._call(_split, rows, seconds)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the policy's name, picture size, parameters' precision, state size and buckets."""
-        return self._call(_describe)
-
-    def peak_mib(self) -> float:
-        """Return the most memory that the process has had resident [MiB]."""
-        return self._call(_peak_mib)
-
-    def _call(self, function: Callable[..., T], *arguments: object) -> T:
-        return self._executor.submit(function, *arguments).result()
+    def call(self, function: Callable[Given, T], *arguments: Given.args, **named: Given.kwargs) -> T:
+        """Run one of this module's functions beside the policy."""
+        return self._executor.submit(function, *arguments, **named).result()
 
 
 def _load(archive: Path, threads: int, device: str) -> None:
@@ -102,32 +81,25 @@ def _load(archive: Path, threads: int, device: str) -> None:
 _policy: Policy
 
 
-def _measure(rows: Sequence[Row], seconds: float) -> Alone:
+def everything(rows: Sequence[Row], seconds: float) -> Alone:
+    """Measure all that `Alone` says, about `seconds` for each figure [s]."""
     buckets = _policy.spec.artifact.buckets
-    inputs = _inputs(rows)
-    artifact, artifact_s = _policy._artifact, []
-    for index in _until(seconds):
-        begin = time.perf_counter()
-        artifact([inputs[index % len(inputs)]])
-        artifact_s.append(time.perf_counter() - begin)
+    inputs = [_policy.prepare(row, time.time()) for row in rows]
     return Alone(
-        artifact=Latency.of(artifact_s),
-        policy=_latency(rows, seconds),
-        artifact_hz={bucket: _throughput(artifact, inputs, bucket, seconds) for bucket in buckets},
+        artifact=Latency.of(_taken_s(_policy.compute, inputs, seconds)),
+        policy=latency(rows, seconds),
+        artifact_hz={bucket: _throughput(_policy.compute, inputs, bucket, seconds) for bucket in buckets},
         policy_hz={bucket: _throughput(_answer, rows, bucket, seconds) for bucket in buckets},
     )
 
 
-def _latency(rows: Sequence[Row], seconds: float) -> Latency:
-    taken_s = []
-    for index in _until(seconds):
-        begin = time.perf_counter()
-        _answer([rows[index % len(rows)]])
-        taken_s.append(time.perf_counter() - begin)
-    return Latency.of(taken_s)
+def latency(rows: Sequence[Row], seconds: float) -> Latency:
+    """Return the latency of artifact + preprocessing, one request after another."""
+    return Latency.of(_taken_s(_answer, rows, seconds))
 
 
-def _rate(rows: Sequence[Row], bucket: int, seconds: float) -> float:
+def rate(rows: Sequence[Row], bucket: int, seconds: float) -> float:
+    """Return requests a second of artifact + preprocessing in batches of `bucket`, over `seconds`."""
     return _throughput(_answer, rows, bucket, seconds)
 
 
@@ -135,6 +107,16 @@ def _answer(rows: Sequence[Row]) -> None:
     """Answer a batch and make sure that every row was answered."""
     if refused := [answer for answer in _policy.infer(rows) if not isinstance(answer, Answer)]:
         raise RuntimeError(f"the policy refused a request: {refused[0]}")
+
+
+def _taken_s(step: Callable[[list[Any]], object], items: Sequence[Any], seconds: float) -> list[float]:
+    """Return how long `step` takes with each item alone [s], one after another for `seconds`."""
+    taken_s = []
+    for index in _until(seconds):
+        begin = time.perf_counter()
+        step([items[index % len(items)]])
+        taken_s.append(time.perf_counter() - begin)
+    return taken_s
 
 
 def _throughput(
@@ -148,27 +130,26 @@ def _throughput(
     return count / (time.perf_counter() - begin)
 
 
-def _split(rows: Sequence[Row], seconds: float) -> Split:
-    spec = _policy.spec
-    camera, decode_s, whole_s = spec.cameras[0], [], []
-    for index in _until(seconds):
-        begin = time.perf_counter()
-        observation = decode(rows[index % len(rows)], spec, time.time())
-        decoded(observation.images[0][-1], camera)
-        decode_s.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        observation = decode(rows[index % len(rows)], spec, time.time())
-        picture(observation.images[0][-1], camera)
-        whole_s.append(time.perf_counter() - begin)
-    part, whole = float(np.median(decode_s)) * 1000, float(np.median(whole_s)) * 1000
+def split(rows: Sequence[Row], seconds: float) -> Split:
+    """Return how much of preprocessing is decoding."""
+
+    def decode_one(row: list[Row]) -> None:
+        decoded(_image(row[0]), _policy.spec.cameras[0])
+
+    def decode_and_resize(row: list[Row]) -> None:
+        picture(_image(row[0]), _policy.spec.cameras[0])
+
+    part, whole = (1000 * median(_taken_s(step, rows, seconds)) for step in (decode_one, decode_and_resize))
     return Split(part, max(0.0, whole - part))
 
 
-def _inputs(rows: Sequence[Row]) -> list[Inputs]:
-    return [_policy.prepare(row, time.time()) for row in rows]
+def _image(row: Row) -> Image:
+    """Return the request's picture, its headers read."""
+    return decode(row, _policy.spec, time.time()).images[0][-1]
 
 
-def _describe() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
+    """Return the policy's name, picture size, parameters' precision, state size and buckets."""
     spec = _policy.spec
     return {
         "name": spec.name,
@@ -181,17 +162,12 @@ def _describe() -> dict[str, Any]:
     }
 
 
-def _peak_mib() -> float:
+def own_peak_mib() -> float:
+    """Return the most memory that the process has had resident [MiB]."""
     return peak_mib(os.getpid())
 
 
-def peak_mib(pid: int) -> float:
-    """Return the most memory that a process has had resident so far [MiB]."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def _until(seconds: float) -> Any:
+def _until(seconds: float) -> Iterator[int]:
     """Count 0, 1, 2 ... until the time is over, at least five times."""
     begin, index = time.perf_counter(), 0
     while index < 5 or time.perf_counter() - begin < seconds:

@@ -6,12 +6,15 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean, median
 
 import msgspec
-import numpy as np
 
 from bench.generator import DRAIN_S, Plan, Sample, Samples
+from loadtest import answers
+from loadtest.body import MSGPACK
+from loadtest.judge import percentile
+from vla_client import ActionChunk
 
 STAGES = ("queue", "preprocess", "inference", "postprocess")
 
@@ -30,8 +33,8 @@ class Latency:
         """Summarise latencies in seconds; NaN where there are none."""
         if not values_s:
             return cls(*[float("nan")] * 4)
-        p50, p95, p99 = np.percentile(np.asarray(values_s) * 1000, (50, 95, 99)).tolist()
-        return cls(p50, p95, p99, float(np.mean(values_s)) * 1000)
+        p50, p95, p99 = (1000 * percentile(values_s, percent) for percent in (50, 95, 99))
+        return cls(p50, p95, p99, 1000 * fmean(values_s))
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class Answers:
     batch_sizes: dict[int, int]
     # The load generator's CPU time a request [ms].
     generator_cpu_ms: float
+
+    @property
+    def mean_batch(self) -> float:
+        """The mean size of the batches that were computed; 0 where no answer says."""
+        batches = sum(count / size for size, count in self.batch_sizes.items())
+        return sum(self.batch_sizes.values()) / batches if batches else 0.0
 
 
 def drive(plan: Plan) -> Answers:
@@ -73,7 +82,7 @@ def drive(plan: Plan) -> Answers:
 def summarise(phase: Samples) -> Answers:
     """Turn samples into figures."""
     good = [sample for sample in phase.samples if sample.status == 200]
-    timings = [timing for sample in good if (timing := _timing(sample)) is not None]
+    timings = [chunk.timing_ms for sample in good if (chunk := _chunk(sample))]
     count = max(1, len(phase.samples))
     return Answers(
         requests=len(phase.samples) + phase.unanswered,
@@ -81,17 +90,16 @@ def summarise(phase: Samples) -> Answers:
         rate_hz=len(good) / phase.elapsed_s if phase.elapsed_s else 0.0,
         latency=Latency.of([sample.latency_s for sample in good]),
         elapsed_s=phase.elapsed_s,
-        stages_ms={stage: float(np.median([t[stage] for t in timings])) for stage in STAGES if timings},
+        stages_ms={stage: median(t[stage] for t in timings) for stage in STAGES if timings},
         batch_sizes=dict(sorted(Counter(int(timing["batch_size"]) for timing in timings).items())),
         generator_cpu_ms=phase.cpu_s / count * 1000,
     )
 
 
-def _timing(sample: Sample) -> dict[str, Any] | None:
-    """Return an answer's `timing_ms`; None for an endpoint that has none."""
+def _chunk(sample: Sample) -> ActionChunk | None:
+    """Read an answer; None from an endpoint that is no policy."""
     head, _, content = sample.body.partition(b"\r\n\r\n")
-    decode = msgspec.msgpack.decode if b"application/msgpack" in head else msgspec.json.decode
     try:
-        return decode(content)["timing_ms"]
-    except (msgspec.DecodeError, KeyError):
+        return answers.read(content, MSGPACK if MSGPACK.encode() in head else "application/json")
+    except answers.WrongAnswer:
         return None

@@ -1,10 +1,11 @@
 """One archive, measured alone and served: every figure of the report, in one run."""
 
+import io
 import math
-import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,18 @@ from pathlib import Path
 from statistics import median, median_low
 from typing import Any
 
-from bench import bodies, images
+import numpy as np
+from PIL import Image
+
+from bench import alone, bodies
 from bench.alone import Alone, Process, Split
-from bench.bodies import Body, Target
+from bench.bodies import Target
 from bench.generator import Plan
 from bench.load import Answers, Latency, drive
 from bench.served import WARM_UP_S, Load, Served, settle, write_empty_archive
+from loadtest import corpus
+from loadtest.body import Body
+from vla_client.observation import encode
 from vla_runtime.observation import Row
 
 # Alternations of in-process and served that a lone request's overhead is the median of.
@@ -25,6 +32,31 @@ TURNS = 5
 # A phase of many clients is long enough for so many batches of all of them, up to a limit [s].
 BATCHES, MOST_S = 4, 16.0
 BODIES: tuple[Body, ...] = ("multipart", "msgpack")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a camera sends."""
+
+    name: str
+    # [pixels]
+    width: int
+    height: int
+    # Size of the JPEG file that its quality is chosen for [KB]; None: quality 90.
+    kilobytes: float | None = None
+
+    def pictures(self, most: int) -> list[bytes]:
+        """Return different JPEG files, at most so many; fewer of the large ones."""
+        count = min(most, max(64, 100_000_000 // (self.width * self.height)))
+        return corpus.pictures(count, ((self.width, self.height),), 0, self.kilobytes)
+
+
+KINDS = (
+    Kind("224x224", 224, 224),
+    Kind("30KB", 640, 480, 30.0),
+    Kind("640x480", 640, 480),
+    Kind("1280x720", 1280, 720),
+)
 
 
 @dataclass(frozen=True)
@@ -40,13 +72,13 @@ class Depth:
     shares: tuple[float, ...]
     # Alternations of in-process and served throughput that the ratio is taken over.
     rounds: int
-    kinds: tuple[images.Kind, ...]
+    kinds: tuple[Kind, ...]
     # Most different pictures of one kind.
     pictures: int
 
 
-FULL = Depth(5.0, 1.0, (1, 2, 4, 8, 16, 32, 64), (0.25, 0.5, 0.75, 0.9), 3, images.KINDS, 512)
-QUICK = Depth(1.0, 0.2, (1, 8), (0.5,), 1, images.KINDS[:1], 64)
+FULL = Depth(5.0, 1.0, (1, 2, 4, 8, 16, 32, 64), (0.25, 0.5, 0.75, 0.9), 3, KINDS, 512)
+QUICK = Depth(1.0, 0.2, (1, 8), (0.5,), 1, KINDS[:1], 64)
 
 
 @dataclass(frozen=True)
@@ -126,19 +158,6 @@ class Results:
         """Median of the rounds' gain by cached commands."""
         return median(one.cached_gain for one in self.rounds)
 
-    def robots(self, p95_ms: float, control_hz: float = 10.0) -> float:
-        """Return how many robots one host served at their control rate within a latency.
-
-        Robots do not wait for each other, so that this is the highest rate of open-loop arrivals at which
-        nothing failed and p95 kept the limit, over the rate of one robot; 0 where none did.
-        """
-        kept = [
-            load.answers.rate_hz
-            for load in self.open.values()
-            if not load.answers.failed and load.answers.latency.p95_ms <= p95_ms
-        ]
-        return max(kept, default=0.0) / control_hz
-
     @property
     def dip(self) -> float:
         """The most by which more clients give less throughput than the peak at fewer, as a share of it."""
@@ -149,15 +168,15 @@ class Results:
 
 def measure(archive: Path, depth: Depth, say: Callable[[str], None]) -> Results:
     """Measure one archive; `say` gets a line for every step."""
-    with tempfile.TemporaryDirectory() as folder, Process(archive) as alone:
-        policy = alone.describe()
+    with tempfile.TemporaryDirectory() as folder, Process(archive) as process:
+        policy = process.call(alone.describe)
         state = (0.0,) * policy["state"]
         say(f"{policy['name']}: in-process")
-        pictures = {kind.name: images.jpegs(kind, _count(kind, depth)) for kind in depth.kinds}
+        pictures = {kind.name: kind.pictures(depth.pictures) for kind in depth.kinds}
         small = depth.kinds[0].name
-        in_process = alone.measure(_rows(pictures[small], state), depth.figure_s)
+        in_process = process.call(alone.everything, _rows(pictures[small], state), depth.figure_s)
         with Served(archive, state) as served:
-            run = _Run(depth, served, alone, Path(folder), pictures, say)
+            run = _Run(depth, served, process, Path(folder), pictures, say)
             say("served: warming up")
             served.load(run.pool(small, "multipart"), WARM_UP_S if depth is FULL else 1.0, clients=8)
             closed = {clients: run.closed(small, clients) for clients in depth.clients}
@@ -169,13 +188,13 @@ def measure(archive: Path, depth: Depth, say: Callable[[str], None]) -> Results:
             rounds = [run.round(turn, bucket, peak) for turn in range(1, depth.rounds + 1)]
             rate_hz = median(one.served.answers.rate_hz for one in rounds)
             opened = {share * rate_hz: run.open(small, share * rate_hz) for share in depth.shares}
-            peak_mib = {"in-process": alone.peak_mib(), **served.peak_mib()}
+            peak_mib = {"in-process": process.call(alone.own_peak_mib), **served.peak_mib()}
     return Results(policy, in_process, lone, closed, saturated, rounds, opened, peak_mib)
 
 
 def ceilings(folder: Path, depth: Depth, batch: int = 32) -> Ceilings:
     """Measure what the load generator and TorchServe's front end can do at most."""
-    pictures = images.jpegs(depth.kinds[0], _count(depth.kinds[0], depth))
+    pictures = depth.kinds[0].pictures(depth.pictures)
     commands = bodies.repeated(len(pictures))
     with _empty_endpoint() as port:
         pool = bodies.requests(Target("127.0.0.1", port, "/", ()), pictures, commands, "multipart")
@@ -199,14 +218,13 @@ class _Run:
         self,
         depth: Depth,
         served: Served,
-        alone: Process,
+        process: Process,
         folder: Path,
         pictures: dict[str, list[bytes]],
         say: Callable[[str], None],
     ) -> None:
-        self.depth, self.served, self.alone, self.folder = depth, served, alone, folder
+        self.depth, self.served, self.process, self.folder = depth, served, process, folder
         self.pictures, self.say = pictures, say
-        self.kinds = {kind.name: kind for kind in depth.kinds}
         # What the last closed loop reached [requests/s].
         self.rate_hz = math.inf
 
@@ -230,16 +248,16 @@ class _Run:
         rows = _rows(pictures, self.served.target.state)
         turns = []
         for _ in range(TURNS):
-            alone = self.alone.latency(rows, seconds)
+            in_process = self.process.call(alone.latency, rows, seconds)
             settle()
-            turns.append((alone, self.served.load(self.pool(kind, body), seconds, clients=1)))
+            turns.append((in_process, self.served.load(self.pool(kind, body), seconds, clients=1)))
             settle()
         # The turn in the middle by its overhead.
-        overheads = [load.answers.latency.p50_ms - alone.p50_ms for alone, load in turns]
-        alone, load = turns[overheads.index(median_low(overheads))]
-        split = self.alone.split(rows, min(1.0, seconds))
+        overheads = [load.answers.latency.p50_ms - in_process.p50_ms for in_process, load in turns]
+        in_process, load = turns[overheads.index(median_low(overheads))]
+        split = self.process.call(alone.split, rows, min(1.0, seconds))
         size = sum(map(len, pictures)) / len(pictures) / 1000
-        lone = Lone(kind, body, size, load, alone, split, images.encode_ms(self.kinds[kind]))
+        lone = Lone(kind, body, size, load, in_process, split, _encode_ms(pictures))
         self.say(
             f"  lone, {kind} {body}: p50 {load.answers.latency.p50_ms:.1f} ms, {lone.overhead_ms:+.1f} ms"
         )
@@ -263,7 +281,8 @@ class _Run:
     def round(self, turn: int, bucket: int, clients: int) -> Round:
         """Measure saturated throughput in-process, served, and served with commands never seen before."""
         kind, seconds = self.depth.kinds[0].name, self._seconds(clients)
-        alone_hz = self.alone.rate(_rows(self.pictures[kind], self.served.target.state), bucket, seconds)
+        rows = _rows(self.pictures[kind], self.served.target.state)
+        alone_hz = self.process.call(alone.rate, rows, bucket, seconds)
         settle()
         load = self.served.load(self.pool(kind, "multipart"), seconds, clients=clients)
         uncached = self.served.load(self.pool(kind, "multipart", turn), seconds, clients=clients)
@@ -289,15 +308,21 @@ def _rows(pictures: list[bytes], state: tuple[float, ...]) -> list[Row]:
     return [{**row, "state": state} for row in rows] if state else rows
 
 
-def _count(kind: images.Kind, depth: Depth) -> int:
-    """Return how many pictures of a kind are made: fewer of the large ones."""
-    return min(depth.pictures, max(64, 100_000_000 // (kind.width * kind.height)))
+def _encode_ms(pictures: list[bytes]) -> float:
+    """Return the median time that a client takes to encode such a picture [ms]."""
+    taken_s = []
+    for picture in pictures[:16]:
+        pixels = np.asarray(Image.open(io.BytesIO(picture)))
+        begin = time.perf_counter()
+        encode(pixels, "jpeg")
+        taken_s.append(time.perf_counter() - begin)
+    return median(taken_s) * 1000
 
 
 @contextmanager
 def _empty_endpoint() -> Iterator[int]:
     command = [sys.executable, "-m", "bench.empty"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield int(process.stdout.readline())

@@ -1,33 +1,15 @@
-"""Pictures of a report: latency against load, batch sizes, where the time goes."""
+"""The plots of a benchmark: latency against load, batch sizes, where the time goes."""
 
-from pathlib import Path
-
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+from typing import Any
 
 from bench.measure import Results
-from bench.report import Report, breakdown
+from loadtest.figure import INK, figure
+
+SIZE = (5.4, 3.9)
 
 
-def draw(report: Report, folder: Path) -> None:
-    """Write one PNG an archive: `<policy>.png`."""
-    for results in report.results:
-        figure, axes = plt.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
-        figure.suptitle(
-            f"{results.policy['name']}, {results.policy['picture_pixels']} px, {report.machine['cpu']}"
-        )
-        _latency(axes[0], results)
-        _batches(axes[1], results)
-        _time(axes[2], results)
-        figure.savefig(folder / f"{results.policy['name']}.png", dpi=110)
-        plt.close(figure)
-
-
-def _latency(axes: Axes, results: Results) -> None:
+@figure(SIZE)
+def latency(axes: Any, results: Results) -> None:
     """Latency against throughput: closed loop, and arrivals that do not wait for answers."""
     for name, loads, marker in (
         ("closed loop", results.closed, "o"),
@@ -38,32 +20,29 @@ def _latency(axes: Axes, results: Results) -> None:
             values = [getattr(load.answers.latency, quantile) for load in loads.values()]
             axes.plot(rates, values, style, marker=marker, label=f"{name}, {quantile[:3]}")
     best = max(results.alone.policy_hz.values())
-    axes.axvline(best, color="grey", linestyle=":", label=f"in-process {best:.0f}/s")
-    axes.set(xlabel="requests/s", ylabel="latency [ms]", yscale="log", title="latency against load")
+    axes.axvline(best, color=INK, ls=":", label=f"in-process {best:.0f}/s")
+    axes.set(xlabel="requests/s", ylabel="latency [ms]", yscale="log")
     axes.legend(fontsize=8)
 
 
-def _batches(axes: Axes, results: Results) -> None:
+@figure(SIZE)
+def batches(axes: Any, results: Results) -> None:
     """Share of requests computed in batches of each size, by number of clients."""
     for clients, load in results.closed.items():
         sizes = load.answers.batch_sizes
-        total = sum(sizes.values())
-        axes.plot(
-            list(sizes), [count / total for count in sizes.values()], marker=".", label=f"{clients} clients"
-        )
-    axes.set(xlabel="batch size", ylabel="share of requests", title="batch sizes")
+        shares = [count / sum(sizes.values()) for count in sizes.values()]
+        axes.plot(list(sizes), shares, marker=".", label=f"{clients} clients")
+    axes.set(xlabel="batch size", ylabel="share of requests")
     axes.legend(fontsize=8)
 
 
-def _time(axes: Axes, results: Results) -> None:
-    """Stages of a request, alone and under load."""
-    spent = breakdown(results.lone[0], results.closed[max(results.closed)].answers)
+@figure(SIZE)
+def stages(axes: Any, spent: dict[str, dict[str, float]]) -> None:
+    """Stages of a request, alone and under load [ms]."""
     left = [0.0] * len(spent)
-    for stage in spent["lone"]:
-        widths = [stages[stage] for stages in spent.values()]
+    for stage in next(iter(spent.values())):
+        widths = [of[stage] for of in spent.values()]
         axes.barh(list(spent), widths, left=left, label=stage)
         left = [begin + width for begin, width in zip(left, widths, strict=True)]
-    axes.set(
-        xlabel="ms", xscale="symlog", title=f"where the time goes ({max(results.closed)} clients: loaded)"
-    )
+    axes.set(xlabel="ms", xscale="symlog")
     axes.legend(fontsize=8)

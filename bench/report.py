@@ -1,15 +1,14 @@
-"""The figures as JSON and as Markdown tables, held against their targets."""
+"""The figures as a report, held against their targets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from bench import plots
 from bench.load import Answers
 from bench.measure import Ceilings, Lone, Results
 from bench.served import Load
+from loadtest.document import Block, Plots, Table
 
 # What serving may cost, see `targets`.
 SERVED_SHARE = 0.90
@@ -18,8 +17,6 @@ CACHED_GAIN = 1.3
 DIP = 0.10
 # The shares of throughput are promised for policies that compute at least so long for one request [ms].
 LARGE_MS = 15.0
-# Latencies that robots per host are counted within [ms].
-ROBOTS_P95_MS = (50.0, 200.0)
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,6 @@ class Target:
     wanted: str
     measured: str
     met: bool
-
-
-def write(report: Report, folder: Path) -> None:
-    """Write report.json and report.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    (folder / "report.md").write_text(markdown(report))
 
 
 def targets(results: Results) -> list[Target]:
@@ -75,19 +65,13 @@ def missed(report: Report) -> list[Target]:
     return [target for results in report.results for target in targets(results) if not target.met]
 
 
-def markdown(report: Report) -> str:
-    """Lay the report out for people."""
+def blocks(report: Report) -> Iterator[Block]:
+    """Yield the report's parts."""
     machine = ", ".join(f"{name} {value}" for name, value in report.machine.items() if value is not None)
-    lines = [
-        "# Benchmark",
-        "",
-        f"{machine}; {report.took_s:.0f} s, load average at the end {report.load_average_after}.",
-        "",
-        *_ceilings(report.ceilings),
-    ]
+    yield f"{machine}; {report.took_s:.0f} s, load average at the end {report.load_average_after}."
+    yield from _ceilings(report.ceilings)
     for results in report.results:
-        lines += _section(results)
-    return "\n".join(lines) + "\n"
+        yield from _section(results)
 
 
 def breakdown(lone: Lone, loaded: Answers) -> dict[str, dict[str, float]]:
@@ -99,13 +83,11 @@ def breakdown(lone: Lone, loaded: Answers) -> dict[str, dict[str, float]]:
     alone = lone.load.answers
     share = lone.split.decode_ms / max(1e-9, lone.split.decode_ms + lone.split.resize_ms)
     computed = sum(alone.stages_ms[stage] for stage in ("preprocess", "inference", "postprocess"))
-    front_end = max(0.0, alone.latency.p50_ms - computed)
     found = {}
-    for name, answers in (("lone", alone), ("loaded", loaded)):
-        stages = answers.stages_ms
+    for name, stages in (("one client", alone.stages_ms), ("loaded", loaded.stages_ms)):
         found[name] = {
             "client encode": lone.encode_ms,
-            "front end": front_end,
+            "front end": max(0.0, alone.latency.p50_ms - computed),
             "queue": max(0.0, stages["queue"] - alone.stages_ms["queue"]),
             "decode": stages["preprocess"] * share,
             "preprocess": stages["preprocess"] * (1 - share),
@@ -115,115 +97,69 @@ def breakdown(lone: Lone, loaded: Answers) -> dict[str, dict[str, float]]:
     return found
 
 
-def _ceilings(ceilings: Ceilings) -> Iterator[str]:
-    generator = ceilings.generator
-    yield "Without a policy, 16 to 32 clients:"
-    yield ""
-    yield from _table("what", "requests/s", "generator CPU [ms]", "front end CPU [ms]")
-    yield _row(
-        "load generator against an endpoint that does nothing",
-        generator.rate_hz,
-        generator.generator_cpu_ms,
-        "",
-    )
+def _ceilings(ceilings: Ceilings) -> Iterator[Block]:
+    generator, name = ceilings.generator, "load generator against an endpoint that does nothing"
+    rows: list[tuple[str | float, ...]] = [(name, generator.rate_hz, generator.generator_cpu_ms, "")]
     for body, load in ceilings.front_end.items():
-        cpu = load.answers.generator_cpu_ms
-        yield _row(f"TorchServe, empty handler, {body}", load.answers.rate_hz, cpu, load.front_end_cpu_ms)
-    yield ""
+        cpu_ms = (load.answers.generator_cpu_ms, load.front_end_cpu_ms)
+        rows.append((f"TorchServe, empty handler, {body}", load.answers.rate_hz, *cpu_ms))
+    yield "Without a policy, 16 to 32 clients:"
+    yield Table(("what", "requests/s", "generator CPU [ms]", "front end CPU [ms]"), rows)
 
 
-def _section(results: Results) -> Iterator[str]:
+def _section(results: Results) -> Iterator[Block]:
     policy, alone = results.policy, results.alone
     how = f"{policy['picture_pixels']} px, {policy['precision']}, {policy['threads']} threads"
     yield f"## {policy['name']}, {how}"
-    yield ""
-    yield from _table("target", "wanted", "measured", "met")
-    for target in targets(results):
-        yield _row(target.name, target.wanted, target.measured, "yes" if target.met else "**no**")
-    yield ""
+    judged = [(t.name, t.wanted, t.measured, "kept" if t.met else "missed") for t in targets(results)]
+    yield Table(("target", "wanted", "measured", "verdict"), judged)
     rounds = ", ".join(f"{one.served_share:.2f}" for one in results.rounds)
     cached = ", ".join(f"{one.cached_gain:.2f}" for one in results.rounds)
     yield f"Served over in-process in each round: {rounds}; cached over uncached: {cached}."
-    yield ""
-    yield "Peak memory [MiB]: " + ", ".join(f"{name} {mib:.0f}" for name, mib in results.peak_mib.items())
-    within = ", ".join(
-        f"{results.robots(p95_ms):.0f} with p95 inside {p95_ms:g} ms" for p95_ms in ROBOTS_P95_MS
-    )
-    yield f"Robots at 10 Hz by the open loop's highest rate that kept the limit: {within}."
-    yield ""
-    yield from _table("in-process", "p50 [ms]", "p95 [ms]", *(f"{bucket}" for bucket in alone.policy_hz))
-    yield _row("artifact", alone.artifact.p50_ms, alone.artifact.p95_ms, *alone.artifact_hz.values())
-    yield _row(
-        "artifact + preprocessing", alone.policy.p50_ms, alone.policy.p95_ms, *alone.policy_hz.values()
-    )
-    yield ""
-    yield "The numbered columns are observations/s in batches of that size."
-    yield ""
-    yield from _lone(results.lone)
-    yield from _loads(results)
-    yield from _breakdown(results)
-
-
-def _lone(lone: list[Lone]) -> Iterator[str]:
-    yield from _table(
-        "one client", "KB", "p50 [ms]", "p95 [ms]", "p99 [ms]", "in-process p50 [ms]", "overhead [ms]"
-    )
-    for one in lone:
-        latency = one.load.answers.latency
-        yield _row(
-            f"{one.kind} {one.body}", one.kilobytes, latency.p50_ms, latency.p95_ms, latency.p99_ms,
-            one.alone.p50_ms, one.overhead_ms,
-        )  # fmt: skip
-    yield ""
-
-
-def _loads(results: Results) -> Iterator[str]:
+    peaks = ", ".join(f"{name} {mib:.0f}" for name, mib in results.peak_mib.items())
+    yield f"Peak memory [MiB]: {peaks}. How many robots the host carries: `make loadtest ARGS=--find-robots`."
+    yield "In-process; the numbered columns are observations/s in batches of that size:"
+    rows = [
+        ("artifact", alone.artifact.p50_ms, alone.artifact.p95_ms, *alone.artifact_hz.values()),
+        ("artifact + preprocessing", alone.policy.p50_ms, alone.policy.p95_ms, *alone.policy_hz.values()),
+    ]
+    yield Table(("in-process", "p50 [ms]", "p95 [ms]", *map(str, alone.policy_hz)), rows)
+    columns = ("one client", "KB", "p50 [ms]", "p95 [ms]", "p99 [ms]", "in-process p50 [ms]", "overhead [ms]")
+    yield Table(columns, [_lone_row(lone) for lone in results.lone])
     columns = ("requests/s", "p50 [ms]", "p95 [ms]", "p99 [ms]", "failed", "mean batch")
-    yield from _table("load", *columns, "front end CPU [ms]", "worker CPU [ms]", "generator CPU [ms]")
+    cpu_ms = ("front end CPU [ms]", "worker CPU [ms]", "generator CPU [ms]")
+    yield Table(("load", *columns, *cpu_ms), [_load_row(name, load) for name, load in _loads(results)])
+    most = max(results.closed)
+    spent = breakdown(results.lone[0], results.closed[most].answers)
+    columns = (f"where the time goes [ms], {results.lone[0].kind}", *spent["loaded"])
+    rows = [(name.replace("loaded", f"{most} clients"), *stages.values()) for name, stages in spent.items()]
+    yield Table(columns, rows)
+    yield Plots(
+        {"Latency against load": plots.latency(results), "Batches": plots.batches(results)}
+        | {"Where the time goes": plots.stages(spent)}
+    )
+
+
+def _loads(results: Results) -> Iterator[tuple[str, Load]]:
     for clients, load in results.closed.items():
-        yield _load_row(f"{clients} clients", load)
+        yield f"{clients} clients", load
     for kind, load in results.saturated.items():
-        yield _load_row(f"saturated, {kind}", load)
+        yield f"saturated, {kind}", load
     for index, one in enumerate(results.rounds, 1):
-        yield _load_row(f"saturated, round {index} (in-process {one.alone_hz:.1f}/s)", one.served)
-        yield _load_row(f"commands never seen before, round {index}", one.uncached)
+        yield f"saturated, round {index} (in-process {one.alone_hz:.1f}/s)", one.served
+        yield f"commands never seen before, round {index}", one.uncached
     for rate, load in results.open.items():
-        yield _load_row(f"Poisson arrivals at {rate:.1f}/s", load)
-    yield ""
+        yield f"Poisson arrivals at {rate:.1f}/s", load
 
 
-def _load_row(name: str, load: Load) -> str:
+def _lone_row(lone: Lone) -> tuple[str | float, ...]:
+    latency = lone.load.answers.latency
+    served = (latency.p50_ms, latency.p95_ms, latency.p99_ms)
+    return f"{lone.kind} {lone.body}", lone.kilobytes, *served, lone.alone.p50_ms, lone.overhead_ms
+
+
+def _load_row(name: str, load: Load) -> tuple[str | float, ...]:
     answers, latency = load.answers, load.answers.latency
-    return _row(
-        name, answers.rate_hz, latency.p50_ms, latency.p95_ms, latency.p99_ms, str(answers.failed),
-        mean_batch(answers), load.front_end_cpu_ms, load.worker_cpu_ms, answers.generator_cpu_ms,
-    )  # fmt: skip
-
-
-def mean_batch(answers: Answers) -> float:
-    """Return the mean size of the batches that were computed."""
-    batches = sum(count / size for size, count in answers.batch_sizes.items())
-    return sum(answers.batch_sizes.values()) / batches if batches else 0.0
-
-
-def _breakdown(results: Results) -> Iterator[str]:
-    loaded = results.closed[max(results.closed)].answers
-    spent = breakdown(results.lone[0], loaded)
-    yield from _table(f"where the time goes [ms], {results.lone[0].kind}", *spent["lone"])
-    for name, stages in spent.items():
-        label = f"{max(results.closed)} clients" if name == "loaded" else "one client"
-        yield _row(label, *stages.values())
-    yield ""
-
-
-def _table(*columns: str) -> Iterator[str]:
-    yield _row(*columns)
-    yield _row(*["---"] * len(columns))
-
-
-def _row(*cells: str | float) -> str:
-    return "| " + " | ".join(cell if isinstance(cell, str) else _number(cell) for cell in cells) + " |"
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+    served = (answers.rate_hz, latency.p50_ms, latency.p95_ms, latency.p99_ms, answers.failed)
+    cpu_ms = (load.front_end_cpu_ms, load.worker_cpu_ms, answers.generator_cpu_ms)
+    return name, *served, answers.mean_batch, *cpu_ms

@@ -2,17 +2,18 @@
 
 import json
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import psutil
 
-from bench.alone import peak_mib
+from archive.read import MANIFEST
+from archive.write import pack
 from bench.bodies import Target
 from bench.generator import Plan
 from bench.load import Answers, drive
+from loadtest.host import peak_mib
 from server.process import TorchServe, free_port
 
 # Requests of a phase that warms the Java front end up: it is several times slower in its first hundreds.
@@ -92,20 +93,12 @@ def write_empty_archive(path: Path, batch: int) -> Path:
         "modelName": path.stem,
         "modelVersion": "1.0",
         "handler": "empty.py",
-        "configFile": "model-config.yaml",
+        "configFile": "config.yaml",
     }
     manifest = {"runtime": "python", "archiverVersion": "0.12.0", "model": model}
-    with zipfile.ZipFile(path, "w") as mar:
-        mar.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        mar.writestr("empty.py", EMPTY_HANDLER)
-        lines = (
-            "minWorkers: 1",
-            "maxWorkers: 1",
-            f"batchSize: {batch}",
-            "maxBatchDelay: 1",
-            "jobQueueSize: 128",
-        )
-        mar.writestr("model-config.yaml", "\n".join(lines))
+    config = f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: {batch}\nmaxBatchDelay: 1\njobQueueSize: 128\n"
+    contents = {MANIFEST: json.dumps(manifest), "empty.py": EMPTY_HANDLER, "config.yaml": config}
+    pack({name: text.encode() for name, text in contents.items()}, path)
     return path
 
 

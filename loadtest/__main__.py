@@ -4,16 +4,18 @@ Exit status: 0 the tier is kept; 1 a promise is missed; 2 the command itself is 
 judged, because the load generator was not up to it or something could not be read.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+import tyro
 
-from loadtest import contract, report, search, tiers
-from loadtest.contract import ContractError
+from loadtest import answers, document, page, report, search, tiers
+from loadtest.answers import ContractError
 from loadtest.judge import Judgement
 from loadtest.run import Result, RunFailed, Target, run
 from loadtest.tiers import Scenario, Tier, TierError
@@ -24,18 +26,88 @@ NOTHING_JUDGED = 3
 QUIET_CORES = 0.1
 
 
+@dataclass(frozen=True)
+class Options:
+    """Load a running server as a tier says, and judge whether it keeps the tier."""
+
+    # Name of the tier.
+    tier: str = "small"
+    # File of tiers.
+    tiers: Path = tiers.FILE
+    # Root of the inference API.
+    url: str = "http://127.0.0.1:8080"
+    # Management API; None: one port above --url.
+    management_url: str | None = None
+    # Prometheus metrics; None: two ports above --url.
+    metrics_url: str | None = None
+    # Name of the served model.
+    model: str = "vla"
+    # The served archive or its policy.json, where no management API is in reach.
+    policy: Path | None = None
+    # The other host's clock is synchronised with this one's.
+    same_clock: bool = False
+    # Robots; None: the tier's.
+    robots: int | None = None
+    # Rate at which each robot asks [Hz]; None: the tier's.
+    control_hz: float | None = None
+    # Time that is measured [s]; None: the tier's.
+    duration_s: float | None = None
+    # How requests arrive; None: the tier's.
+    scenario: Scenario | None = None
+    # Search for the largest number of robots that keeps the tier.
+    find_robots: bool = False
+    # Largest number of robots that the search tries.
+    max_robots: int = 4096
+    # Time that each run of the search measures [s].
+    trial_s: float = 15.0
+    # Processes of the load generator.
+    generators: int = 1
+    # Of pictures, states, phases and clocks.
+    seed: int = 0
+    # Where the report goes, without .html, .md and .json.
+    report: Path = Path("build/loadtest")
+
+    def chosen(self) -> Tier:
+        """Return the tier, with what the command line changes of it.
+
+        Raises:
+            TierError, ValueError: there is no such tier, or a value is impossible.
+        """
+        names = ("robots", "control_hz", "duration_s", "scenario")
+        changes = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return msgspec.convert(msgspec.to_builtins(tiers.select(self.tier, self.tiers)) | changes, Tier)
+
+    def target(self) -> Target:
+        """Return the server's addresses.
+
+        Raises:
+            ValueError: the URL is none.
+        """
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or parts.hostname is None:
+            raise ValueError(f"--url must begin with http:// or https://, got {self.url!r}")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        beside = f"{parts.scheme}://{parts.hostname}"
+        return Target(
+            url=self.url.rstrip("/"),
+            management_url=(self.management_url or f"{beside}:{port + 1}").rstrip("/"),
+            metrics_url=self.metrics_url or f"{beside}:{port + 2}/metrics",
+            model=self.model,
+            synchronised=self.same_clock,
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the load test that the command line describes, and return its exit status."""
-    options = _parse(arguments)
+    options = tyro.cli(Options, prog="python -m loadtest", args=arguments)
     try:
-        tier = _tier(options)
-        target = _target(options)
+        tier, target = options.chosen(), options.target()
         description = (
-            contract.read(options.policy)
+            answers.description_in(options.policy)
             if options.policy
-            else contract.fetch(target.management_url, target.model)
+            else answers.fetch(target.management_url, target.model)
         )
-        contract.Contract.of(description)
+        answers.Contract.of(description)
         if options.find_robots:
             return _find(options, tier, target, description)
         result = run(target, tier, description, generators=options.generators, seed=options.seed, say=_say)
@@ -50,12 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def table(name: str, result: Result) -> str:
     """Return a run's promises as text: promised, measured, verdict."""
     judgement = result.judgement
-    rows = [("promise", "promised", "measured", "verdict")]
-    rows += [(p.name, p.promised, p.measured, p.verdict) for p in judgement.promises]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    lines = [page.promises(judgement).text()]
     lines += [
         f"  {count:6} {error}: {judgement.examples[error]}" for error, count in judgement.errors.items()
     ]
@@ -73,7 +140,7 @@ def conclusion(name: str, tier: Tier, judgement: Judgement) -> str:
     return f"tier {name} can't be judged: {open_}"
 
 
-def _find(options: argparse.Namespace, tier: Tier, target: Target, description: dict[str, object]) -> int:
+def _find(options: Options, tier: Tier, target: Target, description: dict[str, Any]) -> int:
     tier = msgspec.structs.replace(tier, duration_s=options.trial_s)
     # The first run leaves the server warm.
     warm = msgspec.structs.replace(tier, warm_up_s=min(tier.warm_up_s, 2.0))
@@ -104,80 +171,14 @@ def _company(result: Result) -> str:
     return f" (other programs took {cores:.1f} cores)" if cores > QUIET_CORES else ""
 
 
-def _write(options: argparse.Namespace, written: report.Report) -> None:
-    for path in report.write(written, options.report):
+def _write(options: Options, written: report.Report) -> None:
+    for path in document.write(options.report, written, page.title(written), list(page.blocks(written))):
         _say(f"wrote {path}")
-
-
-def _tier(options: argparse.Namespace) -> Tier:
-    changes = {
-        name: value
-        for name in ("robots", "control_hz", "duration_s", "scenario")
-        if (value := getattr(options, name)) is not None
-    }
-    return msgspec.convert(msgspec.to_builtins(tiers.select(options.tier, options.tiers)) | changes, Tier)
-
-
-def _target(options: argparse.Namespace) -> Target:
-    parts = urlsplit(options.url)
-    if parts.scheme not in ("http", "https") or parts.hostname is None:
-        raise ValueError(f"--url must begin with http:// or https://, got {options.url!r}")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    beside = f"{parts.scheme}://{parts.hostname}"
-    target = Target(
-        url=options.url.rstrip("/"),
-        management_url=(options.management_url or f"{beside}:{port + 1}").rstrip("/"),
-        metrics_url=options.metrics_url or f"{beside}:{port + 2}/metrics",
-        model=options.model,
-        same_clock=True,
-    )
-    return Target(**{**vars(target), "same_clock": target.same_host or options.same_clock})
 
 
 def _say(*lines: str) -> None:
     for line in lines:
         print(line, flush=True)
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m loadtest",
-        description="Load a running server as a tier says, and judge whether it keeps the tier.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--tier", default="small", help="name of the tier")
-    add("--tiers", type=Path, default=tiers.FILE, help="file of tiers")
-    add("--url", default="http://127.0.0.1:8080", help="root of the inference API")
-    add("--management-url", help="management API; None: one port above --url")
-    add("--metrics-url", help="Prometheus metrics; None: two ports above --url")
-    add("--model", default="vla", help="name of the served model")
-    add(
-        "--policy",
-        type=Path,
-        help="the served archive or its policy.json, where no management API is in reach",
-    )
-    add("--same-clock", action="store_true", help="the other host's clock is synchronised with this one's")
-    add("--robots", type=int, help="robots; None: the tier's")
-    add("--control-hz", type=float, help="rate at which each robot asks [Hz]; None: the tier's")
-    add("--duration-s", type=float, help="time that is measured [s]; None: the tier's")
-    add("--scenario", choices=Scenario.__args__, help="how requests arrive; None: the tier's")
-    add(
-        "--find-robots",
-        action="store_true",
-        help="search for the largest number of robots that keeps the tier",
-    )
-    add("--max-robots", type=int, default=4096, help="largest number of robots that the search tries")
-    add("--trial-s", type=float, default=15.0, help="time that each run of the search measures [s]")
-    add("--generators", type=int, default=1, help="processes of the load generator")
-    add("--seed", type=int, default=0, help="of pictures, states, phases and clocks")
-    add(
-        "--report",
-        type=Path,
-        default=Path("build/loadtest"),
-        help="where the report goes, without .html and .json",
-    )
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,52 +1,77 @@
-"""Writes the body of one request, for load generators that send a file as it is.
+"""Writes requests as bytes: a form of pictures and texts, or one packed map.
 
-`python -m loadtest.body model_store/vla.mar body.bin` makes it from the archive's own example request.
-TorchServe's own Locust scenario sends it unchanged, and so does ApacheBench; see `loadtest/bodies/README.md`.
+`python -m loadtest.body ARCHIVE body.bin` writes the example request of an archive, for load generators that
+send a file as it is; see `loadtest/bodies/README.md`.
 """
 
-import argparse
-import io
-import json
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from PIL import Image
+import msgspec
+import tyro
 
-from loadtest import corpus
-from loadtest.contract import Contract, read
+from archive.read import Archive
+
+Body = Literal["multipart", "msgpack"]
+BOUNDARY = "vla-serve-load-test"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
+MSGPACK = "application/msgpack"
 
 
-def body(archive: Path) -> bytes:
-    """Return the archived example as a multipart body, to be sent with content type `corpus.FORM`.
+def written(body: Body, images: Mapping[str, bytes], values: Mapping[str, Any]) -> tuple[bytes, str]:
+    """Return a request's body and its content type."""
+    return (form(images, values), FORM) if body == "multipart" else (packed(images, values), MSGPACK)
+
+
+def form(images: Mapping[str, bytes], values: Mapping[str, Any]) -> bytes:
+    """Return a multipart body, to be sent with content type `FORM`; what is no text goes as JSON."""
+    parts = [_part(f'{name}"; filename="{name}.jpg', b"image/jpeg", data) for name, data in images.items()]
+    for name, value in values.items():
+        text = value.encode() if isinstance(value, str) else msgspec.json.encode(value)
+        parts.append(_part(name, b"text/plain; charset=utf-8", text))
+    return b"".join([*parts, b"--%b--\r\n" % BOUNDARY.encode()])
+
+
+def packed(images: Mapping[str, bytes], values: Mapping[str, Any]) -> bytes:
+    """Return the same as msgpack, to be sent with content type `MSGPACK`."""
+    return msgspec.msgpack.encode({**images, **values})
+
+
+def example(archive: Path) -> bytes:
+    """Return the archived example as a multipart body.
 
     Raises:
-        ContractError: the file is no archive of a policy.
+        ValueError: the archive is not one of a policy.
+        ArchiveError: the file is no archive.
     """
-    description = read(archive)
-    example, fields = description["example"], Contract.of(description).image_fields
-    with zipfile.ZipFile(archive) as mar:
-        pictures = [_jpeg(mar.read(example["images"][camera["name"]])) for camera in description["cameras"]]
-    texts = {"command": example["command"], "seed": str(example["seed"])}
-    if example["state"]:
-        texts["state"] = json.dumps(example["state"])
-    return corpus.form(dict(zip(fields, pictures, strict=True)), texts)
+    request = Archive.open(archive).example
+    if request is None:
+        raise ValueError(f"{archive} is not an archive of a policy: it has no example request")
+    return form({field: data for field, (_, data) in request.images.items()}, request.fields)
 
 
-def _jpeg(picture: bytes) -> bytes:
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(picture)).convert("RGB").save(buffer, "JPEG", quality=corpus.JPEG_QUALITY)
-    return buffer.getvalue()
+def _part(name: str, content_type: bytes, data: bytes) -> bytes:
+    return b'--%b\r\nContent-Disposition: form-data; name="%b"\r\nContent-Type: %b\r\n\r\n%b\r\n' % (
+        BOUNDARY.encode(),
+        name.encode(),
+        content_type,
+        data,
+    )
 
 
-def main() -> None:
-    """Write the body of the archive that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.body", description="Write one request's body.")
-    parser.add_argument("archive", type=Path, help="archive whose example request is written")
-    parser.add_argument("output", type=Path, help="file to write")
-    options = parser.parse_args()
-    options.output.write_bytes(body(options.archive))
-    print(f"{options.output}: {options.output.stat().st_size} bytes, content type {corpus.FORM}")
+def main(
+    archive: Annotated[Path, tyro.conf.Positional], output: Annotated[Path, tyro.conf.Positional]
+) -> None:
+    """Write one request's body.
+
+    Args:
+        archive: archive whose example request is written
+        output: file to write
+    """
+    size = output.write_bytes(example(archive))
+    print(f"{output}: {size} bytes, content type {FORM}")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python -m loadtest.body")

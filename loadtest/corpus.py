@@ -1,4 +1,4 @@
-"""The pictures and commands that robots send, and the forms that carry them.
+"""The pictures and commands that robots send.
 
 Half of the pictures are recorded simulator frames, half are photographs that scikit-image ships. Each is
 cropped, lit and noised anew, and each request adds a JPEG comment of its own: no two have equal bytes.
@@ -6,8 +6,9 @@ cropped, lit and noised anew, and each request adds a JPEG comment of its own: n
 
 import importlib.util
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ PHOTOGRAPHS = (
     "motorcycle_right.png",
     "rocket.jpg",
 )
-BOUNDARY = "vla-serve-load-test"
-FORM = f"multipart/form-data; boundary={BOUNDARY}"
 JPEG_QUALITY = 90
+# Where files of a certain size are wanted: the qualities that are tried, on so many pictures.
+QUALITIES = range(30, 100, 5)
+TRIED = 12
 # Standard deviation of a pixel's noise, of 255.
 NOISE = 3.0
 # Edge of the field of noise that pictures take theirs from; the largest picture [pixels].
-NOISE_EDGE = 1024
+NOISE_EDGE = 1280
 
 
 @cache
@@ -52,37 +54,32 @@ def sources() -> tuple[Image.Image, ...]:
     )
 
 
-def pictures(count: int, sizes: tuple[tuple[int, int], ...], seed: int) -> list[bytes]:
-    """Return `count` JPEG files of different pixels, their sizes (width, height) taken in turn [pixels]."""
+def pictures(
+    count: int, sizes: tuple[tuple[int, int], ...], seed: int, kilobytes: float | None = None
+) -> list[bytes]:
+    """Return `count` JPEG files of different pixels.
+
+    Args:
+        count: how many
+        sizes: (width, height), taken in turn [pixels]
+        seed: of crops, light and noise
+        kilobytes: mean size of the files, which their quality is chosen for [KB]; None: quality 90
+    """
     random = np.random.default_rng(seed)
     noise = random.normal(0, NOISE, (NOISE_EDGE, NOISE_EDGE, 3)).astype(np.float32)
     originals = sources()
-    return [
-        _encode(_vary(originals[i % len(originals)], sizes[i % len(sizes)], noise, random))
-        for i in range(count)
-    ]
+    varied = (
+        _vary(originals[i % len(originals)], sizes[i % len(sizes)], noise, random) for i in range(count)
+    )
+    first = list(islice(varied, TRIED))
+    quality = JPEG_QUALITY if kilobytes is None else _quality(first, 1000 * kilobytes)
+    return [_encode(pixels, quality) for pixels in chain(first, varied)]
 
 
 def numbered(jpeg: bytes, number: int) -> bytes:
     """Return the JPEG file with a comment that holds a number; its pixels stay as they are."""
     comment = b"%020d" % number
     return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
-
-
-def form(images: Mapping[str, bytes], fields: Mapping[str, str]) -> bytes:
-    """Return a multipart body of JPEG pictures and texts, to be sent with content type `FORM`."""
-    parts = [_part(f'{name}"; filename="{name}.jpg', b"image/jpeg", data) for name, data in images.items()]
-    parts += [_part(name, b"text/plain; charset=utf-8", text.encode()) for name, text in fields.items()]
-    return b"".join([*parts, b"--%b--\r\n" % BOUNDARY.encode()])
-
-
-def _part(name: str, content_type: bytes, data: bytes) -> bytes:
-    return b'--%b\r\nContent-Disposition: form-data; name="%b"\r\nContent-Type: %b\r\n\r\n%b\r\n' % (
-        BOUNDARY.encode(),
-        name.encode(),
-        content_type,
-        data,
-    )
 
 
 def _open(path: Path) -> Image.Image:
@@ -103,7 +100,13 @@ def _vary(
     return pixels.clip(0, 255).astype(np.uint8)
 
 
-def _encode(pixels: NDArray[np.uint8]) -> bytes:
+def _quality(pictures: Iterable[NDArray[np.uint8]], wanted: float) -> int:
+    """Return the JPEG quality at which these pictures have about the wanted mean size [bytes]."""
+    sizes = {quality: np.mean([len(_encode(p, quality)) for p in pictures]) for quality in QUALITIES}
+    return min(sizes, key=lambda quality: abs(sizes[quality] - wanted))
+
+
+def _encode(pixels: NDArray[np.uint8], quality: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -6,14 +6,14 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
-import msgspec
 import numpy as np
 
 from loadtest import corpus
-from loadtest.actions import WrongAnswer
-from loadtest.contract import Contract
+from loadtest.answers import Contract, WrongAnswer, read_error
+from loadtest.body import form
 from loadtest.samples import CLOSED, OK, REFUSED, TIMEOUT, WRONG, Beat, Recording, Sample, write
 
 # Different pictures of one kind of client that a process prepares.
@@ -59,12 +59,18 @@ class Fleet:
     def form(self, pictures: Iterator[bytes], command: str) -> bytes:
         """Return the next request's body: a picture a camera, and a state inside the policy's bounds."""
         contract = self.contract
-        fields = {"command": command, "deadline_ms": f"{self.deadline_ms:g}"}
+        values: dict[str, Any] = {"deadline_ms": self.deadline_ms}
+        if contract.takes_command:
+            values["command"] = command
         if contract.state_low.size:
-            share = np.array([self.random.random() for _ in contract.state_low])
-            state = contract.state_low + share * (contract.state_high - contract.state_low)
-            fields["state"] = msgspec.json.encode(state.tolist()).decode()
-        return corpus.form({name: next(pictures) for name in contract.image_fields}, fields)
+            steps = [self._state() for _ in range(contract.history)]
+            values["state"] = steps if contract.history > 1 else steps[0]
+        return form({name: next(pictures) for name in contract.image_fields}, values)
+
+    def _state(self) -> list[float]:
+        low, high = self.contract.state_low, self.contract.state_high
+        share = np.array([self.random.random() for _ in low])
+        return (low + share * (high - low)).tolist()
 
     def record(self, sample: Sample) -> None:
         """Keep one request."""
@@ -88,26 +94,13 @@ class Fleet:
 def judge_answer(contract: Contract, status: int, body: bytes) -> tuple[str, str, int]:
     """Return the outcome of an answer, what was wrong with it, and its batch's size."""
     if status != 200:
-        code, message = error_of(body)
+        code, message = read_error(body)
         return f"{status} {code}", message, 0
     try:
-        answer = contract.check(body)
+        chunk = contract.check(body)
     except WrongAnswer as error:
         return WRONG + error.kind, str(error), 0
-    return OK, "", int(answer.timing_ms.get("batch_size", 0))
-
-
-def error_of(body: bytes) -> tuple[str, str]:
-    """Return code and message of an error's body: the policy's own form, TorchServe's, or anything else."""
-    try:
-        parsed = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        return "unreadable", repr(body[:100])
-    if isinstance(parsed, dict) and isinstance(parsed.get("error"), dict):
-        return str(parsed["error"].get("code")), str(parsed["error"].get("message"))
-    if isinstance(parsed, dict) and "type" in parsed:
-        return str(parsed["type"]), str(parsed.get("message"))
-    return "unreadable", repr(body[:100])
+    return OK, "", int(chunk.timing_ms.get("batch_size", 0))
 
 
 def connection_class(error: BaseException | None) -> str:

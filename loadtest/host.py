@@ -1,10 +1,32 @@
-"""How busy this host is with programs that have no part in the load test."""
+"""The host: what it is, what a process takes of it, and how busy other programs keep it."""
 
 import os
+import platform
 import time
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import psutil
+
+
+def describe() -> dict[str, Any]:
+    """Return what decides how fast this host is, and how busy it is now."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        # Processes that want a core, mean of the last minute: above our own, the figures suffer.
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def peak_mib(pid: int) -> float:
+    """Return the most memory that a process has had resident so far [MiB]."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 class Bystanders:
@@ -32,6 +54,12 @@ class Bystanders:
                 continue
             total += spent.user + spent.system
         return total
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
 
 
 def _host_s() -> float:

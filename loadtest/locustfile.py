@@ -26,8 +26,9 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 
 from loadtest import corpus
-from loadtest.contract import Contract, fetch, read
-from loadtest.fleet import DRIFT, Fleet, connection_class, error_of, judge_answer
+from loadtest.answers import Contract, description_in, fetch, read_error
+from loadtest.body import FORM, form
+from loadtest.fleet import DRIFT, Fleet, connection_class, judge_answer
 from loadtest.samples import OK, WRONG, Sample
 
 # How many deadlines a client waits for an answer, at least 2 s.
@@ -59,7 +60,7 @@ class PolicyUser(FastHttpUser):
     def ask(self, due: float, skipped: int = 0) -> None:
         """Send one observation that was due at `due` (`time.perf_counter`)."""
         body, fleet = self.fleet.form(self.pictures, self.command), self.fleet
-        headers = {"Content-Type": corpus.FORM, "Accept": "application/json"}
+        headers = {"Content-Type": FORM, "Accept": "application/json"}
         if self.options.same_clock:
             headers["X-Request-Start"] = f"t={time.time():.6f}"
         self.post(
@@ -168,27 +169,30 @@ class Adversary(PolicyUser):
     @task
     def attack(self) -> None:
         """Send the next bad request."""
-        body, content_type, status, code = self._bad(self.fleet.random.randrange(6))
+        body, content_type, status, code = self.fleet.random.choice(self._bad())
 
         def judge(got: int, text: bytes) -> tuple[str, str, int]:
-            said = error_of(text)[0]
+            said = read_error(text)[0]
             right = (got, said) == (status, code)
             return (OK if right else WRONG + "refusal", f"{got} {said} instead of {status} {code}", 0)
 
         self.post(body, {"Content-Type": content_type}, time.perf_counter(), judge)
 
-    def _bad(self, case: int) -> tuple[bytes, str, int, str]:
-        """Return a body, its content type, and the status and code that it deserves."""
-        images = {name: next(self.pictures) for name in self.fleet.contract.image_fields}
-        first = self.fleet.contract.image_fields[0]
-        return (
-            (corpus.form(images, {"command": ""}), corpus.FORM, 422, "invalid_value"),
-            (corpus.form(images, {"command": "x" * 513}), corpus.FORM, 422, "invalid_value"),
-            (corpus.form(images, {"command": "go", "speed": "9"}), corpus.FORM, 400, "unknown_field"),
-            (corpus.form({first: b"no picture"}, {"command": "go"}), corpus.FORM, 400, "bad_image"),
-            (corpus.form({}, {"command": "go"}), corpus.FORM, 400, "missing_field"),
+    def _bad(self) -> list[tuple[bytes, str, int, str]]:
+        """Return bodies, their content types, and the status and code that each deserves."""
+        contract = self.fleet.contract
+        images = {name: next(self.pictures) for name in contract.image_fields}
+        good = {"command": "go"} if contract.takes_command else {}
+        bad = [
+            (form(images, {**good, "speed": "9"}), FORM, 400, "unknown_field"),
+            (form(images | {contract.image_fields[0]: b"no picture"}, good), FORM, 400, "bad_image"),
+            (form({}, good), FORM, 400, "missing_field"),
             (b"command=go", "text/plain", 415, "unsupported_media_type"),
-        )[case]
+        ]
+        if contract.takes_command:
+            long_or_short = [form(images, {"command": command}) for command in ("", "x" * 513)]
+            bad += [(body, FORM, 422, "invalid_value") for body in long_or_short]
+        return bad
 
 
 @events.init_command_line_parser.add_listener
@@ -213,7 +217,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def _prepare(environment: Environment, **_: Any) -> None:
     options: Any = environment.parsed_options
     description = (
-        read(Path(options.policy)) if options.policy else fetch(options.management_url, options.model)
+        description_in(Path(options.policy))
+        if options.policy
+        else fetch(options.management_url, options.model)
     )
     # Each process sends pictures of its own.
     seed = options.seed * 1_000 + os.getpid() % 1_000

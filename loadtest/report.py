@@ -1,16 +1,13 @@
-"""The report of a run: one structure, written as JSON and as a page that needs no network."""
+"""The report of a run, as one structure."""
 
-import os
-import platform
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from loadtest import page
+from loadtest import host
 from loadtest.judge import ADVERSARY, Judgement, measured, percentile, window
 from loadtest.run import Result, Target
 from loadtest.samples import OK, Sample
@@ -29,10 +26,8 @@ class Second(msgspec.Struct, frozen=True):
     # Right answers and failed requests that ended in this second.
     answers: int
     failures: int
-    # Percentiles of the right answers' latency [ms]; None without any.
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
+    # Percentile -> latency of the right answers [ms]; empty without any.
+    latency_ms: dict[str, float]
 
 
 class Moment(msgspec.Struct, frozen=True):
@@ -47,7 +42,7 @@ class Moment(msgspec.Struct, frozen=True):
 class Generator(msgspec.Struct, frozen=True):
     """How the load generator itself did, in the measurement."""
 
-    host: str
+    host: dict[str, Any]
     # Mean CPU of a process, of one core.
     cpu: float
     # 99th percentile of how late requests were sent [ms].
@@ -93,10 +88,7 @@ def of_run(
     samples = measured(result.recording, result.tier)
     robots = [sample for sample in samples if sample.user != ADVERSARY]
     right = [sample for sample in robots if sample.outcome == OK]
-    latencies = [sample.latency_ms for sample in right]
-    latency_ms = {
-        f"p{percent:g}": percentile(latencies, percent) for percent in SHOWN_PERCENTILES if latencies
-    }
+    latency_ms = _latencies(right)
     return Report(
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         tier_name=name,
@@ -105,7 +97,7 @@ def of_run(
         policy=f"{description['name']} {description['version']}",
         verdict=result.judgement.verdict,
         judgement=result.judgement,
-        latency_ms=latency_ms | ({"max": max(latencies)} if latencies else {}),
+        latency_ms=latency_ms | ({"max": max(sample.latency_ms for sample in right)} if right else {}),
         requests=dict(Counter(sample.user for sample in samples)),
         throughput_hz=len(right) / result.tier.duration_s,
         batch_sizes=dict(sorted(Counter(sample.batch for sample in right if sample.batch).items())),
@@ -124,13 +116,9 @@ def of_run(
     )
 
 
-def write(report: Report, path: Path) -> tuple[Path, Path]:
-    """Write `path.json` and `path.html`, and return both."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    as_json, as_html = path.with_name(path.name + ".json"), path.with_name(path.name + ".html")
-    as_json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    as_html.write_text(page.render(report))
-    return as_json, as_html
+def _latencies(right: Sequence[Sample]) -> dict[str, float]:
+    values = [sample.latency_ms for sample in right]
+    return {f"p{percent:g}": percentile(values, percent) for percent in SHOWN_PERCENTILES if values}
 
 
 def _seconds(result: Result) -> list[Second]:
@@ -142,9 +130,8 @@ def _seconds(result: Result) -> list[Second]:
     seconds = []
     for time_s in range(min(ended, default=0), max(ended, default=-1) + 1):
         samples = ended[time_s]
-        latencies = [sample.latency_ms for sample in samples if sample.outcome == OK]
-        shown = [percentile(latencies, percent) if latencies else None for percent in (50, 95, 99)]
-        seconds.append(Second(time_s, len(latencies), len(samples) - len(latencies), *shown))
+        right = [sample for sample in samples if sample.outcome == OK]
+        seconds.append(Second(time_s, len(right), len(samples) - len(right), _latencies(right)))
     return seconds
 
 
@@ -152,7 +139,7 @@ def _generator(result: Result, robots: list[Sample]) -> Generator:
     begin, end = window(result.recording, result.tier)
     beats = [beat.cpu for beat in result.recording.beats if begin <= beat.time_s < end]
     return Generator(
-        host=f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores",
+        host=host.describe(),
         cpu=sum(beats) / len(beats) if beats else 0.0,
         lag_p99_ms=percentile((sample.lag_ms for sample in robots), 99) if robots else 0.0,
         bystanders=result.bystanders,

@@ -36,13 +36,18 @@ class Target:
     management_url: str
     metrics_url: str
     model: str
-    # Whether the load generator's clock is the server's, so that a request's age can be told across both.
-    same_clock: bool
+    # Whether the clock of another host is synchronised with this one's.
+    synchronised: bool = False
 
     @property
     def same_host(self) -> bool:
         """Whether the server runs on this host."""
         return urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
+
+    @property
+    def same_clock(self) -> bool:
+        """Whether a request's age can be told across the load generator's clock and the server's."""
+        return self.same_host or self.synchronised
 
 
 class Result(msgspec.Struct, frozen=True):

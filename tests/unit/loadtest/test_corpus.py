@@ -1,7 +1,6 @@
-"""What is sent: decodable pictures, no two alike, in forms that the server's own parser reads."""
+"""The pictures that are sent: decodable, of their size, no two alike."""
 
 import io
-from email.parser import BytesParser
 
 import numpy as np
 from PIL import Image
@@ -42,15 +41,8 @@ def test_number_changes_bytes_and_no_pixel() -> None:
     assert (pixels(second) == pixels(jpeg)).all()
 
 
-def test_form_is_multipart() -> None:
-    body = corpus.form({"image.front": b"\xff\xd8\r\n--"}, {"command": "push the réd block"})
+def test_files_have_about_the_size_asked_for() -> None:
+    files = corpus.pictures(24, ((640, 480),), seed=0, kilobytes=30)
 
-    parsed = BytesParser().parsebytes(f"Content-Type: {corpus.FORM}\r\n\r\n".encode() + body)
-
-    parts = parsed.get_payload()
-    assert [part.get_param("name", header="Content-Disposition") for part in parts] == [
-        "image.front",
-        "command",
-    ]
-    assert parts[0].get_payload(decode=True) == b"\xff\xd8\r\n--"
-    assert parts[1].get_payload(decode=True).decode() == "push the réd block"
+    assert 24_000 < np.mean([len(file) for file in files]) < 36_000
+    assert len(set(files)) == 24
