@@ -1,0 +1,79 @@
+"""How close the served policy comes to the policy alone; writes a report with plots.
+
+`python -m bench gpu` checks a GPU host instead.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from bench.machine import fingerprint
+from bench.measure import FULL, QUICK, ceilings, measure
+from bench.policies import Name, random_archive
+from bench.report import Report, blocks, missed
+from loadtest import document
+from vla_runtime.spec import Precision
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and where the report goes."""
+
+    # Archives to measure; by default that of `make export`, and the random ones.
+    archives: tyro.conf.Positional[tuple[Path, ...]] = ()
+    # Policies of random weights to make and measure where no archive is named: of CLIP ViT-B/32's size, or of
+    # 3 billion parameters, for a GPU.
+    random: tuple[Name, ...] = ("clip_b32",)
+    # Precision of the random ones.
+    precision: Precision = "float32"
+    # Folder of the report; archives that are made on the fly are kept in its folder `policies`.
+    output: Path = Path("runs/bench")
+    # Under a minute on a small policy of random weights: tests that the benchmark works, no figures to quote.
+    quick: bool = False
+    # Exit with status 1 when a target is missed.
+    check: bool = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and report: 0, or 1 where a target was to be checked and is missed."""
+    options = tyro.cli(
+        Annotated[Options, tyro.conf.OmitArgPrefixes],
+        prog="python -m bench",
+        description=__doc__,
+        args=arguments,
+    )
+    began = time.monotonic()
+    depth = QUICK if options.quick else FULL
+    machine = fingerprint()
+    archives = options.archives or _default_archives(options)
+    with tempfile.TemporaryDirectory() as folder:
+        _say("load generator and front end, without a policy")
+        limits = ceilings(Path(folder), depth)
+    results = [measure(archive, depth, _say) for archive in archives]
+    report = Report(machine, limits, results, fingerprint()["load_average"], time.monotonic() - began)
+    written = list(blocks(report))
+    print(document.markdown("Benchmark", written))
+    for path in document.write(options.output / "report", report, "Benchmark", written):
+        _say(f"wrote {path}")
+    return int(options.check and bool(missed(report)))
+
+
+def _default_archives(options: Options) -> tuple[Path, ...]:
+    made = options.output / "policies"
+    made.mkdir(parents=True, exist_ok=True)
+    if options.quick:
+        return (random_archive(made, "tiny", "float32"),)
+    served = Path("model_store/vla.mar")
+    if not served.is_file():
+        sys.exit(f"error: no archive at {served}: make one with `make export`, or name others")
+    return served, *(random_archive(made, name, options.precision) for name in options.random)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,62 @@
+"""The measuring programs as commands: what they say without their packages, and their options."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+WITHOUT = """
+import runpy, sys
+sys.modules[sys.argv.pop(1)] = None
+program = sys.argv.pop(1)
+runpy.run_module(program, run_name="__main__", alter_sys=True)
+"""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "program", "options"),
+    [
+        ("locust", "loadtest", []),
+        ("tyro", "loadtest", []),
+        ("matplotlib", "loadtest", ["--help"]),
+        ("matplotlib", "bench", []),
+        ("torch", "bench", ["--quick"]),
+        ("torch", "bench", ["gpu"]),
+    ],
+)
+def test_program_without_its_packages_says_so_in_one_line(
+    missing: str, program: str, options: list[str]
+) -> None:
+    ended = run("-c", WITHOUT, missing, program, *options)
+
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [
+        f"error: {missing} is not installed: `make .venv/.{program}` brings all that `python -m {program}` "
+        f"needs, or `pip install -e '.[{program}]'`"
+    ]
+
+
+@pytest.mark.parametrize("program", ["loadtest", "bench"])
+def test_help_shows_every_default(program: str) -> None:
+    said = re.sub(r"[│\s]+", " ", run("-m", program, "--help").stdout)
+
+    options = re.findall(r"--(\w[\w-]*)", said.partition("options")[2])
+    assert {"tier", "output"} & set(options)
+    shown = said.count("(default: ") + said.count("(required)")
+    assert shown >= len({o for o in options if not o.startswith("no-")} - {"help"})
+
+
+def test_help_shows_units() -> None:
+    said = run("-m", "loadtest", "--help").stdout
+
+    for option, unit in {"control-hz": "[Hz]", "duration-s": "[s]", "trial-s": "[s]"}.items():
+        assert unit in said.partition(f"--{option}")[2].partition("(default:")[0]
