@@ -30,7 +30,7 @@ def test_the_same_noise_gives_the_same_chunk_alone_and_in_a_batch(architecture):
 def test_rows_of_a_batch_take_different_skills():
     torch.manual_seed(0)
     model = build("hierarchical", asdict(module_of("hierarchical").Config.tiny()), SIZES).eval()
-    for layer in (model.perception.words.table, model.select[0], model.select[-1]):
+    for layer in (model.perception.text_encoder.embedding, model.skill_head[0], model.skill_head[-1]):
         nn.init.normal_(layer.weight)
     answer = act(model, 32)
     assert len(answer["skill"].unique()) > 1

@@ -8,9 +8,10 @@ from torch import nn
 from transformers import MobileNetV2Config, MobileNetV2Model, ResNetConfig, ResNetModel
 
 from vla.models import Sizes, build, module_of
-from vla.models.blocks import Attention, CrossBlock
-from vla.models.language import Lstm, MeanWords, Summary, WordTokens
-from vla.models.vision import MOMENTUM, MobileNet, ResNet, convolutions, to_cells
+from vla.models.parts.attention import Attention, Block
+from vla.models.parts.published_towers import MOMENTUM, MobileNet, ResNet
+from vla.models.parts.text import AttentionPooling, BagOfWords, Lstm, TextTransformer
+from vla.models.parts.towers import Convolutions, encode_images
 
 SIZES = Sizes(cameras=2, image_size=64, context_length=16, vocabulary=60, state=4, horizon=3, action=2)
 RESNET = {"hidden_sizes": [4, 8, 16, 32], "embedding_size": 4, "depths": [2, 2, 2, 2], "layer_type": "basic"}
@@ -20,7 +21,7 @@ def centre_of_change(tower: nn.Module, x: int, y: int, edge: int) -> tuple[float
     """Return the mean place of the cells that a small square at (x, y) changes [pixels]."""
     picture = torch.zeros(1, 1, 3, 64, 64)
     picture[..., y - 2 : y + 2, x - 2 : x + 2] = 3.0
-    changed = (to_cells(tower, picture) - to_cells(tower, torch.zeros_like(picture))).abs().sum(-1)
+    changed = (encode_images(tower, picture) - encode_images(tower, torch.zeros_like(picture))).abs().sum(-1)
     places = changed[0, 0].unflatten(0, (edge, edge)) / changed.sum()
     centre = (torch.arange(edge) + 0.5) * 64 / edge
     return float(places.sum(0) @ centre), float(places.sum(1) @ centre)
@@ -29,8 +30,8 @@ def centre_of_change(tower: nn.Module, x: int, y: int, edge: int) -> tuple[float
 @pytest.mark.parametrize(
     ("make", "channels", "edge"),
     [
-        (lambda: convolutions(8, 4, 1), 8, 16),
-        (lambda: convolutions(8, 8, 1), 8, 8),
+        (lambda: Convolutions(8, 4, 1), 8, 16),
+        (lambda: Convolutions(8, 8, 1), 8, 8),
         (lambda: ResNet(4, 1, None), 4, 16),
         (lambda: ResNet(4, 3, None), 16, 4),
         (lambda: MobileNet(0.2, 3, None), 8, 8),
@@ -40,15 +41,14 @@ def test_cells_keep_their_place(make, channels, edge):
     torch.manual_seed(0)
     tower = make().eval()
     with torch.inference_mode():
-        assert to_cells(tower, torch.zeros(2, 3, 3, 64, 64)).shape == (2, 3, edge * edge, channels)
+        assert encode_images(tower, torch.zeros(2, 3, 3, 64, 64)).shape == (2, 3, edge * edge, channels)
         (left, above), (right, below) = (centre_of_change(tower, *at, edge) for at in ((12, 16), (52, 48)))
-    if not isinstance(tower, nn.Sequential):
-        assert (tower.channels, tower.stride) == (channels, 64 // edge)
+    assert (tower.channels, tower.stride) == (channels, 64 // edge)
     assert right > left + 8
     assert below > above + 8
 
 
-@pytest.mark.parametrize("make", [lambda: convolutions(8, 16, 1), lambda: MobileNet(1.0, 6, None)])
+@pytest.mark.parametrize("make", [lambda: Convolutions(8, 16, 1), lambda: MobileNet(1.0, 6, None)])
 def test_a_coarser_tower_is_refused(make):
     with pytest.raises(ValueError, match="must be"):
         make()
@@ -86,11 +86,11 @@ def test_a_tower_takes_a_local_checkpoint(tmp_path, architecture, original, opti
         build(architecture, config | {"checkpoint": str(tmp_path / "nowhere")}, SIZES)
 
 
-@pytest.mark.parametrize("make", [MeanWords, Lstm])
+@pytest.mark.parametrize("make", [BagOfWords, Lstm])
 def test_a_sentence_does_not_read_its_padding(make):
     torch.manual_seed(0)
     encoder = make(60, 8).eval()
-    nn.init.normal_(encoder.table.weight)
+    nn.init.normal_(encoder.embedding.weight)
     ids, mask = torch.randint(0, 60, (3, 9)), (torch.arange(9) < torch.tensor([[3], [5], [7]])).long()
     with torch.inference_mode():
         expected = encoder(ids, mask)
@@ -101,8 +101,8 @@ def test_a_sentence_does_not_read_its_padding(make):
 
 def test_words_know_their_order():
     torch.manual_seed(0)
-    encoder = WordTokens(60, 16, 8, layers=1, heads=2, inner=16).eval()
-    nn.init.normal_(encoder.table.weight)
+    encoder = TextTransformer(60, 16, 8, layers=1, heads=2, mlp_width=16).eval()
+    nn.init.normal_(encoder.embedding.weight)
     ids, mask = torch.arange(4)[None], torch.ones(1, 4, dtype=torch.int64)
     with torch.inference_mode():
         there, back = encoder(ids, mask), encoder(ids.flip(1), mask).flip(1)
@@ -112,19 +112,23 @@ def test_words_know_their_order():
 def test_attention_sums_to_one_over_what_is_not_masked():
     torch.manual_seed(0)
     mask = torch.tensor([[True, False, True], [True, True, True]])
-    _, weights = Attention(8, 2)(torch.randn(2, 5, 8), torch.randn(2, 3, 8), mask)
+    attention, queries, context = Attention(8, 2), torch.randn(2, 5, 8), torch.randn(2, 3, 8)
+    values, weights = attention.with_weights(queries, context, mask[:, None, None])
     assert weights.shape == (2, 2, 5, 3)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 5))
     assert not weights[0, :, :, 1].any()
-    tokens, weights = CrossBlock(8, 2, 16)(torch.randn(2, 5, 8), torch.randn(2, 3, 8))
-    assert (tokens.shape, weights.shape) == ((2, 5, 8), (2, 2, 5, 3))
+    torch.testing.assert_close(attention(queries, context, mask[:, None, None]), values)
+    block = Block(8, 2, 16, attends="context")
+    tokens, weights = block.with_weights(queries, context)
+    assert weights.shape == (2, 2, 5, 3)
+    torch.testing.assert_close(block(queries, context), tokens)
     with pytest.raises(ValueError, match="width must be a multiple of the heads, got 9 and 2"):
         Attention(9, 2)
 
 
 def test_a_summary_ignores_masked_tokens_even_if_they_are_not_finite():
     tokens, mask = torch.randn(1, 3, 4), torch.tensor([[True, True, False]])
-    summary = Summary(4)
+    summary = AttentionPooling(4)
     expected, weights = summary(tokens, mask)
     torch.testing.assert_close(weights.sum(-1), torch.ones(1))
     assert weights[0, 2] == 0
@@ -138,7 +142,7 @@ def ask():
     def answer(architecture: str):
         torch.manual_seed(0)
         model = build(architecture, asdict(module_of(architecture).Config.tiny()), SIZES).eval()
-        nn.init.normal_(model.text.table.weight)
+        nn.init.normal_(model.text_encoder.embedding.weight)
         mask = (torch.arange(16) < torch.tensor([[3], [9]])).long()
         with torch.inference_mode():
             command = model.encode_command(torch.randint(0, 60, (2, 16)), mask)

@@ -97,6 +97,10 @@ class Batch(NamedTuple):
         """K."""
         return len(self.actions) // len(self.images)
 
+    def per_command(self, values: Tensor) -> Tensor:
+        """Repeat what belongs to frames for each of their commands: [B, ...] -> [B * K, ...]."""
+        return values.repeat_interleave(self.commands_per_frame, 0)
+
 
 def module_of(architecture: str) -> Any:
     """Return the module that defines an architecture's `Config` and `Model`.

@@ -19,8 +19,10 @@ from torch.nn import functional
 
 from vla.envs.commands import COLOURS, GOALS
 from vla.models import Batch, Sizes
-from vla.models.clip_towers import TowerConfig, towers
-from vla.models.spatial import attend, grid, multilayer, read_out
+from vla.models.parts.clip_towers import TowerConfig, towers
+from vla.models.parts.mlp import ActionHead
+from vla.models.parts.read_out import QueryReadOut
+from vla.models.parts.text import AttentionPooling
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,15 @@ class Model(nn.Module):
         width, edge = config.width, sizes.image_size // config.patch
         self.text_projection = nn.Linear(config.text_width, width)
         self.vision_projection = nn.Linear(config.vision_width, width)
-        self.ask = multilayer(width, 2 * width, 1, config.queries * width)
-        self.importance = nn.Linear(width, 1)
-        self.keys = nn.Linear(width, width)
-        self.values = nn.Linear(width, config.features)
-        self.centres: Tensor
-        self.register_buffer("centres", grid(edge, edge), persistent=False)
+        self.pooling = AttentionPooling(width)
+        self.read_out = QueryReadOut(
+            sizes.cameras, edge, width, width, queries=config.queries, features=config.features
+        )
         self.block_of: Tensor
         blocks = torch.tensor([COLOURS.index(goal.colour) for goal in GOALS])
         self.register_buffer("block_of", blocks, persistent=False)
-        seen = sizes.cameras * config.queries * (2 + config.features)
-        outputs = sizes.horizon * sizes.action
-        self.decide = multilayer(seen + sizes.state + 2 * width, config.hidden, config.layers, outputs)
+        known = self.read_out.size + sizes.state + 2 * width
+        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the text tower: float32 [N, L + 1, width], bool [N, L + 1].
@@ -123,10 +122,8 @@ class Model(nn.Module):
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """Return the normalised chunk and the queries' mean attention over the patches."""
-        seen, weights = self._look(images, command[:, 0], told=1)
-        edge = self.sizes.image_size // self.config.patch
-        attention = weights.mean(2).unflatten(-1, (edge, edge))
-        return {"actions": self._decide(seen, command, command_mask, state), "attention": attention}
+        actions, weights = self._decode(images, command, command_mask, state)
+        return {"actions": actions, "attention": self.read_out.attention_map(weights)}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the normalised chunk's mean squared error, and how far first queries stray from the block.
@@ -135,9 +132,7 @@ class Model(nn.Module):
         fresh weights find the blocks in minutes only when they are told where these are.
         """
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
-        told = batch.commands_per_frame
-        seen, weights = self._look(batch.images, command[:, 0], told)
-        actions = self._decide(seen, command, mask, batch.state.repeat_interleave(told, 0))
+        actions, weights = self._decode(batch.images, command, mask, batch.per_command(batch.state))
         first = weights[:, :, :: self.config.queries]  # [B, C, K, P]
         return {
             "actions": functional.mse_loss(actions, batch.actions),
@@ -153,30 +148,15 @@ class Model(nn.Module):
         """
         block = self.block_of[batch.goal].unflatten(0, (len(weights), -1))[:, None, :, None]  # [B, 1, K, 1]
         box = batch.boxes.gather(2, block.expand(-1, weights.shape[1], -1, 4)).unsqueeze(3)  # [B, C, K, 1, 4]
-        centres, margin = (self.centres + 1) / 2, 0.5 * self.config.patch / self.sizes.image_size
+        centres, margin = (self.read_out.positions + 1) / 2, 0.5 * self.config.patch / self.sizes.image_size
         inside = ((centres > box[..., :2] - margin) & (centres < box[..., 2:] + margin)).all(-1)
         return -(weights * inside).sum(-1).clamp_min(1e-6).log().mean()
 
-    def _look(self, images: Tensor, end: Tensor, told: int) -> tuple[Tensor, Tensor]:
-        """Look at each frame with the queries of its K = `told` commands.
-
-        Args:
-            images: float32 [B, C, 3, H, W]
-            end: float32 [B * K, width], the end tokens' features
-            told: K
-
-        Returns:
-            what each command sees, float32 [B * K, V], and the attention, float32 [B, C, K * queries, P]
-        """
+    def _decode(self, images: Tensor, command: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return chunks float32 [B * K, T, A] and the attention, float32 [B, C, K * queries, P]."""
         vision = self.vision(pixel_values=images.flatten(0, 1)).last_hidden_state[:, 1:]
         patches = self.vision_projection(self.vision.post_layernorm(vision))
         patches = patches.unflatten(0, (-1, self.sizes.cameras))  # [B, C, P, width]
-        queries = self.ask(end).reshape(-1, told * self.config.queries, self.config.width)
-        weights = attend(queries, self.keys(patches))
-        return read_out(weights, self.values(patches), self.centres, told).flatten(0, 1), weights
-
-    def _decide(self, seen: Tensor, command: Tensor, mask: Tensor, state: Tensor) -> Tensor:
-        importance = self.importance(command).masked_fill(~mask.unsqueeze(-1), -1e9)  # [N, Lc, 1]
-        summary = (torch.softmax(importance, dim=1) * command).sum(1)
-        known = torch.cat([seen, state, command[:, 0], summary], dim=-1)
-        return self.decide(known).unflatten(-1, (self.sizes.horizon, self.sizes.action))
+        end = command[:, 0]
+        seen, weights = self.read_out(patches, self.read_out.make_queries(end))
+        return self.action_head(seen, state, end, self.pooling(command, mask)[0]), weights

@@ -11,20 +11,19 @@ the words.
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vla.models import Batch, Sizes
-from vla.models.blocks import CrossBlock, SelfBlock
-from vla.models.language import Summary, WordTokens
-from vla.models.spatial import grid, multilayer
-from vla.models.vision import convolutions, edge_of, to_cells
+from vla.models.parts.attention import Block
+from vla.models.parts.mlp import ActionHead
+from vla.models.parts.read_out import ImageTokens, soft_argmax
+from vla.models.parts.text import AttentionPooling, TextTransformer
 from vla_runtime.spec import Extra
 
 STRIDE = 8
-# Factor of the scores of words and cells. From the flat start of the usual scale, grounding takes far longer.
-SHARPNESS = 8.0
+# Factor of the scores of text on image. From the flat start of the usual scale, grounding takes far longer.
+SCORE_SCALE = 8.0
 
 
 @dataclass(frozen=True)
@@ -69,86 +68,77 @@ class Config:
 
 
 class Model(nn.Module):
-    """See `vla.models` for the signature; Lc is L: the words' features.
+    """See `vla.models` for the signature; Lc is L: the text features.
 
     Raises:
         ValueError: the pictures' size is no multiple of `STRIDE`.
     """
 
-    # The share of each token of the command in what the cells that are looked at read of it: float32 [B, L].
+    # Each token's share in what the positions that are attended to take from the text: float32 [B, L].
     extras: ClassVar[dict[str, Extra]] = {"word_attention": Extra()}
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
         width, heads, inner = config.width, config.heads, config.inner
-        self.edge = edge_of(sizes.image_size, STRIDE)
-        self.tower = convolutions(config.channels, STRIDE, config.depth)
-        self.project = nn.Linear(config.channels + 2, width)
-        self.vision = nn.ModuleList([SelfBlock(width, heads, inner) for _ in range(config.vision_layers)])
-        self.text = WordTokens(
+        self.image_tokens = ImageTokens(sizes.image_size, config.channels, STRIDE, config.depth, width)
+        self.image_blocks = nn.ModuleList([Block(width, heads, inner) for _ in range(config.vision_layers)])
+        self.text_encoder = TextTransformer(
             sizes.vocabulary,
             sizes.context_length,
             width,
             layers=config.text_layers,
             heads=heads,
-            inner=inner,
+            mlp_width=inner,
         )
-        self.words_read = CrossBlock(width, heads, inner, SHARPNESS)
-        self.cells_read = CrossBlock(width, heads, inner)
-        self.summary = Summary(width)
-        self.values = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.features))
-        self.centres: Tensor
-        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)
-        seen = sizes.cameras * heads * (2 + config.features)
-        outputs = sizes.horizon * sizes.action
-        self.decide = multilayer(seen + width + sizes.state, config.hidden, config.layers, outputs)
+        self.text_to_image = Block(width, heads, inner, attends="context", score_scale=SCORE_SCALE)
+        self.image_to_text = Block(width, heads, inner, attends="context")
+        self.pooling = AttentionPooling(width)
+        self.value_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.features))
+        known = sizes.cameras * heads * (2 + config.features) + width + sizes.state
+        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the words' own blocks: float32 [N, L, width], bool [N, L]."""
-        return self.text(input_ids, attention_mask), attention_mask.bool()
+        """Run the text encoder: float32 [N, L, width], bool [N, L]."""
+        return self.text_encoder(input_ids, attention_mask), attention_mask.bool()
 
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
-        """Return the normalised chunk, the words' attention over the cells and the cells' over the words."""
-        actions, looks, words = self._fuse(self._cells(images), command, command_mask, state)
-        attention = looks.mean(2).unflatten(-1, (self.edge, self.edge))
+        """Return the normalised chunk, the text's attention over the image and the image's over the text."""
+        actions, attention, words = self._decode(self._encode(images), command, command_mask, state)
+        attention = self.image_tokens.as_map(attention.mean(2))
         return {"actions": actions, "attention": attention, "word_attention": words}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared distance of predicted from demonstrated chunks, both normalised."""
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
-        told = batch.commands_per_frame
-        cells = self._cells(batch.images).repeat_interleave(told, 0)
-        actions, _, _ = self._fuse(cells, command, mask, batch.state.repeat_interleave(told, 0))
+        image = batch.per_command(self._encode(batch.images))
+        actions, _, _ = self._decode(image, command, mask, batch.per_command(batch.state))
         return {"actions": functional.mse_loss(actions, batch.actions)}
 
-    def _cells(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor) -> Tensor:
         """Return what is common to all commands: float32 [B, C * P, width]."""
-        cells = to_cells(self.tower, images)
-        places = self.centres.expand(*cells.shape[:2], -1, -1)
-        cells = self.project(torch.cat([cells, places], dim=-1)).flatten(1, 2)
-        for block in self.vision:
-            cells = block(cells)
-        return cells
+        tokens = self.image_tokens(images)
+        for block in self.image_blocks:
+            tokens = block(tokens)
+        return tokens
 
-    def _fuse(
-        self, cells: Tensor, words: Tensor, mask: Tensor, state: Tensor
+    def _decode(
+        self, image: Tensor, text: Tensor, mask: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Let both sides read each other and decide.
+        """Let both sides attend to each other and decide.
 
         Returns:
             the chunk, float32 [N, T, A], the heads' attention, [N, C, heads, P], the words' shares, [N, L]
         """
-        said, of_words = self.words_read(words, cells)  # of_words: [N, heads, L, C * P]
-        seen, of_cells = self.cells_read(cells, words, mask)  # of_cells: [N, heads, C * P, L]
-        summary, importance = self.summary(said, mask)
-        mixed = (importance[:, None, None] @ of_words).squeeze(2)  # [N, heads, C * P], sums to 1
-        looks = mixed.unflatten(-1, (self.sizes.cameras, -1)).transpose(1, 2)  # [N, C, heads, P]
-        looks = looks / looks.sum(-1, keepdim=True).clamp_min(1e-9)
-        values = self.values(seen).unflatten(1, (self.sizes.cameras, -1))
-        found = torch.cat([looks @ self.centres, looks @ values], dim=-1).flatten(1)
-        actions = self.decide(torch.cat([found, summary, state], dim=-1))
-        shares = (mixed.mean(1, keepdim=True) @ of_cells.mean(1)).squeeze(1)
-        return actions.unflatten(-1, (self.sizes.horizon, self.sizes.action)), looks, shares
+        new_text, text_weights = self.text_to_image.with_weights(text, image)  # [N, heads, L, C * P]
+        new_image, image_weights = self.image_to_text.with_weights(image, text, mask[:, None, None])
+        summary, importance = self.pooling(new_text, mask)
+        mean = (importance[:, None, None] @ text_weights).squeeze(2)  # [N, heads, C * P], sums to 1
+        attention = mean.unflatten(-1, (self.sizes.cameras, -1)).transpose(1, 2)  # [N, C, heads, P]
+        attention = attention / attention.sum(-1, keepdim=True).clamp_min(1e-9)
+        values = self.value_projection(new_image).unflatten(1, (self.sizes.cameras, -1))
+        seen = soft_argmax(attention, values, self.image_tokens.positions).flatten(1)
+        shares = (mean.mean(1, keepdim=True) @ image_weights.mean(1)).squeeze(1)
+        return self.action_head(seen, summary, state), attention, shares

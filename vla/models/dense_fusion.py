@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla.models import Batch, Sizes
-from vla.models.blocks import CrossBlock
-from vla.models.language import Summary, WordTokens
-from vla.models.spatial import attend, grid, multilayer, read_out
-from vla.models.vision import convolutions, edge_of, to_cells
+from vla.models.parts.attention import Block
+from vla.models.parts.mlp import ActionHead
+from vla.models.parts.read_out import ImageTokens, QueryReadOut
+from vla.models.parts.text import AttentionPooling, TextTransformer
 
 STRIDE = 8
 
@@ -79,45 +79,49 @@ class Config:
 
 
 class Level(nn.Module):
-    """Both sides read each other as they were before the level, then queries read the cells."""
+    """Both sides attend to each other as they were before the level, then queries read the picture."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         width = config.width
-        self.words = CrossBlock(width, config.heads, config.inner)
-        self.cells = CrossBlock(width, config.heads, config.inner)
-        self.summary = Summary(width)
-        self.ask = multilayer(width, 2 * width, 1, config.queries * width)
-        self.normalise = nn.LayerNorm(width)
-        self.keys = nn.Linear(width, width)
-        self.values = nn.Linear(width, config.features)
-        self.queries = config.queries
+        self.text_block = Block(width, config.heads, config.inner, attends="context")
+        self.image_block = Block(width, config.heads, config.inner, attends="context")
+        self.pooling = AttentionPooling(width)
+        self.norm = nn.LayerNorm(width)
+        self.read_out = QueryReadOut(
+            sizes.cameras,
+            sizes.image_size // STRIDE,
+            width,
+            width,
+            queries=config.queries,
+            features=config.features,
+        )
+        self.cameras = sizes.cameras
+        # Numbers that the level reads out for a command.
+        self.size = self.read_out.size + width
 
-    def forward(
-        self, words: Tensor, mask: Tensor, cells: Tensor, cameras: int
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def forward(self, text: Tensor, mask: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Fuse and read out.
 
         Args:
-            words: float32 [N, L, D]
+            text: float32 [N, L, D]
             mask: bool [N, L]
-            cells: float32 [N, C * P, D]
-            cameras: C
+            image: float32 [N, C * P, D]
 
         Returns:
-            words and cells that know of each other, and the read-out: the words' summary [N, D], the
-            attention [N, C, queries, P] and the cells' values [N, C, P, features]
+            text and image tokens that know of each other, what is read out of both, float32 [N, size], and
+            the attention, float32 [N, C, queries, P]
         """
-        said = self.words(words, cells)[0]
-        seen = self.cells(cells, words, mask)[0]
-        summary = self.summary(said, mask)[0]
-        queries = self.ask(summary).unflatten(-1, (self.queries, -1))
-        maps = self.normalise(seen).unflatten(1, (cameras, -1))
-        return said, seen, (summary, attend(queries, self.keys(maps)), self.values(maps))
+        new_text = self.text_block(text, image)
+        new_image = self.image_block(image, text, mask[:, None, None])
+        summary, _ = self.pooling(new_text, mask)
+        features = self.norm(new_image).unflatten(1, (self.cameras, -1))
+        seen, weights = self.read_out(features, self.read_out.make_queries(summary))
+        return new_text, new_image, torch.cat([summary, seen], dim=-1), weights
 
 
 class Model(nn.Module):
-    """See `vla.models` for the signature; Lc is L: the words' features.
+    """See `vla.models` for the signature; Lc is L: the text features.
 
     Raises:
         ValueError: the pictures' size is no multiple of `STRIDE`.
@@ -127,56 +131,43 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.sizes = config, sizes
         width = config.width
-        self.edge = edge_of(sizes.image_size, STRIDE)
-        self.tower = convolutions(config.channels, STRIDE, config.depth)
-        self.project = nn.Linear(config.channels + 2, width)
-        self.text = WordTokens(
+        self.image_tokens = ImageTokens(sizes.image_size, config.channels, STRIDE, config.depth, width)
+        self.text_encoder = TextTransformer(
             sizes.vocabulary,
             sizes.context_length,
             width,
             layers=config.text_layers,
             heads=config.heads,
-            inner=config.inner,
+            mlp_width=config.inner,
         )
-        self.levels = nn.ModuleList([Level(config) for _ in range(config.levels)])
-        self.centres: Tensor
-        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)
-        seen = config.levels * (sizes.cameras * config.queries * (2 + config.features) + width)
-        outputs = sizes.horizon * sizes.action
-        self.decide = multilayer(seen + sizes.state, config.hidden, config.layers, outputs)
+        levels = [Level(config, sizes) for _ in range(config.levels)]
+        self.levels = nn.ModuleList(levels)
+        known = sum(level.size for level in levels) + sizes.state
+        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the words' own blocks: float32 [N, L, width], bool [N, L]."""
-        return self.text(input_ids, attention_mask), attention_mask.bool()
+        """Run the text encoder: float32 [N, L, width], bool [N, L]."""
+        return self.text_encoder(input_ids, attention_mask), attention_mask.bool()
 
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """Return the normalised chunk and the mean attention of all levels' queries."""
-        actions, attention = self._fuse(self._cells(images), command, command_mask, state)
-        return {"actions": actions, "attention": attention.unflatten(-1, (self.edge, self.edge))}
+        actions, attention = self._decode(self.image_tokens(images), command, command_mask, state)
+        return {"actions": actions, "attention": self.image_tokens.as_map(attention)}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared distance of predicted from demonstrated chunks, both normalised."""
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
-        told = batch.commands_per_frame
-        cells = self._cells(batch.images).repeat_interleave(told, 0)
-        actions, _ = self._fuse(cells, command, mask, batch.state.repeat_interleave(told, 0))
+        image = batch.per_command(self.image_tokens(batch.images))
+        actions, _ = self._decode(image, command, mask, batch.per_command(batch.state))
         return {"actions": functional.mse_loss(actions, batch.actions)}
 
-    def _cells(self, images: Tensor) -> Tensor:
-        """Return what is common to all commands: float32 [B, C * P, width]."""
-        cells = to_cells(self.tower, images)
-        places = self.centres.expand(*cells.shape[:2], -1, -1)
-        return self.project(torch.cat([cells, places], dim=-1)).flatten(1, 2)
-
-    def _fuse(self, cells: Tensor, words: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode(self, image: Tensor, text: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the chunk, float32 [N, T, A], and the attention, float32 [N, C, P]."""
         known, attention = [state], []
         for level in self.levels:
-            words, cells, (summary, weights, values) = level(words, mask, cells, self.sizes.cameras)
-            known += [summary, read_out(weights, values, self.centres, 1).flatten(1)]
+            text, image, read, weights = level(text, mask, image)
+            known.append(read)
             attention.append(weights.mean(2))
-        actions = self.decide(torch.cat(known, dim=-1))
-        chunk = actions.unflatten(-1, (self.sizes.horizon, self.sizes.action))
-        return chunk, torch.stack(attention).mean(0)
+        return self.action_head(*known), torch.stack(attention).mean(0)

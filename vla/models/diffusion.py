@@ -9,7 +9,6 @@ the answer depend on the process's history, and starts sampling at a level less 
 noise is an input and the steps are spaced so that the first is the noisiest (Lin et al. 2024).
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla.models import Batch, Sizes
-from vla.models.denoiser import Denoiser
-from vla.models.perception import Perception
-from vla.models.spatial import multilayer
+from vla.models.parts.denoising import Denoiser, cosine_schedule
+from vla.models.parts.mlp import mlp
+from vla.models.parts.read_out import Perception
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,12 @@ class Model(nn.Module):
             queries=config.queries,
             keypoints=config.keypoints,
         )
-        known = self.perception.flat + sizes.state + config.word_width
-        self.condition = multilayer(known, 2 * config.width, 1, config.width)
-        self.denoise = Denoiser(
-            sizes, width=config.width, heads=config.heads, inner=config.inner, layers=config.layers
+        known = self.perception.flat_size + sizes.state + config.word_width
+        self.condition_head = mlp(known, 2 * config.width, 1, config.width)
+        self.denoiser = Denoiser(
+            sizes, width=config.width, heads=config.heads, mlp_width=config.inner, layers=config.layers
         )
+        # The share of the signal's variance at each level, often written as alpha bar.
         self.signal: Tensor
         self.register_buffer("signal", cosine_schedule(config.levels), persistent=False)
 
@@ -118,13 +118,15 @@ class Model(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the normalised chunk that the noise becomes, and the queries' mean attention."""
         condition, attention = self._condition(images, command, state)
-        return {"actions": self._sample(condition, noise), "attention": self.perception.as_map(attention)}
+        return {
+            "actions": self._sample(condition, noise),
+            "attention": self.perception.attention_map(attention),
+        }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the squared distance of the chunk seen through noise from the clean one, normalised."""
+        """Return the squared distance of the denoised chunk from the clean one, normalised."""
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        state = batch.state.repeat_interleave(batch.commands_per_frame, 0)
-        condition, _ = self._condition(batch.images, command, state)
+        condition, _ = self._condition(batch.images, command, batch.per_command(batch.state))
         draws = self.config.draws
         condition = condition.repeat_interleave(draws, 0)
         clean = batch.actions.repeat_interleave(draws, 0)
@@ -135,12 +137,12 @@ class Model(nn.Module):
 
     def _condition(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return float32 [B * K, width] for commands float32 [B * K, ...], and the attention."""
-        view = self.perception(images, command.unflatten(0, (images.shape[0], -1)))
+        view = self.perception(images, command)
         known = torch.cat([view.flat(), state, command[:, -1]], dim=-1)
-        return self.condition(known), view.attention
+        return self.condition_head(known), view.attention
 
     def _denoise(self, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
-        return self.denoise(noisy, (level + 1) / self.config.levels, condition)
+        return self.denoiser(noisy, (level + 1) / self.config.levels, condition)
 
     def _sample(self, condition: Tensor, chunk: Tensor) -> Tensor:
         """Denoise in `steps` deterministic steps, from the noisiest level."""
@@ -153,11 +155,3 @@ class Model(nn.Module):
             target = self.signal[following] if step + 1 < steps else torch.ones_like(self.signal[0])
             chunk = target.sqrt() * clean + (1 - target).sqrt() * noise
         return chunk
-
-
-def cosine_schedule(levels: int) -> Tensor:
-    """Return the share of the signal's variance that each level leaves: float32 [levels], falling to ~0."""
-    at = torch.arange(levels + 1, dtype=torch.float64) / levels
-    share = torch.cos((at + 0.008) / 1.008 * math.pi / 2).square()
-    kept = (share[1:] / share[:-1]).clamp_min(0.001)
-    return kept.cumprod(0).float()

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla.models import Batch, Sizes
-from vla.models.language import Lstm, MeanWords
-from vla.models.spatial import grid, multilayer
-from vla.models.vision import ResNet, convolutions, edge_of, to_cells
+from vla.models.parts.mlp import ActionHead
+from vla.models.parts.published_towers import Backbone, make_tower
+from vla.models.parts.read_out import position_grid, soft_argmax, with_positions
+from vla.models.parts.text import BagOfWords, Lstm
+from vla.models.parts.towers import edge_of, encode_images
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Config:
     """Sizes of the model."""
 
     # Vision tower: convolutions of stride 8, or the first stages of a ResNet-18.
-    backbone: Literal["convolutions", "resnet"] = "convolutions"
+    backbone: Backbone = "convolutions"
     # Channels of the convolutions, or of the ResNet's first stage.
     channels: int = 48
     # Convolutions after the stem, or stages of the ResNet.
@@ -88,79 +90,66 @@ class Model(nn.Module):
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = replace(config, checkpoint=None), sizes
-        channels, stride, width = config.channels, 8, config.width
-        if config.backbone == "resnet":
-            self.tower = ResNet(config.channels, config.depth, config.checkpoint)
-            channels, stride = self.tower.channels, self.tower.stride
-        else:
-            self.tower = convolutions(channels, stride, config.depth)
-        self.edge = edge_of(sizes.image_size, stride)
-        encoder = Lstm if config.language == "lstm" else MeanWords
-        self.language = encoder(sizes.vocabulary, config.word_width)
-        # Together one layer over the concatenation of both; its picture's half is computed once a frame.
-        self.join_cells = nn.Linear(channels + 2, width)
-        self.join_command = nn.Linear(config.word_width, width, bias=False)
-        joint: list[nn.Module] = []
+        width = config.width
+        self.tower = make_tower(config.backbone, config.channels, config.depth, 8, config.checkpoint)
+        self.edge = edge_of(sizes.image_size, self.tower.stride)
+        text_encoder = Lstm if config.language == "lstm" else BagOfWords
+        self.text_encoder = text_encoder(sizes.vocabulary, config.word_width)
+        # Together one layer over the concatenation of both; the picture's half is computed once a frame.
+        self.image_projection = nn.Linear(self.tower.channels + 2, width)
+        self.command_projection = nn.Linear(config.word_width, width, bias=False)
+        layers: list[nn.Module] = []
         for _ in range(config.joint):
-            joint += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
-        self.joint = nn.Sequential(*joint)
-        self.normalise = nn.LayerNorm(width)
-        self.keypoints = nn.Linear(width, config.keypoints)
+            layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+        self.joint_network = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(width)
+        self.keypoint_head = nn.Linear(width, config.keypoints)
         # Sharp from the start: keypoints that lie in the middle whatever is said have nothing to learn from.
-        nn.init.normal_(self.keypoints.weight)
-        self.values = nn.Linear(width, config.features)
-        self.centres: Tensor
-        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)
-        seen = sizes.cameras * config.keypoints * (2 + config.features)
-        outputs = sizes.horizon * sizes.action
-        self.decide = multilayer(
-            seen + config.word_width + sizes.state, config.hidden, config.layers, outputs
-        )
+        nn.init.normal_(self.keypoint_head.weight)
+        self.value_projection = nn.Linear(width, config.features)
+        self.positions: Tensor
+        self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)
+        known = sizes.cameras * config.keypoints * (2 + config.features) + config.word_width + sizes.state
+        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the language encoder: float32 [N, 1, word_width], bool [N, 1]."""
-        command = self.language(input_ids, attention_mask).unsqueeze(1)
+        """Run the text encoder: float32 [N, 1, word_width], bool [N, 1]."""
+        command = self.text_encoder(input_ids, attention_mask).unsqueeze(1)
         return command, torch.ones_like(command[..., 0], dtype=torch.bool)
 
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """Return the normalised chunk and the keypoints' mean attention."""
-        seen, looks = self._look(images, command[:, 0], told=1)
-        return {
-            "actions": self._decide(seen, command, state),
-            "attention": looks.mean(2).unflatten(-1, (self.edge, self.edge)),
-        }
+        actions, weights = self._decode(self._project(images), command[:, 0], state)
+        return {"actions": actions, "attention": weights.mean(2).unflatten(-1, (self.edge, self.edge))}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared distance of predicted from demonstrated chunks, both normalised."""
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        told = batch.commands_per_frame
-        seen, _ = self._look(batch.images, command[:, 0], told)
-        actions = self._decide(seen, command, batch.state.repeat_interleave(told, 0))
+        features = batch.per_command(self._project(batch.images))
+        actions, _ = self._decode(features, command[:, 0], batch.per_command(batch.state))
         return {"actions": functional.mse_loss(actions, batch.actions)}
 
-    def _look(self, images: Tensor, command: Tensor, told: int) -> tuple[Tensor, Tensor]:
-        """Run the joint network on each frame under its K = `told` commands.
+    def _project(self, images: Tensor) -> Tensor:
+        """Return what is common to all commands: float32 [B, C, P, width]."""
+        return self.image_projection(with_positions(encode_images(self.tower, images), self.positions))
+
+    def _decode(self, features: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the joint network and the action head.
 
         Args:
-            images: float32 [B, C, 3, H, W]
-            command: float32 [B * K, word_width]
-            told: K
+            features: float32 [N, C, P, width], from `_project`
+            command: float32 [N, word_width]
+            state: float32 [N, S]
 
         Returns:
-            what is seen, float32 [B * K, V], and the keypoints' attention, float32 [B * K, C, keypoints, P]
+            chunks float32 [N, T, A] and the keypoints' attention, float32 [N, C, keypoints, P]
         """
-        cells = to_cells(self.tower, images)
-        places = self.centres.expand(*cells.shape[:2], -1, -1)
-        cells = self.join_cells(torch.cat([cells, places], dim=-1)).repeat_interleave(told, 0)
-        cells = functional.relu(cells + self.join_command(command)[:, None, None])  # [B * K, C, P, width]
-        planes = cells.flatten(0, 1).transpose(1, 2).unflatten(-1, (self.edge, self.edge))
-        joint = self.joint(planes).flatten(2).transpose(1, 2).unflatten(0, (-1, self.sizes.cameras))
-        joint = self.normalise(joint)
-        looks = torch.softmax(self.keypoints(joint), dim=2).transpose(-1, -2)
-        return torch.cat([looks @ self.centres, looks @ self.values(joint)], dim=-1).flatten(1), looks
-
-    def _decide(self, seen: Tensor, command: Tensor, state: Tensor) -> Tensor:
-        known = torch.cat([seen, command[:, 0], state], dim=-1)
-        return self.decide(known).unflatten(-1, (self.sizes.horizon, self.sizes.action))
+        fused = functional.relu(features + self.command_projection(command)[:, None, None])
+        maps = fused.flatten(0, 1).transpose(1, 2).unflatten(-1, (self.edge, self.edge))
+        joint = self.joint_network(maps).flatten(2).transpose(1, 2).unflatten(0, (-1, self.sizes.cameras))
+        joint = self.norm(joint)
+        weights = torch.softmax(self.keypoint_head(joint), dim=2).transpose(-1, -2)
+        seen = soft_argmax(weights, self.value_projection(joint), self.positions).flatten(1)
+        return self.action_head(seen, command, state), weights

@@ -12,19 +12,14 @@ tokens are weighed by what each has learned to matter.
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from vla.models import Batch, Sizes
-from vla.models.distilbert import DistilBert
-from vla.models.language import Summary
-from vla.models.spatial import attend, grid, multilayer, read_out
-from vla.models.vision import MobileNet, edge_of, restart, to_cells
+from vla.models import Sizes
+from vla.models.parts.distilbert import DistilBert
+from vla.models.parts.policy import QueryConfig, QueryPolicy
+from vla.models.parts.published_towers import MobileNet, reset_weights
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(QueryConfig):
     """Sizes of the model."""
 
     # Scales MobileNetV2's channels; 1 as published.
@@ -38,13 +33,6 @@ class Config:
     text_layers: int = 2
     text_heads: int = 4
     text_inner: int = 128
-    # Queries that the command makes; their attention is reported.
-    queries: int = 4
-    # Features that a query reports of what it sees.
-    features: int = 16
-    # Width and hidden layers of the action decoder.
-    hidden: int = 256
-    layers: int = 2
 
     @classmethod
     def tiny(cls) -> Self:
@@ -77,8 +65,8 @@ class Config:
         )
 
 
-class Model(nn.Module):
-    """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
+class Model(QueryPolicy):
+    """See `QueryPolicy`; the command's vector is DistilBERT's.
 
     Raises:
         ValueError: the pictures' size is no multiple of the tower's stride, or the checkpoint does not fit.
@@ -86,65 +74,15 @@ class Model(nn.Module):
     """
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
-        super().__init__()
-        self.config, self.sizes = replace(config, checkpoint=None), sizes
-        width = config.text_width
-        self.tower = MobileNet(config.multiplier, config.blocks, config.checkpoint)
+        tower = MobileNet(config.multiplier, config.blocks, config.checkpoint)
         if config.checkpoint is None:
-            restart(self.tower)
-        self.edge = edge_of(sizes.image_size, self.tower.stride)
-        self.text = DistilBert(
+            reset_weights(tower)
+        text_encoder = DistilBert(
             sizes.vocabulary,
             sizes.context_length,
-            width=width,
+            config.text_width,
             layers=config.text_layers,
             heads=config.text_heads,
-            inner=config.text_inner,
+            mlp_width=config.text_inner,
         )
-        self.summarise = Summary(width)
-        self.ask = multilayer(width, 2 * width, 1, config.queries * width)
-        self.keys = nn.Linear(self.tower.channels, width)
-        self.values = nn.Linear(self.tower.channels, config.features)
-        self.centres: Tensor
-        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)
-        seen = sizes.cameras * config.queries * (2 + config.features)
-        outputs = sizes.horizon * sizes.action
-        self.decide = multilayer(seen + sizes.state + width, config.hidden, config.layers, outputs)
-
-    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Run DistilBERT and make queries: float32 [N, queries + 1, text_width], bool [N, queries + 1]."""
-        summary, _ = self.summarise(self.text(input_ids, attention_mask), attention_mask.bool())
-        queries = self.ask(summary).unflatten(-1, (self.config.queries, -1))
-        command = torch.cat([queries, summary.unsqueeze(1)], dim=1)
-        return command, torch.ones_like(command[..., 0], dtype=torch.bool)
-
-    def act(
-        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the normalised chunk and the queries' mean attention."""
-        seen, weights = self._look(images, command[:, :-1], told=1)
-        attention = weights.mean(2).unflatten(-1, (self.edge, self.edge))
-        return {"actions": self._decide(seen, command, state), "attention": attention}
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean squared distance of predicted from demonstrated chunks, both normalised."""
-        command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        told = batch.commands_per_frame
-        queries = command[:, :-1].reshape(len(batch.images), -1, command.shape[-1])
-        seen, _ = self._look(batch.images, queries, told)
-        actions = self._decide(seen, command, batch.state.repeat_interleave(told, 0))
-        return {"actions": functional.mse_loss(actions, batch.actions)}
-
-    def _look(self, images: Tensor, queries: Tensor, told: int) -> tuple[Tensor, Tensor]:
-        """Look at each frame with the queries [B, K * Q, D] of its K = `told` commands.
-
-        Returns:
-            what each command sees, float32 [B * K, V], and the attention, float32 [B, C, K * Q, P]
-        """
-        cells = to_cells(self.tower, images)  # [B, C, P, channels]
-        weights = attend(queries, self.keys(cells))
-        return read_out(weights, self.values(cells), self.centres, told).flatten(0, 1), weights
-
-    def _decide(self, seen: Tensor, command: Tensor, state: Tensor) -> Tensor:
-        known = torch.cat([seen, state, command[:, -1]], dim=-1)
-        return self.decide(known).unflatten(-1, (self.sizes.horizon, self.sizes.action))
+        super().__init__(replace(config, checkpoint=None), sizes, tower, text_encoder, config.text_width)

@@ -8,7 +8,6 @@ and noise is an input. The usual sketch mixes up which end of the time is noise:
 chunk.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -17,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla.models import Batch, Sizes
-from vla.models.blocks import Attention
-from vla.models.perception import Perception
-from vla.models.spatial import multilayer
+from vla.models.parts.attention import Block
+from vla.models.parts.denoising import TimeFeatures
+from vla.models.parts.mlp import mlp
+from vla.models.parts.read_out import Perception
 
 # Times are drawn as 1 - u ** (1 / SKEW) of a uniform u, pi0's Beta(1.5, 1): the noisy end is harder.
 SKEW = 1.5
-# Frequencies that a time is told by.
-WAVES = 8
 
 
 @dataclass(frozen=True)
@@ -104,16 +102,17 @@ class Model(nn.Module):
             queries=config.queries,
             keypoints=config.keypoints,
         )
-        width, known = config.width, self.perception.flat + config.word_width + sizes.state
-        self.see = nn.Linear(self.perception.seen, width)
-        self.know = multilayer(known, 2 * width, 1, width)
-        self.marks = nn.Parameter(0.02 * torch.randn(sizes.cameras * config.queries, width))
-        self.places = nn.Parameter(0.02 * torch.randn(sizes.horizon, width))
-        self.read = multilayer(sizes.action + 2 * WAVES, width, 1, width)
-        self.blocks = nn.ModuleList([_Block(width, config.heads, config.inner) for _ in range(config.layers)])
-        self.answer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sizes.action))
-        self.waves: Tensor
-        self.register_buffer("waves", math.pi * 2.0 ** torch.arange(WAVES), persistent=False)
+        width, known = config.width, self.perception.flat_size + config.word_width + sizes.state
+        self.visual_projection = nn.Linear(self.perception.query_size, width)
+        self.visual_embedding = nn.Parameter(0.02 * torch.randn(sizes.cameras * config.queries, width))
+        self.state_embedding = mlp(known, 2 * width, 1, width)
+        self.time_features = TimeFeatures()
+        self.action_projection = mlp(sizes.action + TimeFeatures.size, width, 1, width)
+        self.positional_embedding = nn.Parameter(0.02 * torch.randn(sizes.horizon, width))
+        self.blocks = nn.ModuleList(
+            [Block(width, config.heads, config.inner, attends="both") for _ in range(config.layers)]
+        )
+        self.velocity_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sizes.action))
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn words into queries: float32 [N, queries + 1, word_width], bool [N, queries + 1]."""
@@ -128,13 +127,12 @@ class Model(nn.Module):
         for step in range(steps):
             time = torch.full_like(chunk[:, 0, 0], step / steps)
             chunk = chunk + self._velocity(chunk, time, context) / steps
-        return {"actions": chunk, "attention": self.perception.as_map(attention)}
+        return {"actions": chunk, "attention": self.perception.attention_map(attention)}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the squared distance of the velocity from the straight one between noise and chunk."""
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        state = batch.state.repeat_interleave(batch.commands_per_frame, 0)
-        context, _ = self._context(batch.images, command, state)
+        context, _ = self._context(batch.images, command, batch.per_command(batch.state))
         draws = self.config.draws
         context = context.repeat_interleave(draws, 0)
         actions = batch.actions.repeat_interleave(draws, 0)
@@ -145,35 +143,16 @@ class Model(nn.Module):
         return {"velocity": functional.mse_loss(velocity, actions - noise)}
 
     def _context(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens that the expert reads, float32 [B * K, C * queries + 1, width], and attention."""
-        view = self.perception(images, command.unflatten(0, (images.shape[0], -1)))
-        known = self.know(torch.cat([view.flat(), command[:, -1], state], dim=-1))
-        return torch.cat([self.see(view.queries) + self.marks, known.unsqueeze(1)], dim=1), view.attention
+        """Return the expert's context, float32 [B * K, C * queries + 1, width], and the attention."""
+        view = self.perception(images, command)
+        visual = self.visual_projection(view.queries) + self.visual_embedding
+        known = self.state_embedding(torch.cat([view.flat(), command[:, -1], state], dim=-1)).unsqueeze(1)
+        return torch.cat([visual, known], dim=1), view.attention
 
     def _velocity(self, chunk: Tensor, time: Tensor, context: Tensor) -> Tensor:
         """Return the velocity float32 [N, T, A] of a chunk at a time float32 [N] in [0, 1]."""
-        angles = time.unsqueeze(-1) * self.waves
-        clock = torch.cat([angles.sin(), angles.cos()], dim=-1).unsqueeze(1)
-        clock = clock.expand(-1, self.sizes.horizon, -1)
-        tokens = self.read(torch.cat([chunk, clock], dim=-1)) + self.places
+        features = self.time_features(time).unsqueeze(1).expand(-1, self.sizes.horizon, -1)
+        tokens = self.action_projection(torch.cat([chunk, features], dim=-1)) + self.positional_embedding
         for block in self.blocks:
             tokens = block(tokens, context)
-        return self.answer(tokens)
-
-
-class _Block(nn.Module):
-    """Action tokens read the context and each other in one attention, then pass through a perceptron."""
-
-    def __init__(self, width: int, heads: int, inner: int) -> None:
-        super().__init__()
-        self.attention = Attention(width, heads)
-        self.before = nn.LayerNorm(width)
-        self.before_context = nn.LayerNorm(width)
-        self.between = nn.LayerNorm(width)
-        self.think = multilayer(width, inner, 1, width)
-
-    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
-        read = self.before(tokens)
-        both = torch.cat([self.before_context(context), read], dim=1)
-        tokens = tokens + self.attention(read, both)[0]
-        return tokens + self.think(self.between(tokens))
+        return self.velocity_head(tokens)

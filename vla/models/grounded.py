@@ -20,16 +20,17 @@ from torch.nn import functional
 
 from vla.envs.commands import COLOURS, GOALS
 from vla.models import Batch, Sizes
-from vla.models.language import MeanWords
-from vla.models.spatial import grid, multilayer
-from vla.models.vision import convolutions, edge_of, to_cells
+from vla.models.parts.mlp import ActionHead, mlp
+from vla.models.parts.read_out import position_grid
+from vla.models.parts.text import BagOfWords
+from vla.models.parts.towers import Convolutions, edge_of, encode_images
 from vla_runtime.spec import Extra
 
-# Edge of a cell [pixels].
+# Edge of a position of the map [pixels].
 STRIDE = 4
-# A block counts as seen from cells about this far from its centre [cells].
+# A block counts as seen from positions about this far from its centre [positions].
 SPREAD = 1.0
-# The match's score counts proposals this near to the best as the same object [cells].
+# The match's score counts proposals this near to the best as the same object [positions].
 SAME = 2.5
 
 
@@ -73,18 +74,17 @@ class Model(nn.Module):
         self.extras = {"box": Extra(), "box_score": Extra(), "box_camera": Extra()}
         width, channels = config.word_width, config.channels
         self.edge = edge_of(sizes.image_size, STRIDE)
-        self.words = MeanWords(sizes.vocabulary, width)
-        self.speak = multilayer(width, 2 * width, 1, 2 * width)
-        self.tower = convolutions(channels, STRIDE, config.depth)
-        self.detect = nn.Linear(channels, 5)
-        self.keys = nn.Linear(channels, width)
-        seen = sizes.cameras * (2 + 4 + channels)
-        outputs = sizes.horizon * sizes.action
-        self.decide = multilayer(seen + sizes.state + width, config.hidden, config.layers, outputs)
-        self.centres: Tensor
-        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)  # [P, 2] in [-1, 1]
+        self.text_encoder = BagOfWords(sizes.vocabulary, width)
+        self.command_head = mlp(width, 2 * width, 1, 2 * width)
+        self.tower = Convolutions(channels, STRIDE, config.depth)
+        self.detection_head = nn.Linear(channels, 5)
+        self.match_projection = nn.Linear(channels, width)
+        known = sizes.cameras * (2 + 4 + channels) + sizes.state + width
+        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
+        self.positions: Tensor
+        self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)  # [P, 2]
         self.same: Tensor
-        near = torch.cdist(self.centres, self.centres) * self.edge / 2 <= SAME
+        near = torch.cdist(self.positions, self.positions) * self.edge / 2 <= SAME
         self.register_buffer("same", near.float(), persistent=False)  # [P, P]
         self.block_of: Tensor
         blocks = torch.tensor([COLOURS.index(goal.colour) for goal in GOALS])
@@ -92,24 +92,18 @@ class Model(nn.Module):
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn words into what to look for and a summary: float32 [N, 2, word_width], bool [N, 2]."""
-        command = self.speak(self.words(input_ids, attention_mask)).unflatten(-1, (2, -1))
+        command = self.command_head(self.text_encoder(input_ids, attention_mask)).unflatten(-1, (2, -1))
         return command, torch.ones_like(command[..., 0], dtype=torch.bool)
 
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """Return the chunk, the matched box and its score, and the distribution over the proposals."""
-        cells, objects, boxes = self._propose(images)
-        match = self._match(cells, objects, command[:, :1]).exp()  # [B, C, 1, P]
-        probability = match.squeeze(2) * torch.sigmoid(objects)  # [B, C, P]
-        place = probability.flatten(1).argmax(-1)
-        camera, cell = place // self.edge**2, place % self.edge**2
-        shown = match.squeeze(2).gather(1, camera[:, None, None].expand(-1, 1, match.shape[-1])).squeeze(1)
-        box = boxes.flatten(1, 2).gather(1, place[:, None, None].expand(-1, 1, 4)).squeeze(1)
-        score = torch.sigmoid(objects).flatten(1).gather(1, place[:, None]).squeeze(1)
-        score = score * (shown * self.same[cell]).sum(-1).clamp_max(1)
+        features, objects, boxes = self._propose(images)
+        match = self._match(features, objects, command[:, :1]).exp()  # [B, C, 1, P]
+        box, score, camera = self._best(match.squeeze(2), objects, boxes)
         return {
-            "actions": self._decide(match, cells, boxes, command, state),
+            "actions": self._decode(match, features, boxes, command, state),
             "attention": match.squeeze(2).unflatten(-1, (self.edge, self.edge)),
             "confidence": score,
             "box": box,
@@ -120,13 +114,14 @@ class Model(nn.Module):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the chunk's squared error, normalised, and what detector and matching have to learn."""
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        told = batch.commands_per_frame
-        cells, objects, boxes = self._propose(batch.images)
-        log_match = self._match(cells, objects, command[:, 0].unflatten(0, (-1, told)))  # [B, C, K, P]
-        state = batch.state.repeat_interleave(told, 0)
-        actions = self._decide(log_match.exp(), cells, boxes, command, state)
+        commands_per_frame = batch.commands_per_frame
+        features, objects, boxes = self._propose(batch.images)
+        wanted = command[:, 0].unflatten(0, (-1, commands_per_frame))
+        log_match = self._match(features, objects, wanted)  # [B, C, K, P]
+        state = batch.per_command(batch.state)
+        actions = self._decode(log_match.exp(), features, boxes, command, state)
         heat = self._heat(batch.boxes)  # [B, C, N, P]
-        which = self.block_of[batch.goal].unflatten(0, (-1, told))[:, None, :, None]  # [B, 1, K, 1]
+        which = self.block_of[batch.goal].unflatten(0, (-1, commands_per_frame))[:, None, :, None]
         target = heat.gather(2, which.expand(-1, heat.shape[1], -1, heat.shape[3]))
         target = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
         nearest, block = heat.max(2)  # [B, C, P]
@@ -141,37 +136,54 @@ class Model(nn.Module):
 
     def _propose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return features [B, C, P, channels], scores as logits [B, C, P], boxes [B, C, P, 4] in [0, 1]."""
-        cells = to_cells(self.tower, images)
-        found = self.detect(cells)
-        centres = (self.centres + 1) / 2
-        # How far the box's edges are from the cell's centre, from a fraction of a cell to the whole picture.
+        features = encode_images(self.tower, images)
+        found = self.detection_head(features)
+        centres = (self.positions + 1) / 2
+        # How far the box's edges are from the position, from a fraction of its cell to the whole picture.
         reach = functional.softplus(found[..., 1:]) / self.edge
         boxes = torch.cat([centres - reach[..., :2], centres + reach[..., 2:]], dim=-1)
-        return cells, found[..., 0], boxes.clamp(0, 1)
+        return features, found[..., 0], boxes.clamp(0, 1)
 
-    def _match(self, cells: Tensor, objects: Tensor, wanted: Tensor) -> Tensor:
+    def _match(self, features: Tensor, objects: Tensor, wanted: Tensor) -> Tensor:
         """Return the log-probability that each proposal is what is wanted.
 
         Args:
-            cells: float32 [B, C, P, channels]
+            features: float32 [B, C, P, channels]
             objects: float32 [B, C, P], logits
             wanted: float32 [B, K, word_width]
 
         Returns:
             float32 [B, C, K, P]
         """
-        likeness = wanted.unsqueeze(1) @ self.keys(cells).transpose(-1, -2)
+        likeness = wanted.unsqueeze(1) @ self.match_projection(features).transpose(-1, -2)
         return functional.log_softmax(likeness + functional.logsigmoid(objects).unsqueeze(2), dim=-1)
 
-    def _decide(self, match: Tensor, cells: Tensor, boxes: Tensor, command: Tensor, state: Tensor) -> Tensor:
+    def _best(self, match: Tensor, objects: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best proposal: its box float32 [B, 4], its score float32 [B], its camera int64 [B].
+
+        Args:
+            match: float32 [B, C, P], probabilities
+            objects: float32 [B, C, P], logits
+            boxes: float32 [B, C, P, 4]
+        """
+        probability = torch.sigmoid(objects)
+        place = (match * probability).flatten(1).argmax(-1)
+        camera, position = place // self.edge**2, place % self.edge**2
+        shown = match.gather(1, camera[:, None, None].expand(-1, 1, match.shape[-1])).squeeze(1)
+        box = boxes.flatten(1, 2).gather(1, place[:, None, None].expand(-1, 1, 4)).squeeze(1)
+        score = probability.flatten(1).gather(1, place[:, None]).squeeze(1)
+        return box, score * (shown * self.same[position]).sum(-1).clamp_max(1), camera
+
+    def _decode(
+        self, match: Tensor, features: Tensor, boxes: Tensor, command: Tensor, state: Tensor
+    ) -> Tensor:
         """Return chunks float32 [B * K, T, A] from the mean proposal under the match [B, C, K, P]."""
-        seen = torch.cat([match @ self.centres, match @ boxes, match @ cells], dim=-1)  # [B, C, K, V]
+        seen = torch.cat([match @ self.positions, match @ boxes, match @ features], dim=-1)  # [B, C, K, V]
         seen = seen.transpose(1, 2).flatten(2).flatten(0, 1)  # [B * K, C * V]
-        known = torch.cat([seen, state, command[:, 1]], dim=-1)
-        return self.decide(known).unflatten(-1, (self.sizes.horizon, self.sizes.action))
+        return self.action_head(seen, state, command[:, 1])
 
     def _heat(self, boxes: Tensor) -> Tensor:
-        """Return how near each cell is to each block: [B, C, N, 4] to float32 [B, C, N, P] in [0, 1]."""
-        middle = boxes[..., :2] + boxes[..., 2:] - 1  # as `centres`, in [-1, 1]
-        cells_away = (middle.unsqueeze(-2) - self.centres).square().sum(-1) * (self.edge / 2) ** 2
-        return torch.exp(-cells_away / (2 * SPREAD**2))
+        """Return how near positions are to blocks: [B, C, N, 4] to float32 [B, C, N, P] in [0, 1]."""
+        middle = boxes[..., :2] + boxes[..., 2:] - 1  # as `positions`, in [-1, 1]
+        away = (middle.unsqueeze(-2) - self.positions).square().sum(-1) * (self.edge / 2) ** 2
+        return torch.exp(-away / (2 * SPREAD**2))

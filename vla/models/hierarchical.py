@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from vla.envs.commands import COLOURS, GOALS
 from vla.models import Batch, Sizes
-from vla.models.perception import Perception
-from vla.models.spatial import multilayer
+from vla.models.parts.mlp import mlp
+from vla.models.parts.read_out import Perception
 from vla_runtime.spec import Extra
 
 # The skill that each task of the demonstrations shows.
@@ -101,10 +101,10 @@ class Model(nn.Module):
             queries=config.queries,
             keypoints=config.keypoints,
         )
-        known = self.perception.flat + config.word_width + sizes.state
-        self.plan = multilayer(known, config.planner, 1, config.plan + 3)
-        self.select = multilayer(config.word_width, config.hidden, 1, skills)
-        inputs = self.perception.flat + config.plan + 3 + sizes.state
+        situation = self.perception.flat_size + sizes.state
+        self.planner = mlp(situation + config.word_width, config.planner, 1, 3 + config.plan)
+        self.skill_head = mlp(config.word_width, config.hidden, 1, skills)
+        inputs = situation + 3 + config.plan
         self.controllers = Controllers(skills, inputs, config.hidden, sizes.horizon * sizes.action)
         self.skill_of: Tensor
         shown = torch.tensor([config.skills.index(SHOWN[goal.task]) for goal in GOALS])
@@ -122,10 +122,10 @@ class Model(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the chunk of the most probable skill, the plan, and the queries' mean attention."""
         situation, plan, attention = self._plan(images, command, state)
-        probability, skill = torch.softmax(self.select(command[:, -1]), dim=-1).max(-1)
+        probability, skill = torch.softmax(self.skill_head(command[:, -1]), dim=-1).max(-1)
         return {
             "actions": self._control(situation, plan, skill),
-            "attention": self.perception.as_map(attention),
+            "attention": self.perception.attention_map(attention),
             "confidence": probability,
             "skill": skill,
             "skill_probability": probability,
@@ -133,32 +133,29 @@ class Model(nn.Module):
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what planner, selector and the demonstrated skills' controllers have to learn.
+        """Return what planner, skill head and the demonstrated skills' controllers have to learn.
 
-        The chunk's and the point's losses are squared distances, normalised; the selector's is in nats.
+        The chunk's and the point's losses are squared distances, normalised; the skill's is in nats.
         """
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        told = batch.commands_per_frame
-        state = batch.state.repeat_interleave(told, 0)
-        situation, plan, _ = self._plan(batch.images, command, state)
+        situation, plan, _ = self._plan(batch.images, command, batch.per_command(batch.state))
         skill = self.skill_of[batch.goal]
-        blocks = batch.blocks.repeat_interleave(told, 0)  # [B * K, N, 3]
         which = self.block_of[batch.goal][:, None, None].expand(-1, 1, 3)
-        target = blocks.gather(1, which).squeeze(1)
+        target = batch.per_command(batch.blocks).gather(1, which).squeeze(1)  # [B * K, 3]
         return {
             "motion": functional.mse_loss(self._control(situation, plan, skill), batch.actions),
             "target": functional.mse_loss(plan[:, :3], target / REACH),
-            "skill": 0.1 * functional.cross_entropy(self.select(command[:, -1]), skill),
+            "skill": 0.1 * functional.cross_entropy(self.skill_head(command[:, -1]), skill),
         }
 
     def _plan(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is seen and felt, [B * K, V], the plan, [B * K, 3 + plan], and the attention."""
-        view = self.perception(images, command.unflatten(0, (images.shape[0], -1)))
+        """Return what is seen and the state, [B * K, V + S], the plan, [B * K, 3 + plan], and attention."""
+        view = self.perception(images, command)
         situation = torch.cat([view.flat(), state], dim=-1)
-        return situation, self.plan(torch.cat([situation, command[:, -1]], dim=-1)), view.attention
+        return situation, self.planner(torch.cat([situation, command[:, -1]], dim=-1)), view.attention
 
     def _control(self, situation: Tensor, plan: Tensor, skill: Tensor) -> Tensor:
-        """Return the chunks float32 [N, T, A] of the skills' controllers, which do not hear the command."""
+        """Return the chunks float32 [N, T, A] of the skills' controllers, which do not get the command."""
         chunk = self.controllers(torch.cat([situation, plan], dim=-1), skill)
         return chunk.unflatten(-1, (self.sizes.horizon, self.sizes.action))
 

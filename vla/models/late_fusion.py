@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla.models import Batch, Sizes
-from vla.models.language import Lstm, MeanWords
-from vla.models.spatial import grid, multilayer
-from vla.models.vision import ResNet, convolutions, edge_of, to_cells
+from vla.models.parts.mlp import ActionHead, mlp
+from vla.models.parts.published_towers import Backbone, make_tower
+from vla.models.parts.read_out import mixed, position_grid, soft_argmax
+from vla.models.parts.text import BagOfWords, Lstm
+from vla.models.parts.towers import edge_of, encode_images
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Config:
     """Sizes of the model."""
 
     # Vision tower: convolutions of stride 4, or the first stages of a ResNet-18.
-    backbone: Literal["convolutions", "resnet"] = "convolutions"
+    backbone: Backbone = "convolutions"
     # Channels of the convolutions, or of the ResNet's first stage.
     channels: int = 32
     # Convolutions after the stem, or stages of the ResNet.
@@ -74,66 +76,53 @@ class Model(nn.Module):
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = replace(config, checkpoint=None), sizes
-        channels, stride = config.channels, 4
-        if config.backbone == "resnet":
-            self.tower = ResNet(config.channels, config.depth, config.checkpoint)
-            channels, stride = self.tower.channels, self.tower.stride
-        else:
-            self.tower = convolutions(channels, stride, config.depth)
-        self.edge = edge_of(sizes.image_size, stride)
-        encoder = Lstm if config.language == "lstm" else MeanWords
-        self.language = encoder(sizes.vocabulary, config.word_width)
-        self.normalise = nn.LayerNorm(channels)
-        self.slots = nn.Linear(channels, config.slots)
+        self.tower = make_tower(config.backbone, config.channels, config.depth, 4, config.checkpoint)
+        channels = self.tower.channels
+        self.edge = edge_of(sizes.image_size, self.tower.stride)
+        text_encoder = Lstm if config.language == "lstm" else BagOfWords
+        self.text_encoder = text_encoder(sizes.vocabulary, config.word_width)
+        self.norm = nn.LayerNorm(channels)
+        self.slot_head = nn.Linear(channels, config.slots)
         # Sharp from the start: slots that look everywhere all report the same, and cannot be told apart.
-        nn.init.normal_(self.slots.weight)
+        nn.init.normal_(self.slot_head.weight)
         slots = sizes.cameras * config.slots
-        self.weigh = multilayer(config.word_width, 2 * config.word_width, 1, config.heads * slots)
-        self.centres: Tensor
-        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)
-        seen, outputs = config.heads * (2 + channels), sizes.horizon * sizes.action
-        self.decide = multilayer(
-            seen + config.word_width + sizes.state, config.hidden, config.layers, outputs
-        )
+        self.slot_weight_head = mlp(config.word_width, 2 * config.word_width, 1, config.heads * slots)
+        self.positions: Tensor
+        self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)
+        known = config.heads * (2 + channels) + config.word_width + sizes.state
+        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the language encoder: float32 [N, 1, word_width], bool [N, 1]."""
-        command = self.language(input_ids, attention_mask).unsqueeze(1)
+        """Run the text encoder: float32 [N, 1, word_width], bool [N, 1]."""
+        command = self.text_encoder(input_ids, attention_mask).unsqueeze(1)
         return command, torch.ones_like(command[..., 0], dtype=torch.bool)
 
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
-        """Return the normalised chunk and the slots' attention, weighed as the command weighs them."""
-        slots, looks = self._look(images)
-        weights = self._weights(command)
-        # Each camera's share of the weights is made to sum to one.
-        shares = weights.mean(1).unflatten(1, (self.sizes.cameras, 1, -1)) + 1e-6  # [B, C, 1, slots]
-        attention = (shares / shares.sum(-1, keepdim=True) @ looks).squeeze(2)
+        """Return the normalised chunk and the slots' attention, weighted as the command weights them."""
+        slots, attention = self._slots(images)
+        actions, weights = self._decode(slots, command[:, 0], state)
         return {
-            "actions": self._decide(slots, weights, command, state),
-            "attention": attention.unflatten(-1, (self.edge, self.edge)),
+            "actions": actions,
+            "attention": mixed(weights, attention).unflatten(-1, (self.edge, self.edge)),
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared distance of predicted from demonstrated chunks, both normalised."""
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        slots, _ = self._look(batch.images)
-        told = batch.commands_per_frame
-        slots, state = slots.repeat_interleave(told, 0), batch.state.repeat_interleave(told, 0)
-        actions = self._decide(slots, self._weights(command), command, state)
+        slots = batch.per_command(self._slots(batch.images)[0])
+        actions, _ = self._decode(slots, command[:, 0], batch.per_command(batch.state))
         return {"actions": functional.mse_loss(actions, batch.actions)}
 
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the slots, float32 [B, C * slots, 2 + channels], and where each looks, [B, C, slots, P]."""
-        cells = to_cells(self.tower, images)
-        looks = torch.softmax(self.slots(self.normalise(cells)), dim=2).transpose(-1, -2)
-        return torch.cat([looks @ self.centres, looks @ cells], dim=-1).flatten(1, 2), looks
+    def _slots(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the slots, float32 [B, C * slots, 2 + channels], and their attention, [B, C, slots, P]."""
+        features = encode_images(self.tower, images)
+        attention = torch.softmax(self.slot_head(self.norm(features)), dim=2).transpose(-1, -2)
+        return soft_argmax(attention, features, self.positions).flatten(1, 2), attention
 
-    def _weights(self, command: Tensor) -> Tensor:
-        """Return the command's weights of the slots: float32 [B, heads, C * slots], sum to 1."""
-        return torch.softmax(self.weigh(command[:, 0]).unflatten(-1, (self.config.heads, -1)), dim=-1)
-
-    def _decide(self, slots: Tensor, weights: Tensor, command: Tensor, state: Tensor) -> Tensor:
-        known = torch.cat([(weights @ slots).flatten(1), command[:, 0], state], dim=-1)
-        return self.decide(known).unflatten(-1, (self.sizes.horizon, self.sizes.action))
+    def _decode(self, slots: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return chunks float32 [N, T, A] and the slots' weights, float32 [N, heads, C * slots], sum to 1."""
+        scores = self.slot_weight_head(command).unflatten(-1, (self.config.heads, -1))
+        weights = torch.softmax(scores, dim=-1)
+        return self.action_head((weights @ slots).flatten(1), command, state), weights

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla.models import Batch, Sizes
-from vla.models.perception import Perception
-from vla.models.spatial import multilayer
+from vla.models.parts.attention import Block
+from vla.models.parts.mlp import mlp
+from vla.models.parts.read_out import Perception
 from vla_runtime.actions import decode_bins, encode_bins
 
 # Weight of the language head's loss.
@@ -61,8 +62,8 @@ class Config:
 class Model(nn.Module):
     """See `vla.models` for the signature.
 
-    Lc is Q + 1 + L: the queries, the summary, then the words; Dc is `layers` * `width`: what each layer reads
-    of the words, side by side (the queries and the summary fill the first `width`).
+    Lc is Q + 1 + L: the queries, the summary, then the words; Dc is `layers` * `width`: the input of each
+    layer for the words, side by side (the queries and the summary fill the first `width`).
 
     Raises:
         ValueError: the pictures' size is no multiple of the tower's stride, or the width none of the heads.
@@ -80,13 +81,14 @@ class Model(nn.Module):
             queries=config.queries,
             keypoints=config.keypoints,
         )
-        self.places = nn.Parameter(0.02 * torch.randn(sizes.context_length, width))
-        self.layers = nn.ModuleList([_Layer(width, config.heads, config.inner) for _ in range(config.layers)])
-        self.see = nn.Linear(self.perception.seen, width)
-        self.marks = nn.Parameter(0.02 * torch.randn(sizes.cameras * config.queries, width))
-        self.feel = multilayer(self.perception.flat + sizes.state + width, 2 * width, 1, width)
-        self.slots = nn.Parameter(0.5 * torch.randn(sizes.horizon * sizes.action, width))
-        self.normalise = nn.LayerNorm(width)
+        self.positional_embedding = nn.Parameter(0.02 * torch.randn(sizes.context_length, width))
+        self.blocks = nn.ModuleList([Block(width, config.heads, config.inner) for _ in range(config.layers)])
+        self.visual_projection = nn.Linear(self.perception.query_size, width)
+        self.visual_embedding = nn.Parameter(0.02 * torch.randn(sizes.cameras * config.queries, width))
+        known = self.perception.flat_size + sizes.state + width
+        self.state_embedding = mlp(known, 2 * width, 1, width)
+        self.action_embedding = nn.Parameter(0.5 * torch.randn(sizes.horizon * sizes.action, width))
+        self.norm = nn.LayerNorm(width)
         self.action_head = nn.Linear(width, config.bins)
         self.language_head = nn.Linear(width, width)
         ones = torch.ones(sizes.context_length, sizes.context_length, dtype=torch.bool)
@@ -96,9 +98,9 @@ class Model(nn.Module):
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run all layers over the words: float32 [N, Q + 1 + L, layers * width], bool [N, Q + 1 + L]."""
         queries, kept = self.perception.encode_command(input_ids, attention_mask)
-        read, _ = self._words(input_ids)
-        queries = functional.pad(queries, (0, read.shape[-1] - self.config.width))
-        return torch.cat([queries, read], dim=1), torch.cat([kept, attention_mask.bool()], dim=1)
+        cache, _ = self._encode_words(input_ids)
+        queries = functional.pad(queries, (0, cache.shape[-1] - self.config.width))
+        return torch.cat([queries, cache], dim=1), torch.cat([kept, attention_mask.bool()], dim=1)
 
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
@@ -108,85 +110,57 @@ class Model(nn.Module):
         probability, tokens = torch.softmax(logits, dim=-1).max(-1)
         return {
             "actions": decode_bins(tokens, self.config.bins),
-            "attention": self.perception.as_map(attention),
+            "attention": self.perception.attention_map(attention),
             "confidence": probability.mean((1, 2)),
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy of the action tokens and, weighed, that of the commands' words [nats]."""
+        """Return the cross-entropy of the action tokens and, weighted, that of the commands' words [nats]."""
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
-        told = batch.commands_per_frame
-        state = batch.state.repeat_interleave(told, 0)
-        logits, _ = self._decode(batch.images, command, mask, state)
+        logits, _ = self._decode(batch.images, command, mask, batch.per_command(batch.state))
         tokens = encode_bins(batch.actions, self.config.bins)
+        one = slice(None, None, batch.commands_per_frame)
         return {
             "tokens": functional.cross_entropy(logits.flatten(0, 2), tokens.flatten()),
-            "language": LANGUAGE * self._language(batch.input_ids[::told], batch.attention_mask[::told]),
+            "language": LANGUAGE * self._language_loss(batch.input_ids[one], batch.attention_mask[one]),
         }
 
-    def _words(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what each layer reads of the words, [N, L, layers * width], and the last one's answer."""
+    def _encode_words(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each layer's input, [N, L, layers * width], and the last layer's output, [N, L, width]."""
         count = input_ids.shape[1]
-        tokens = self.perception.words.table(input_ids) + self.places[:count]
-        read = []
-        for layer in self.layers:
-            read.append(tokens)
-            tokens = layer(tokens, tokens, self.causal[:count, :count])
-        return torch.cat(read, dim=-1), tokens
+        tokens = self.perception.text_encoder.embedding(input_ids) + self.positional_embedding[:count]
+        cache = []
+        for block in self.blocks:
+            cache.append(tokens)
+            tokens = block(tokens, mask=self.causal[:count, :count])
+        return torch.cat(cache, dim=-1), tokens
 
     def _decode(self, images: Tensor, command: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits float32 [B * K, T, A, bins] for commands float32 [B * K, ...], and attention."""
-        width, heard = self.config.width, self.config.queries + 1
-        queries, words = command[:, :heard, :width], command[:, heard:]
-        view = self.perception(images, queries.unflatten(0, (images.shape[0], -1)))
-        felt = self.feel(torch.cat([view.flat(), state, queries[:, -1]], dim=-1)).unsqueeze(1)
-        slots = self.slots.unsqueeze(0) + felt  # every slot knows what is felt before it reads anything
-        tokens = torch.cat([self.see(view.queries) + self.marks, felt, slots], dim=1)
-        mask = torch.cat([mask[:, heard:], torch.ones_like(tokens[..., 0], dtype=torch.bool)], dim=1)
-        for layer, cached in zip(self.layers, words.split(width, dim=-1), strict=True):
-            tokens = layer(tokens, torch.cat([cached, tokens], dim=1), mask[:, None, None])
-        logits = self.action_head(self.normalise(tokens[:, -len(self.slots) :]))
+        width, text_begin = self.config.width, self.config.queries + 1
+        queries, cache = command[:, :text_begin, :width], command[:, text_begin:]
+        view = self.perception(images, queries)
+        visual = self.visual_projection(view.queries) + self.visual_embedding
+        known = self.state_embedding(torch.cat([view.flat(), state, queries[:, -1]], dim=-1)).unsqueeze(1)
+        actions = self.action_embedding + known  # so that they know the state before they attend to anything
+        tokens = torch.cat([visual, known, actions], dim=1)
+        mask = torch.cat([mask[:, text_begin:], torch.ones_like(tokens[..., 0], dtype=torch.bool)], dim=1)
+        for block, cached in zip(self.blocks, cache.split(width, dim=-1), strict=True):
+            tokens = block(tokens, cached, mask[:, None, None])
+        logits = self.action_head(self.norm(tokens[:, -len(self.action_embedding) :]))
         return logits.unflatten(1, (self.sizes.horizon, self.sizes.action)), view.attention
 
-    def _language(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _language_loss(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the mean surprise of one word of each command, drawn at random, given those before it.
 
-        The vectors of the words are those that the model reads with, but learn nothing here: else every word
-        that the commands never use would be pushed away, and no longer be neutral when one does.
+        The embeddings of the words are those that the model reads with, but learn nothing here: else every
+        word that the commands never use would be pushed away, and no longer be neutral when one does.
         """
-        _, last = self._words(input_ids)
+        _, last = self._encode_words(input_ids)
         room = attention_mask.sum(1) - 1
         place = (torch.rand_like(last[:, 0, 0]) * room).long().clamp_min(0)  # the word before the guessed one
-        spoken = last.gather(1, place[:, None, None].expand(-1, 1, last.shape[-1])).squeeze(1)
-        guess = self.language_head(self.normalise(spoken)) @ self.perception.words.table.weight.detach().T
+        before = last.gather(1, place[:, None, None].expand(-1, 1, last.shape[-1])).squeeze(1)
+        embeddings = self.perception.text_encoder.embedding.weight.detach()
+        guess = self.language_head(self.norm(before)) @ embeddings.T
         following = input_ids.gather(1, (place + 1).clamp_max(input_ids.shape[1] - 1)[:, None]).squeeze(1)
         return functional.cross_entropy(guess, following)
-
-
-class _Layer(nn.Module):
-    """Attention over a context, then a perceptron; norms before each, residuals around each."""
-
-    def __init__(self, width: int, heads: int, inner: int) -> None:
-        super().__init__()
-        if width % heads:
-            raise ValueError(f"width must be a multiple of the heads, got {width} and {heads}")
-        self.heads = heads
-        self.before = nn.LayerNorm(width)
-        self.ask = nn.Linear(width, width)
-        self.answer = nn.Linear(width, 2 * width)
-        self.merge = nn.Linear(width, width)
-        self.between = nn.LayerNorm(width)
-        self.think = multilayer(width, inner, 1, width)
-
-    def forward(self, tokens: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        """Return float32 [N, Q, D] after reading float32 [N, P, D]; mask: bool, [..., P], True where read."""
-        queries = self._split(self.ask(self.before(tokens)))
-        keys, values = self.answer(self.before(context)).chunk(2, dim=-1)
-        read = functional.scaled_dot_product_attention(
-            queries, self._split(keys), self._split(values), attn_mask=mask
-        )
-        tokens = tokens + self.merge(read.transpose(1, 2).flatten(2))
-        return tokens + self.think(self.between(tokens))
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, heads, Q, D / heads]

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla.models import Batch, Sizes
-from vla.models.blocks import CrossBlock, SelfBlock
-from vla.models.language import Summary, WordTokens
-from vla.models.spatial import attend, grid, multilayer
-from vla.models.vision import convolutions, edge_of, to_cells
+from vla.models.parts.attention import Block
+from vla.models.parts.mlp import mlp
+from vla.models.parts.read_out import attend, position_grid, with_positions
+from vla.models.parts.text import AttentionPooling, TextTransformer
+from vla.models.parts.towers import Convolutions, edge_of, encode_images
 from vla_runtime.spec import Extra
 
 STRIDE = 8
@@ -74,7 +75,7 @@ class Config:
 
 
 class Model(nn.Module):
-    """See `vla.models` for the signature; Lc is L: the words' features.
+    """See `vla.models` for the signature; Lc is L: the text features.
 
     Raises:
         ValueError: the pictures' size is no multiple of `STRIDE`.
@@ -88,86 +89,86 @@ class Model(nn.Module):
         self.config, self.sizes = config, sizes
         width, heads, inner = config.width, config.heads, config.inner
         self.edge = edge_of(sizes.image_size, STRIDE)
-        self.tower = convolutions(config.channels, STRIDE, config.depth)
-        self.text = WordTokens(
+        self.tower = Convolutions(config.channels, STRIDE, config.depth)
+        self.text_encoder = TextTransformer(
             sizes.vocabulary,
             sizes.context_length,
             width,
             layers=config.text_layers,
             heads=heads,
-            inner=inner,
+            mlp_width=inner,
         )
-        self.summary = Summary(width)
-        self.ask = multilayer(width, 2 * width, 1, config.latents * width)
-        self.keys = nn.Linear(config.channels + 2, width)
-        self.project = multilayer(2 + config.channels, inner, 1, width)
-        self.latents = nn.Parameter(0.02 * torch.randn(sizes.cameras * config.latents, width))
-        self.state = multilayer(sizes.state, inner, 1, width) if sizes.state else None
-        self.fusion = nn.ModuleList([SelfBlock(width, heads, inner) for _ in range(config.fusion_layers)])
-        self.steps = nn.Parameter(0.02 * torch.randn(sizes.horizon, width))
-        self.read = nn.ModuleList([CrossBlock(width, heads, inner) for _ in range(config.policy_layers)])
-        self.plan = nn.ModuleList([SelfBlock(width, heads, inner) for _ in range(config.policy_layers)])
-        self.normalise = nn.LayerNorm(width)
-        self.mean = nn.Linear(width, sizes.action)
-        self.spread = nn.Linear(width, sizes.action)
-        self.centres: Tensor
-        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)
+        self.pooling = AttentionPooling(width)
+        self.query_projection = mlp(width, 2 * width, 1, config.latents * width)
+        self.key_projection = nn.Linear(config.channels + 2, width)
+        self.latent_projection = mlp(config.channels + 2, inner, 1, width)
+        self.latent_embedding = nn.Parameter(0.02 * torch.randn(sizes.cameras * config.latents, width))
+        self.state_embedding = mlp(sizes.state, inner, 1, width) if sizes.state else None
+        self.fusion_blocks = nn.ModuleList([Block(width, heads, inner) for _ in range(config.fusion_layers)])
+        self.step_embedding = nn.Parameter(0.02 * torch.randn(sizes.horizon, width))
+        layers = range(config.policy_layers)
+        self.cross_blocks = nn.ModuleList([Block(width, heads, inner, attends="context") for _ in layers])
+        self.self_blocks = nn.ModuleList([Block(width, heads, inner) for _ in layers])
+        self.norm = nn.LayerNorm(width)
+        self.mean_head = nn.Linear(width, sizes.action)
+        self.scale_head = nn.Linear(width, sizes.action)
+        self.positions: Tensor
+        self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the words' own blocks: float32 [N, L, width], bool [N, L]."""
-        return self.text(input_ids, attention_mask), attention_mask.bool()
+        """Run the text encoder: float32 [N, L, width], bool [N, L]."""
+        return self.text_encoder(input_ids, attention_mask), attention_mask.bool()
 
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """Return the distribution's mean and scale, normalised, the confidence and the latents' attention."""
-        mean, scale, looks = self._fuse(self._cells(images), command, command_mask, state)
+        mean, scale, attention = self._decode(self._encode(images), command, command_mask, state)
         near = torch.erf(TOLERANCE / (math.sqrt(2) * scale))  # the probability of each number
         return {
             "actions": mean,
             "scale": scale,
             "confidence": near.mean((1, 2)),
-            "attention": looks.mean(2).unflatten(-1, (self.edge, self.edge)),
+            "attention": attention.mean(2).unflatten(-1, (self.edge, self.edge)),
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the squared error of the mean, and the scale's negative log-likelihood.
 
-        The likelihood trains the scale alone. Through the mean it would weigh what is easy by its small
-        scale, and what is not yet learned least of all (Seitzer et al. 2022).
+        The likelihood trains the scale alone. Through the mean it would weight what is easy by its small
+        scale, and what is not yet learned least of all (Seitzer et al. 2022, "On the Pitfalls of
+        Heteroscedastic Uncertainty Estimation with Probabilistic Neural Networks").
         """
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
-        told = batch.commands_per_frame
-        cells = self._cells(batch.images).repeat_interleave(told, 0)
-        mean, scale, _ = self._fuse(cells, command, mask, batch.state.repeat_interleave(told, 0))
+        features = batch.per_command(self._encode(batch.images))
+        mean, scale, _ = self._decode(features, command, mask, batch.per_command(batch.state))
         error = (mean.detach() - batch.actions) / scale
         return {
             "actions": functional.mse_loss(mean, batch.actions),
             "scale": (scale.log() + error.square() / 2).mean(),
         }
 
-    def _cells(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor) -> Tensor:
         """Return what is common to all commands: float32 [B, C, P, channels + 2]."""
-        cells = to_cells(self.tower, images)
-        return torch.cat([self.centres.expand(*cells.shape[:2], -1, -1), cells], dim=-1)
+        return with_positions(encode_images(self.tower, images), self.positions)
 
-    def _fuse(
-        self, cells: Tensor, words: Tensor, mask: Tensor, state: Tensor
+    def _decode(
+        self, features: Tensor, text: Tensor, mask: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and scale, float32 [N, T, A], and the latents' attention, [N, C, latents, P]."""
-        queries = self.ask(self.summary(words, mask)[0]).unflatten(-1, (self.config.latents, -1))
-        looks = attend(queries, self.keys(cells))
-        tokens = [self.project(looks @ cells).flatten(1, 2) + self.latents]
-        if self.state is not None:
-            tokens.append(self.state(state).unsqueeze(1))
+        queries = self.query_projection(self.pooling(text, mask)[0])
+        attention = attend(queries.unflatten(-1, (self.config.latents, -1)), self.key_projection(features))
+        tokens = [self.latent_projection(attention @ features).flatten(1, 2) + self.latent_embedding]
+        if self.state_embedding is not None:
+            tokens.append(self.state_embedding(state).unsqueeze(1))
         seen = torch.cat(tokens, dim=1)
-        mask = torch.cat([torch.ones_like(seen[..., 0], dtype=torch.bool), mask], dim=1)
-        fused = torch.cat([seen, words], dim=1)
-        for block in self.fusion:
-            fused = block(fused, mask)
-        steps = self.steps.expand(words.shape[0], -1, -1)
-        for read, plan in zip(self.read, self.plan, strict=True):
-            steps = plan(read(steps, fused, mask)[0])
-        steps = self.normalise(steps)
-        spread = self.spread(steps.detach())
-        return self.mean(steps), functional.softplus(spread) + SMALLEST, looks
+        mask = torch.cat([torch.ones_like(seen[..., 0], dtype=torch.bool), mask], dim=1)[:, None, None]
+        fused = torch.cat([seen, text], dim=1)
+        for block in self.fusion_blocks:
+            fused = block(fused, mask=mask)
+        steps = self.step_embedding.expand(text.shape[0], -1, -1)
+        for cross_block, self_block in zip(self.cross_blocks, self.self_blocks, strict=True):
+            steps = self_block(cross_block(steps, fused, mask))
+        steps = self.norm(steps)
+        scale = functional.softplus(self.scale_head(steps.detach())) + SMALLEST
+        return self.mean_head(steps), scale, attention

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla.models import Batch, Sizes
-from vla.models.clip_towers import TowerConfig, towers
-from vla.models.language import EPSILON
-from vla.models.spatial import grid, multilayer
+from vla.models.parts.clip_towers import TowerConfig, towers
+from vla.models.parts.mlp import ActionHead, mlp
+from vla.models.parts.read_out import mixed, position_grid
+from vla.models.parts.text import EPSILON
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,15 @@ class Model(nn.Module):
         # Only the plain attention returns its weights.
         self.vision.set_attn_implementation("eager")
         self.edge = sizes.image_size // config.patch
-        self.project_text = nn.Linear(config.text_width, config.width)
-        self.normalise = nn.LayerNorm(config.width, eps=EPSILON)
-        self.project_vision = nn.Linear(config.vision_width, config.width)
+        self.text_projection = nn.Linear(config.text_width, config.width)
+        self.text_norm = nn.LayerNorm(config.width, eps=EPSILON)
+        self.vision_projection = nn.Linear(config.vision_width, config.width)
         heads = sizes.cameras * config.vision_heads
-        self.weigh = multilayer(config.width, 2 * config.width, 1, config.gates * heads)
-        self.centres: Tensor
-        self.register_buffer("centres", grid(self.edge, self.edge), persistent=False)
-        seen, outputs = 2 * sizes.cameras * config.width + 2 * config.gates, sizes.horizon * sizes.action
-        self.decide = multilayer(seen + config.width + sizes.state, config.hidden, config.layers, outputs)
+        self.gate_head = mlp(config.width, 2 * config.width, 1, config.gates * heads)
+        self.positions: Tensor
+        self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)
+        known = (2 * sizes.cameras + 1) * config.width + 2 * config.gates + sizes.state
+        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the text tower: float32 [N, 1, width], bool [N, 1].
@@ -111,47 +112,41 @@ class Model(nn.Module):
         The tower is causal and padding comes last, so that no token sees padding and it needs no mask.
         """
         end = self.text(input_ids=input_ids).pooler_output
-        command = self.normalise(self.project_text(end)).unsqueeze(1)
+        command = self.text_norm(self.text_projection(end)).unsqueeze(1)
         return command, torch.ones_like(command[..., 0], dtype=torch.bool)
 
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
-        """Return the normalised chunk and the class token's attention, its heads weighed by the command."""
-        seen, looks = self._look(images)
-        weights = self._weights(command)
-        # Each camera's share of the weights is made to sum to one.
-        shares = weights.mean(1).unflatten(1, (self.sizes.cameras, 1, -1)) + 1e-6  # [B, C, 1, heads]
-        attention = (shares / shares.sum(-1, keepdim=True) @ looks).squeeze(2)
+        """Return the normalised chunk and the class token's attention, its heads weighted by the command."""
+        features, attention = self._encode(images)
+        actions, weights = self._decode(features, attention, command, state)
         return {
-            "actions": self._decide(seen, looks, weights, command, state),
-            "attention": attention.unflatten(-1, (self.edge, self.edge)),
+            "actions": actions,
+            "attention": mixed(weights, attention).unflatten(-1, (self.edge, self.edge)),
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared distance of predicted from demonstrated chunks, both normalised."""
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        seen, looks, state = (
-            part.repeat_interleave(batch.commands_per_frame, 0)
-            for part in (*self._look(batch.images), batch.state)
-        )
-        actions = self._decide(seen, looks, self._weights(command), command, state)
+        features, attention = (batch.per_command(part) for part in self._encode(batch.images))
+        actions, _ = self._decode(features, attention, command, batch.per_command(batch.state))
         return {"actions": functional.mse_loss(actions, batch.actions)}
 
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the class tokens, float32 [B, C, width], and where their heads look, [B, C, heads, P]."""
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class tokens, float32 [B, C, width], and their heads' attention, [B, C, heads, P]."""
         vision = self.vision(pixel_values=images.flatten(0, 1), output_attentions=True)
-        looks = vision.attentions[-1][:, :, 0, 1:]  # the class token on the patches
-        looks = (looks / looks.sum(-1, keepdim=True)).unflatten(0, (-1, self.sizes.cameras))
-        seen = self.project_vision(vision.pooler_output)
-        return seen.unflatten(0, (-1, self.sizes.cameras)), looks
+        attention = vision.attentions[-1][:, :, 0, 1:]  # the class token on the patches
+        attention = (attention / attention.sum(-1, keepdim=True)).unflatten(0, (-1, self.sizes.cameras))
+        features = self.vision_projection(vision.pooler_output)
+        return features.unflatten(0, (-1, self.sizes.cameras)), attention
 
-    def _weights(self, command: Tensor) -> Tensor:
-        """Return how the command weighs the class tokens' heads: float32 [B, gates, C * heads], sum to 1."""
-        return torch.softmax(self.weigh(command[:, 0]).unflatten(-1, (self.config.gates, -1)), dim=-1)
-
-    def _decide(self, seen: Tensor, looks: Tensor, weights: Tensor, command: Tensor, state: Tensor) -> Tensor:
-        where = (weights @ (looks @ self.centres).flatten(1, 2)).flatten(1)
-        both = (seen * command).flatten(1)
-        known = torch.cat([seen.flatten(1), both, where, command[:, 0], state], dim=-1)
-        return self.decide(known).unflatten(-1, (self.sizes.horizon, self.sizes.action))
+    def _decode(
+        self, features: Tensor, attention: Tensor, command: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return chunks float32 [N, T, A] and the heads' weights, float32 [N, gates, C * heads], sum to 1."""
+        scores = self.gate_head(command[:, 0]).unflatten(-1, (self.config.gates, -1))
+        weights = torch.softmax(scores, dim=-1)
+        positions = (weights @ (attention @ self.positions).flatten(1, 2)).flatten(1)
+        product = (features * command).flatten(1)
+        return self.action_head(features.flatten(1), product, positions, command[:, 0], state), weights

@@ -1,0 +1,182 @@
+"""Multi-head attention and the transformer block, written out so that they trace and can return weights.
+
+`torch.nn.TransformerEncoderLayer` takes another path in evaluation mode, which neither `torch.jit.trace` nor
+`torch.export` follows for every batch size; these have one path.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla.models.parts.mlp import mlp
+
+# What the tokens of a block attend to: each other; the context; the context and each other.
+Attends = Literal["self", "context", "both"]
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention of several heads.
+
+    After Vaswani et al. 2017, "Attention Is All You Need".
+    """
+
+    def __init__(self, width: int, heads: int, score_scale: float = 1.0) -> None:
+        """Make the projections; `score_scale` multiplies the scores, besides the usual D ** -0.5 of a head.
+
+        Raises:
+            ValueError: the width is no multiple of the heads.
+        """
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width must be a multiple of the heads, got {width} and {heads}")
+        self.heads, self.scale = heads, score_scale * (width // heads) ** -0.5
+        self.query_projection = nn.Linear(width, width)
+        self.key_projection = nn.Linear(width, width)
+        self.value_projection = nn.Linear(width, width)
+        self.output_projection = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the attended values, float32 [N, Q, D]; see `with_weights`."""
+        queries, keys, values = self._project(tokens, context)
+        attended = functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, scale=self.scale
+        )
+        return self.output_projection(attended.transpose(1, 2).flatten(2))
+
+    def with_weights(
+        self, tokens: Tensor, context: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Let tokens attend to the context.
+
+        Args:
+            tokens: float32 [N, Q, D]
+            context: float32 [N, P, D]
+            mask: bool, broadcast to [N, heads, Q, P], False where the context is not to be attended to;
+                None: all of it is
+
+        Returns:
+            the attended values, float32 [N, Q, D], and the weights, float32 [N, heads, Q, P], sum to 1 over P
+        """
+        queries, keys, values = self._project(tokens, context)
+        scores = queries @ keys.transpose(-1, -2) * self.scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -1e9)
+        weights = torch.softmax(scores, dim=-1)
+        return self.output_projection((weights @ values).transpose(1, 2).flatten(2)), weights
+
+    def _project(self, tokens: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values: float32 [N, heads, Q or P, D / heads]."""
+        return (
+            self._split(self.query_projection(tokens)),
+            self._split(self.key_projection(context)),
+            self._split(self.value_projection(context)),
+        )
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, heads, Q, D / heads]
+
+
+class Modulation(NamedTuple):
+    """How a condition changes one of a block's two branches: each float32 [N, 1, D]."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+class Block(nn.Module):
+    """A transformer block: attention, then a perceptron; norms before each, residuals around each.
+
+    Norms before the branches after Xiong et al. 2020, "On Layer Normalization in the Transformer
+    Architecture"; a condition scales, shifts and gates them after Peebles & Xie 2023, "Scalable Diffusion
+    Models with Transformers".
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        attends: Attends = "self",
+        conditioned: bool = False,
+        score_scale: float = 1.0,
+    ) -> None:
+        """Make the block.
+
+        Args:
+            width: of the tokens
+            heads: of the attention
+            mlp_width: of the perceptron's hidden layer
+            attends: what the tokens attend to; a context has a norm of its own
+            conditioned: whether a condition modulates the block
+            score_scale: see `Attention`
+        """
+        super().__init__()
+        self.attends: Attends = attends
+        self.attention = Attention(width, heads, score_scale)
+        self.attention_norm = nn.LayerNorm(width, elementwise_affine=not conditioned)
+        self.context_norm = None if attends == "self" else nn.LayerNorm(width)
+        self.mlp_norm = nn.LayerNorm(width, elementwise_affine=not conditioned)
+        self.mlp = mlp(width, mlp_width, 1, width)
+        self.modulation = nn.Linear(width, 6 * width) if conditioned else None
+
+    def forward(
+        self,
+        tokens: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Return the block's tokens: float32 [N, Q, D].
+
+        Args:
+            tokens: float32 [N, Q, D]
+            context: float32 [N, P, D]; a block that attends to itself takes it as the tokens that come before
+                these in their own sequence, as this block was given them (from a cache)
+            mask: bool, broadcast to [N, heads, Q, P], P + Q or Q for what is attended to; see `Attention`
+            condition: float32 [N, 1, D], for a conditioned block
+        """
+        first, second = self._modulations(condition)
+        normed = _modulate(self.attention_norm(tokens), first)
+        attended = self.attention(normed, self._attended(normed, context), mask)
+        return self._add(tokens, attended, first, second)
+
+    def with_weights(
+        self, tokens: Tensor, context: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the tokens of a block without a condition, and the attention's weights [N, heads, Q, P]."""
+        normed = self.attention_norm(tokens)
+        attended, weights = self.attention.with_weights(normed, self._attended(normed, context), mask)
+        return self._add(tokens, attended, None, None), weights
+
+    def _add(
+        self, tokens: Tensor, attended: Tensor, first: Modulation | None, second: Modulation | None
+    ) -> Tensor:
+        """Add what was attended to, then what the perceptron makes of both."""
+        tokens = tokens + _gate(attended, first)
+        return tokens + _gate(self.mlp(_modulate(self.mlp_norm(tokens), second)), second)
+
+    def _attended(self, normed: Tensor, context: Tensor | None) -> Tensor:
+        if context is None:
+            return normed
+        norm = self.context_norm or self.attention_norm
+        attended = norm(context)
+        return attended if self.attends == "context" else torch.cat([attended, normed], dim=1)
+
+    def _modulations(self, condition: Tensor | None) -> tuple[Modulation | None, Modulation | None]:
+        """Return those of the attention and of the perceptron."""
+        if self.modulation is None:
+            return None, None
+        parts = self.modulation(condition).chunk(6, dim=-1)
+        return Modulation(*parts[:3]), Modulation(*parts[3:])
+
+
+def _modulate(tokens: Tensor, by: Modulation | None) -> Tensor:
+    return tokens if by is None else tokens * (1 + by.scale) + by.shift
+
+
+def _gate(tokens: Tensor, by: Modulation | None) -> Tensor:
+    return tokens if by is None else by.gate * tokens

@@ -1,0 +1,52 @@
+"""DistilBERT as transformers has it, as a text encoder."""
+
+from torch import Tensor, nn
+from transformers import DistilBertConfig, DistilBertModel
+
+from vla.models.parts.text import AttentionPooling
+
+
+class DistilBert(nn.Module):
+    """transformers' DistilBERT with fresh weights for a vocabulary of one's own, its tokens pooled.
+
+    After Sanh et al. 2019, "DistilBERT, a distilled version of BERT". Its first token, which a pretrained one
+    has learned to use as a summary, means nothing when the weights are fresh: the tokens are pooled by
+    learned scores instead.
+    """
+
+    def __init__(
+        self, vocabulary: int, length: int, width: int, *, layers: int, heads: int, mlp_width: int
+    ) -> None:
+        """Make the encoder of commands of at most `length` tokens."""
+        super().__init__()
+        config = DistilBertConfig(
+            vocab_size=vocabulary,
+            max_position_embeddings=length,
+            dim=width,
+            n_layers=layers,
+            n_heads=heads,
+            hidden_dim=mlp_width,
+            dropout=0.0,
+            attention_dropout=0.0,
+            pad_token_id=None,
+        )
+        self.bert = DistilBertModel(config)
+        nn.init.zeros_(self.bert.embeddings.word_embeddings.weight)
+        self.pooling = AttentionPooling(width)
+
+    def recompute(self) -> None:
+        """Recompute activations in training instead of keeping them."""
+        # Its name before transformers 5.20.
+        bert = self.bert
+        getattr(bert, "activation_checkpointing_enable", bert.gradient_checkpointing_enable)()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode int64 [N, L] to float32 [N, D].
+
+        The mask is given in its final form: transformers makes it from a mask [N, L] by branches that depend
+        on its values, which a trace would freeze.
+        """
+        mask = attention_mask.bool()
+        attended = mask[:, None, None].expand(-1, 1, input_ids.shape[1], -1)
+        tokens = self.bert(input_ids=input_ids, attention_mask=attended).last_hidden_state
+        return self.pooling(tokens, mask)[0]
