@@ -1,19 +1,21 @@
 """An artifact's folder to a `.mar`: with the handler, its runtime, settings and TorchServe's manifest."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
 from archive.read import MANIFEST
 from archive.write import pack
+from vla_runtime.images import Limits
 
 HANDLERS = Path(__file__).resolve().parent.parent / "handlers"
 HANDLER = "vla_handler.py"
 CONFIG = "model-config.yaml"
 
 
-def model_config(largest_batch: int, workers: int, response_timeout_s: int = 8) -> bytes:
+def model_config(largest_batch: int, workers: int, response_timeout_s: int, limits: Limits) -> bytes:
     """Return the archive's `model-config.yaml`: workers, queue, batching and timeouts."""
     config = {
         "minWorkers": workers,
@@ -28,8 +30,8 @@ def model_config(largest_batch: int, workers: int, response_timeout_s: int = 8) 
         "startupTimeout": 300,  # [s]
         # A worker that keeps dying is given up after this time [s], and /ping says so.
         "maxRetryTimeoutInSec": 60,
-        # For the handler: workers of one host share its cores.
-        "handler": {"workers": workers},
+        # For the handler: workers of one host share its cores, and a picture may cost so much.
+        "handler": {"workers": workers, **asdict(limits)},
     }
     return yaml.safe_dump(config, sort_keys=False).encode()
 

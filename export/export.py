@@ -4,7 +4,7 @@ import gc
 import platform
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from export.trace import trace
 from export.verify import SEEDS, TOLERANCES, Parity, answered, compare
 from vla_runtime.actions import example_tolerance
 from vla_runtime.errors import RequestError, SpecError
+from vla_runtime.images import Limits
 from vla_runtime.module import load_module, platform_of
 from vla_runtime.policy import Policy
 from vla_runtime.spec import (
@@ -82,6 +83,8 @@ class Options:
     tolerance: float | None = None
     # A batch that takes longer is given up, and its worker replaced [s].
     response_timeout_s: int = 8
+    # What decoding a request's pictures may cost.
+    limits: Limits = field(default_factory=Limits)
 
 
 def export(options: Options) -> PolicySpec:
@@ -106,7 +109,9 @@ def archived(source: Source, options: Options, *, release: bool = False) -> Poli
         folder = Path(temporary)
         artifact, found = _compile(source, options, folder, release=release)
         spec = _describe(source, options, folder, artifact, found)
-        config = model_config(max(options.buckets), options.workers, options.response_timeout_s)
+        config = model_config(
+            max(options.buckets), options.workers, options.response_timeout_s, options.limits
+        )
         _say(f"packing {options.output}")
         write_archive(folder, options.output.stem, options.version, config, options.output)
     _reopen(options.output, options.device)

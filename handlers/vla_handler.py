@@ -103,7 +103,7 @@ class VlaHandler:
         if isinstance(answer, RequestError):
             return answer
         if headers.get("explain") == "True":  # POST /explanations/<name>
-            return wire.explanation(row, answer, spec, headers.get("accept", ""))
+            return wire.explanation(answer, spec, headers.get("accept", ""))
         return wire.answer_body(answer, spec, queue_ms)
 
 

@@ -8,6 +8,7 @@ RequestError
 ├── TooLarge              413  too_large
 ├── UnsupportedMediaType  415  unsupported_media_type
 ├── InvalidValue          422  invalid_value
+├── Overloaded            503  overloaded
 ├── UnsafeAction          503  unsafe_action
 ├── PolicyFailed          503  policy_failed
 └── DeadlineExpired       504  deadline_expired
@@ -77,6 +78,13 @@ class InvalidValue(RequestError):
 
     status = 422
     code = "invalid_value"
+
+
+class Overloaded(RequestError):
+    """Decoding this request's pictures would delay the others of its batch."""
+
+    status = 503
+    code = "overloaded"
 
 
 class UnsafeAction(RequestError):

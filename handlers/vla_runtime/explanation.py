@@ -1,39 +1,29 @@
 """An attention map as a picture: what the policy sees, warm where the command looks."""
 
 import io
-import sys
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from vla_runtime.images import Limits
-from vla_runtime.observation import Row, decode
-from vla_runtime.preprocessing import picture
-from vla_runtime.spec import PolicySpec
-
 # Edge of one camera's picture [pixels].
 EDGE = 384
-# A row that the policy has answered kept to the limits already.
-ANSWERED = Limits(max_pixels=sys.maxsize, max_scans=sys.maxsize, allow_damaged=True)
 WARM = np.array([255, 64, 0], np.float32)
 
 
-def overlay(row: Row, attention: np.ndarray, spec: PolicySpec) -> bytes:
-    """Draw the attention over the request's pictures.
+def overlay(pictures: Sequence[np.ndarray], attention: np.ndarray) -> bytes:
+    """Draw the attention over what the policy saw.
 
     Args:
-        row: a request that the policy has answered
+        pictures: the newest one a camera, uint8 [3, H, W]
         attention: float32 [C, h, w], non-negative
-        spec: the policy's spec
 
     Returns:
         a PNG picture of [EDGE, C * EDGE] pixels
     """
-    images = [steps[-1] for steps in decode(row, spec, 0.0, ANSWERED).images]  # the newest of each camera
-    parts = zip(images, spec.cameras, attention, strict=True)
-    panels = [_panel(picture(image, camera), heat) for image, camera, heat in parts]
+    panels = [_panel(*pair) for pair in zip(pictures, attention, strict=True)]
     file = io.BytesIO()
-    Image.fromarray(np.concatenate(panels, axis=1)).save(file, "PNG")
+    Image.fromarray(np.concatenate(panels, axis=1)).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 

@@ -3,12 +3,14 @@
 import base64
 import binascii
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from PIL import Image
 from simplejpeg import decode_jpeg
 
+from vla_runtime.containers import check_container
 from vla_runtime.errors import BadImage, TooLarge
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -33,14 +35,23 @@ class Limits:
     # Most scans of a JPEG: encoders write 1, or 10 to 18 where it is progressive. Each costs a pass over all
     # pixels, and 31 bytes are enough for one.
     max_scans: int = 20
+    # Most that decoding one picture may cost [nominal ms of one core, see `budget.py`].
+    max_decode_ms: float = 100.0
+    # How long a batch's decoding may take, all its threads at work [nominal ms], once for each picture of a
+    # request. Whoever asks for more than its part of it gets it only where others leave it.
+    batch_decode_ms: float = 100.0
     # Whether a JPEG whose pixels are damaged is taken, as far as the decoder notices.
     allow_damaged: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_pixels", "max_scans"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(f"handler.{name} must be a whole number of 1 at least, got {value!r}")
+        for name in ("max_decode_ms", "batch_decode_ms"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"handler.{name} must be a positive number of milliseconds, got {value!r}")
         if not isinstance(self.allow_damaged, bool):
             raise ValueError(f"handler.allow_damaged must be true or false, got {self.allow_damaged!r}")
 
@@ -54,23 +65,25 @@ def open_image(value: object, field: str, limits: Limits) -> Image.Image:
         limits: what decoding it may cost
 
     Raises:
-        BadImage: it is no picture, or a JPEG with damaged pixels.
+        BadImage: it is no picture.
         TooLarge: decoding it would cost too much.
     """
     if isinstance(value, dict):
         return _raw(value, field, limits)
     data = _bytes(value, field)
+    check_container(data, field, limits.max_scans)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # damaged headers raise many types
         raise BadImage(field, "not a JPEG, PNG or WebP picture") from error
     _check_pixels(image.width, image.height, field, limits)
-    if image.format == "JPEG":
-        _check_scans(data, field, limits)
-        image.info[STRICT] = not limits.allow_damaged
-        if image.mode not in DIRECT and not limits.allow_damaged:
-            _check_damage(data, field)
+    image.info[STRICT] = is_jpeg(image) and not limits.allow_damaged
     return image
+
+
+def is_jpeg(image: Image.Image) -> bool:
+    """Whether an opened picture is a JPEG; one that holds further pictures is an MPO to Pillow."""
+    return image.format in ("JPEG", "MPO")
 
 
 def jpeg_pixels(image: Image.Image, scale: int, field: str) -> Image.Image | None:
@@ -85,7 +98,10 @@ def jpeg_pixels(image: Image.Image, scale: int, field: str) -> Image.Image | Non
         BadImage: the pixels are damaged.
     """
     file: object = getattr(image, "fp", None)
-    if not image.info.get(STRICT) or image.mode not in DIRECT or not isinstance(file, io.BytesIO):
+    if not image.info.get(STRICT) or not isinstance(file, io.BytesIO):
+        return None
+    if image.mode not in DIRECT:
+        _check_damage(file.getvalue(), field)
         return None
     width, height = (-(-edge // scale) for edge in image.size)
     try:
@@ -131,13 +147,6 @@ def _check_pixels(width: int, height: int, field: str, limits: Limits) -> None:
     if width * height > limits.max_pixels:
         most = f"{limits.max_pixels / 1e6:g} million pixels are taken"
         raise TooLarge(field, f"{width} x {height} pixels; at most {most}")
-
-
-def _check_scans(data: bytes, field: str, limits: Limits) -> None:
-    """Count scans by their marker, which compressed pixels never hold: they escape each 0xFF."""
-    scans = data.count(b"\xff\xda")
-    if scans > limits.max_scans:
-        raise TooLarge(field, f"a JPEG of {scans} scans; at most {limits.max_scans} are decoded")
 
 
 def _check_damage(data: bytes, field: str) -> None:

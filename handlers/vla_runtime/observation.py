@@ -9,17 +9,20 @@ value, or its text. A policy with a history of n steps takes n states and n pict
 import json
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from vla_runtime.errors import InvalidValue, MissingField, UnknownField
+from vla_runtime.errors import InvalidValue, MissingField, TooLarge, UnknownField
 from vla_runtime.images import Limits, open_image
+from vla_runtime.preprocessing import cost_ms
 from vla_runtime.spec import Dimension, DiscreteSpace, PolicySpec, Vector
 
 Row = Mapping[str, object]
+# n pictures a camera, oldest first.
+Pictures = tuple[tuple[Image.Image, ...], ...]
 
 # Longest command [characters].
 MAX_COMMAND = 512
@@ -28,6 +31,8 @@ MAX_SEED = 2**63 - 1
 MAX_DEADLINE_MS = 86_400_000
 # A measured value may leave its bounds by this share of their range: beyond that its unit is wrong.
 STATE_MARGIN = 0.5
+# Longest JSON text of a form's field [bytes].
+MAX_TEXT = 16_384
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -36,7 +41,7 @@ class Observation:
     """What a robot sees, is told and measures."""
 
     # n pictures a camera, oldest first, in the spec's order of cameras; headers read, pixels not decoded yet.
-    images: tuple[tuple[Image.Image, ...], ...]
+    images: Pictures
     # The field that each picture came in, for errors found while decoding it.
     fields: tuple[tuple[str, ...], ...]
     # 1 to 512 characters; empty for a policy without a command.
@@ -49,6 +54,8 @@ class Observation:
     seed: int
     # When the answer becomes worthless [s since the epoch]; infinity for never.
     deadline_s: float
+    # What decoding its pictures costs [nominal ms of one core].
+    cost_ms: float
 
 
 def decode(row: Row, spec: PolicySpec, arrived_s: float, limits: Limits | None = None) -> Observation:
@@ -66,14 +73,16 @@ def decode(row: Row, spec: PolicySpec, arrived_s: float, limits: Limits | None =
     _refuse_unknown(row, spec)
     taken = limits or Limits()
     fields = tuple(_image_fields(row, camera.name, spec) for camera in spec.cameras)
+    images = tuple(tuple(open_image(row[field], field, taken) for field in steps) for steps in fields)
     return Observation(
-        images=tuple(tuple(open_image(row[field], field, taken) for field in steps) for steps in fields),
+        images=images,
         fields=fields,
         command=_command(row) if spec.tokenizer else "",
         state=_state(row, spec),
         previous=_previous(row, spec),
         seed=_seed(row),
         deadline_s=_deadline(row, arrived_s),
+        cost_ms=sum(_costs(images, fields, spec, taken)),
     )
 
 
@@ -109,6 +118,21 @@ def _image_field(row: Row, field: str, camera: str, spec: PolicySpec) -> str:
     if short not in row:
         raise MissingField(short, f"needs the picture of camera {camera!r} as JPEG, PNG or WebP")
     return short
+
+
+def _costs(
+    images: Pictures, fields: tuple[tuple[str, ...], ...], spec: PolicySpec, limits: Limits
+) -> Iterator[float]:
+    """Yield what decoding each picture costs [nominal ms]."""
+    for camera, steps, names in zip(spec.cameras, images, fields, strict=True):
+        for image, field in zip(steps, names, strict=True):
+            cost = cost_ms(image, camera)
+            if cost > limits.max_decode_ms:
+                most = f"at most {limits.max_decode_ms:g} are spent on one picture"
+                raise TooLarge(
+                    field, f"decoding it costs {cost:.0f} ms, {most}: send fewer pixels, or a baseline JPEG"
+                )
+            yield cost
 
 
 def _command(row: Row) -> str:
@@ -209,6 +233,8 @@ def _json_value(value: object, field: str, expected: str) -> object:
     """Return a field's value; a form field's text is read as JSON."""
     if not isinstance(value, str | bytes | bytearray):
         return value
+    if len(value) > MAX_TEXT:
+        raise InvalidValue(field, f"must be {expected}; got {len(value)} bytes of text")
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:

@@ -15,7 +15,8 @@ import torch
 
 from vla_runtime.actions import ActionChunk, example_tolerance, normalise, to_chunk
 from vla_runtime.artifact import Artifact, Outputs
-from vla_runtime.errors import DeadlineExpired, PolicyFailed, RequestError, SpecError
+from vla_runtime.budget import too_much
+from vla_runtime.errors import DeadlineExpired, Overloaded, PolicyFailed, RequestError, SpecError
 from vla_runtime.images import Limits
 from vla_runtime.observation import Observation, Row, decode, image_fields
 from vla_runtime.preprocessing import CommandTokenizer, noise, picture
@@ -40,6 +41,8 @@ class Answer:
     timing_ms: dict[str, float]
     # Requests that were computed together.
     batch_size: int
+    # The newest picture a camera, as the policy saw it: uint8 [3, H, W].
+    pictures: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class Policy:
     """An exported policy, ready to answer.
 
     The request path, each step alone for each request but for the batch itself:
-        decode, preprocess -> Inputs     `_prepare`, side by side in threads
+        decode -> Observation            `_open`: headers read, costs known
+        drop who costs too much          `_afford`: what decoding one batch may take
+        preprocess -> Inputs             `_preprocess`, side by side in threads
         drop the expired                 `_fresh`
         act                              `_compute`: batches of at most the largest bucket
         decode, limit -> ActionChunk     `_to_chunk`
@@ -74,6 +79,10 @@ class Policy:
         self._tokenizer = tokenizer
         self._artifact = artifact
         self._pool = ThreadPoolExecutor(threads, "decode")
+        # What decoding a batch may cost, and each of its requests in any case [nominal ms].
+        pictures = len(spec.cameras) * spec.history
+        self._capacity_ms = self._limits.batch_decode_ms * threads * pictures
+        self._share_ms = self._capacity_ms / spec.artifact.buckets[-1]
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", threads: int = 2, limits: Limits | None = None) -> Self:
@@ -135,8 +144,10 @@ class Policy:
         laps.append(time.perf_counter())
         timing_ms = dict(zip(STAGES, (np.diff(laps) * 1000).tolist(), strict=True))
         size = sum(isinstance(item, Computed) for item in outputs)
-        answer = partial(Answer, timing_ms=timing_ms, batch_size=size)
-        return [_isolated(answer, chunk) for chunk in chunks]
+        return [
+            chunk if isinstance(chunk, RequestError) else Answer(chunk, timing_ms, size, self._seen(computed))
+            for chunk, computed in zip(chunks, outputs, strict=True)
+        ]
 
     def example_row(self, folder: Path) -> Row:
         """Return the archived example as the request that a client would send."""
@@ -177,8 +188,10 @@ class Policy:
         Raises:
             RequestError: the request can't be served.
         """
+        return self._preprocess(decode(row, self.spec, arrived_s, self._limits))
+
+    def _preprocess(self, observation: Observation) -> Inputs:
         spec = self.spec
-        observation = decode(row, spec, arrived_s, self._limits)
         ids, mask = self._tokens(observation.command)
         tensors: dict[str, np.ndarray] = {
             f"image.{c.name}": _pictures(observation, i, c) for i, c in enumerate(spec.cameras)
@@ -218,12 +231,28 @@ class Policy:
         self, rows: Sequence[Row | RequestError], arrived_s: Sequence[float]
     ) -> list[Inputs | RequestError]:
         """Decode and preprocess every request, side by side where there are several."""
+        pairs = zip(rows, arrived_s, strict=True)
+        opened = self._afford([_isolated(partial(self._open, arrived_s=at), row) for row, at in pairs])
         if len(rows) == 1:
-            return [self._prepare(rows[0], arrived_s[0])]
-        return list(self._pool.map(self._prepare, rows, arrived_s))
+            return [_isolated(self._preprocess, opened[0])]
+        return list(self._pool.map(partial(_isolated, self._preprocess), opened))
 
-    def _prepare(self, row: Row | RequestError, arrived_s: float) -> Inputs | RequestError:
-        return _isolated(partial(self.prepare, arrived_s=arrived_s), row)
+    def _open(self, row: Row, arrived_s: float) -> Observation:
+        return decode(row, self.spec, arrived_s, self._limits)
+
+    def _afford(self, opened: Sequence[Observation | RequestError]) -> list[Observation | RequestError]:
+        """Refuse those whose decoding would delay the others of the batch."""
+        costs = {place: item.cost_ms for place, item in enumerate(opened) if isinstance(item, Observation)}
+        refused = too_much(costs, self._capacity_ms, self._share_ms)
+        error = "decoding its pictures would delay others: send smaller ones, or baseline JPEGs, or try again"
+        return [Overloaded(None, error) if place in refused else item for place, item in enumerate(opened)]
+
+    def _seen(self, computed: Computed | RequestError) -> tuple[np.ndarray, ...]:
+        """Return the newest picture a camera, as it was computed."""
+        if isinstance(computed, RequestError):
+            return ()
+        pictures = [computed.inputs.tensors[f"image.{camera.name}"] for camera in self.spec.cameras]
+        return tuple(picture if self.spec.history == 1 else picture[-1] for picture in pictures)
 
     def _compute(self, inputs: Sequence[Inputs | RequestError]) -> list[Computed | RequestError]:
         """Run the requests that have not failed, in batches of at most the largest bucket."""

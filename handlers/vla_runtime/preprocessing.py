@@ -14,8 +14,9 @@ import tokenizers
 import torch
 from PIL import Image, ImageOps
 
+from vla_runtime.budget import decoding_ms
 from vla_runtime.errors import BadImage, InvalidValue, SpecError
-from vla_runtime.images import jpeg_pixels
+from vla_runtime.images import is_jpeg, jpeg_pixels
 from vla_runtime.spec import Camera, PolicySpec, Tokenizer
 
 FILTERS = {
@@ -70,7 +71,7 @@ def decoded(image: Image.Image, camera: Camera, field: str = "image") -> Image.I
         BadImage: the pixels can't be decoded.
     """
     try:
-        scale = _scale(image, camera) if image.format == "JPEG" else 1
+        scale = _scale(image, camera) if is_jpeg(image) else 1
         picture = jpeg_pixels(image, scale, field)
         if picture is None:
             picture = image
@@ -81,6 +82,12 @@ def decoded(image: Image.Image, camera: Camera, field: str = "image") -> Image.I
         raise
     except Exception as error:  # damaged pictures raise many types
         raise BadImage(field, "the picture is damaged or cut short") from error
+
+
+def cost_ms(image: Image.Image, camera: Camera) -> float:
+    """Estimate what `picture` costs [nominal ms of one core], before any pixel is decoded."""
+    scale = _scale(image, camera) if is_jpeg(image) else 1
+    return decoding_ms(image, scale, camera.width * camera.height)
 
 
 def _scale(image: Image.Image, camera: Camera) -> int:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from vla_runtime.actions import ActionChunk
-from vla_runtime.errors import InvalidValue, MalformedBody, RequestError, UnsupportedMediaType
+from vla_runtime.errors import InvalidValue, MalformedBody, RequestError, TooLarge, UnsupportedMediaType
 from vla_runtime.explanation import overlay
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer
@@ -23,6 +23,10 @@ PNG = "image/png"
 REQUEST_ID = "Request-Id"
 # Longest request id [characters].
 MAX_REQUEST_ID = 64
+# Most values in a JSON body. Millions of small ones took seconds to read, and no policy takes many.
+MAX_VALUES = 10_000
+# Longest MessagePack value that is neither text nor bytes [bytes].
+MAX_NUMBERS = 16_384
 
 
 def read(data: Mapping[str, object], content_type: str) -> Row | RequestError:
@@ -42,8 +46,10 @@ def read(data: Mapping[str, object], content_type: str) -> Row | RequestError:
     if isinstance(body, bytes | bytearray):
         try:
             body = _parsed(body, media_type)
-        except MalformedBody as error:
+        except RequestError as error:
             return error
+        except msgspec.ValidationError:
+            body = None
         except (ValueError, RecursionError):
             return MalformedBody(None, f"the body is not {media_type}")
     if not isinstance(body, dict) or not all(isinstance(name, str) for name in body):
@@ -53,12 +59,45 @@ def read(data: Mapping[str, object], content_type: str) -> Row | RequestError:
 
 def _parsed(body: bytes | bytearray, media_type: str) -> object:
     """Read a body; a field that is there twice is refused, since either may be the one that was meant."""
-    if media_type == JSON:
-        return json.loads(body, object_pairs_hook=_distinct)
-    fields = msgspec.msgpack.decode(body)
-    if isinstance(fields, dict) and len(fields) < _pairs(body):
+    if media_type == MSGPACK:
+        return _unpacked(body)
+    if body.count(b",") >= MAX_VALUES:
+        raise TooLarge(None, f"the body has more than {MAX_VALUES} values")
+    return json.loads(body, object_pairs_hook=_distinct)
+
+
+def _unpacked(body: bytes | bytearray) -> dict[str, object]:
+    """Read a MessagePack map, no value of which is unpacked before its length is known."""
+    raw = msgspec.msgpack.decode(body, type=dict[str, msgspec.Raw])
+    if len(raw) > MAX_VALUES:
+        raise TooLarge(None, f"the body has more than {MAX_VALUES} values")
+    if len(raw) < _pairs(body):
         raise MalformedBody(None, "a field is there twice")
-    return fields
+    return {name: _value(name, value) for name, value in raw.items()}
+
+
+def _value(name: str, raw: msgspec.Raw) -> object:
+    """Unpack one field: text or bytes, a map of such (raw pixels), or few numbers."""
+    packed = memoryview(raw)
+    if packed.nbytes <= MAX_NUMBERS or _is_plain(packed[0]):
+        return msgspec.msgpack.decode(raw)
+    if not _is_map(packed[0]):
+        raise TooLarge(name[:64], f"more than {MAX_NUMBERS} bytes that are neither text nor bytes")
+    parts = msgspec.msgpack.decode(raw, type=dict[str, msgspec.Raw])
+    for part in parts.values():
+        packed = memoryview(part)
+        if packed.nbytes > MAX_NUMBERS and not _is_plain(packed[0]):
+            raise TooLarge(name[:64], f"more than {MAX_NUMBERS} bytes that are neither text nor bytes")
+    return {key: msgspec.msgpack.decode(part) for key, part in parts.items()}
+
+
+def _is_plain(first: int) -> bool:
+    """Whether a MessagePack value that begins so is text or bytes."""
+    return 0xA0 <= first <= 0xBF or 0xC4 <= first <= 0xC6 or 0xD9 <= first <= 0xDB
+
+
+def _is_map(first: int) -> bool:
+    return 0x80 <= first <= 0x8F or first in (0xDE, 0xDF)
 
 
 def _distinct(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
@@ -135,9 +174,7 @@ def _rounded(table: np.ndarray, digits: int) -> list[list[float]]:
     return [[float(f"{value:.{digits}g}") for value in row] for row in table.tolist()]
 
 
-def explanation(
-    row: Row, answer: Answer, spec: PolicySpec, accept: str
-) -> dict[str, Any] | bytes | RequestError:
+def explanation(answer: Answer, spec: PolicySpec, accept: str) -> dict[str, Any] | bytes | RequestError:
     """Return the answer of `/explanations`: where the command looks in each camera's cropped picture.
 
     Returns:
@@ -147,7 +184,7 @@ def explanation(
     if attention is None:
         return InvalidValue(None, f"policy {spec.name} gives no attention map")
     if PNG in accept:
-        return overlay(row, attention, spec)
+        return overlay(answer.pictures, attention)
     maps = zip(spec.cameras, attention, strict=True)
     rounded = {camera.name: _rounded(lines, 4) for camera, lines in maps}
     return {"attention": rounded, "policy": spec.name, "version": spec.version}

@@ -21,6 +21,7 @@ from export.target import Target
 from export.trace import trace
 from export.verify import Parity, verify
 from vla.training import checkpoint
+from vla_runtime.images import Limits
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.spec import Camera, PolicySpec
 
@@ -162,6 +163,7 @@ def test_archive_describes_itself(tiny_folder: Path, tiny_checkpoint: Path) -> N
     assert manifest["model"]["handler"] == "vla_handler.py"
     config = yaml.safe_load((tiny_folder / "model-config.yaml").read_text())
     assert (config["batchSize"], config["maxBatchDelay"], config["minWorkers"]) == (8, 1, 1)
+    assert config["handler"] == {"workers": 1, **vars(Limits())}
 
 
 def test_archive_answers_as_the_eager_checkpoint(tiny_folder: Path, tiny_checkpoint: Path) -> None:

@@ -57,6 +57,20 @@ def test_surrogates_in_a_batch_harm_no_neighbour(served_policy: TorchServe, good
     assert statuses == [200, 400] * 24
 
 
+def test_pictures_that_cost_too_much_harm_no_neighbour(served_policy: TorchServe, good_row: bytes) -> None:
+    """24 heavy pictures beside 8 good rows: each good one is answered, no heavy one is a failure."""
+    file = io.BytesIO()
+    Image.effect_noise((1600, 1200), 30).convert("RGBA").save(file, "PNG", compress_level=1)
+    heavy = json.dumps(json.loads(good_row) | {"image": base64.b64encode(file.getvalue()).decode()}).encode()
+    bodies = [good_row, heavy, heavy, heavy] * 8
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(lambda body: post(served_policy, body), bodies))
+
+    assert [answer.status_code for answer in answers[::4]] == [200] * 8
+    hostile = [answer for place, answer in enumerate(answers) if place % 4]
+    assert {answer.json()["error"]["code"] for answer in hostile} == {"too_large"}
+
+
 def test_raw_pixels_answer_as_their_picture(served_policy: TorchServe, good_row: bytes) -> None:
     row = json.loads(good_row)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["image"]))).convert("RGB"))

@@ -1,6 +1,7 @@
 """Pictures before a pixel is decoded: raw pixels, and what would cost too much."""
 
 import io
+import math
 import time
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_a_bomb_of_scans_is_refused_in_no_time() -> None:
 
     assert time.perf_counter() - started < 0.1
     assert (caught.value.status, caught.value.field) == (413, "image.front")
-    assert caught.value.message.endswith(" scans; at most 20 are decoded")
+    assert caught.value.message == "a JPEG of 21 scans or more; at most 20 are decoded"
 
 
 def test_an_ordinary_progressive_picture_is_taken() -> None:
@@ -145,7 +146,19 @@ def test_the_limit_on_pixels_is_the_operators(most: int) -> None:
     assert open_image(file.getvalue(), "image", Limits(max_pixels=4_500_000)).size == (2500, 1800)
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "4"])
-def test_a_limit_that_is_none_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match=r"^handler\.max_scans must be a whole number of 1 at least, got "):
-        Limits(max_scans=value)
+@pytest.mark.parametrize("name", ["max_pixels", "max_scans"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "4", True])
+def test_a_limit_that_is_none_is_refused(name: str, value: object) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^handler\.{name} must be a whole number of 1 at least, got {value!r}$"
+    ):
+        Limits(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["max_decode_ms", "batch_decode_ms"])
+@pytest.mark.parametrize("value", [0, -1.0, "4", True, math.inf, math.nan])
+def test_a_time_that_is_none_is_refused(name: str, value: object) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^handler\.{name} must be a positive number of milliseconds, got "
+    ):
+        Limits(**{name: value})
