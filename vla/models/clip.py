@@ -1,9 +1,11 @@
-"""CLIP's text and vision towers (Radford et al. 2021, github.com/openai/CLIP) under an action decoder.
+"""CLIP's text and vision towers under an action head.
 
-The towers are transformers' `CLIPTextModel` and `CLIPVisionModel`, with fresh weights or those of a local
-checkpoint. Queries made from the command's end token attend over the image patches; where they look (soft
-arg-max, Levine et al. 2016), a few features of what they see, the state and the command's tokens decide the
-actions. The read-out is narrow on purpose: a decoder over pooled features learns its demonstrations by heart.
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision"
+(github.com/openai/CLIP). The towers are transformers' `CLIPTextModel` and `CLIPVisionModel`, with fresh
+weights or those of a local checkpoint. Queries made from the command's end token attend over the image
+patches; where they look, by the spatial soft arg-max of Levine et al. 2016, "End-to-End Training of Deep
+Visuomotor Policies", a few features of what they see, the state and the command's tokens decide the actions.
+The read-out is narrow on purpose: a head over pooled features learns its demonstrations by heart.
 
 It returns no similarity of image and command as a confidence. Every block is in every picture, so that every
 command fits and CLIP's contrast has nothing to tell apart; and trained for actions alone, the features of the

@@ -1,9 +1,11 @@
 """The default policy: attention queries made from the command read a convolutional feature map.
 
-The command's word vectors are averaged and become a few queries; each query attends over the map and reports
-where it looks (soft arg-max) and what it sees there; these, free keypoints, the state and a summary of the
-command decide the actions. Spatial soft arg-max after Levine et al. 2016; bag of word vectors after Joulin et
-al. 2017. Grounding colours from a few hundred demonstrations needs several commands for each frame.
+The command's word embeddings are averaged (Joulin et al. 2017, "Bag of Tricks for Efficient Text
+Classification") and become a few queries. Each query attends over the map and reports where it looks, by the
+spatial soft arg-max of Levine et al. 2016, "End-to-End Training of Deep Visuomotor Policies", and what it
+sees there. These, keypoints that do not depend on the command, the state and a summary of the command decide
+the actions. To tell colours apart after a few hundred demonstrations it needs several commands for each
+frame.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
-"""Cross-modal transformer: self-attention within words and within the picture, then each reads the other.
+"""Cross-modal transformer: self-attention within text and image, then each attends to the other.
 
-After LXMERT (Tan & Bansal 2019), over sequences on both sides: words and cells of the picture. The attention
-of the words over the cells is itself the read-out: its mean, weighted by what each word has learned to
-matter, says where to look (soft arg-max, Levine et al. 2016) and what is seen there. The usual sketch hands
-one pooled token to its cross-attention, whose weights are then 1 whatever it learns, and gives its decoder
-layers' arguments wrong names; here the weights mean something and are returned, over the picture and over
-the words.
+After Tan & Bansal 2019, "LXMERT: Learning Cross-Modality Encoder Representations from Transformers", with
+sequences on both sides: words, and positions of the picture. The text's attention over the image is itself
+the read-out: its mean, weighted by a learned score of each word, says where to look, by the spatial soft
+arg-max of Levine et al. 2016, "End-to-End Training of Deep Visuomotor Policies", and what is seen there. Both
+attentions are returned, over the picture and over the words; they mean something because neither side is
+pooled to one token before them.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
-"""Dense fusion: words and picture read each other at every level of a stack, and every level is read out.
+"""Dense fusion: text and image tokens attend to each other in every level of a stack; all levels are read.
 
-A level is a pair of cross-attention blocks, as ViLBERT's co-attention (Lu et al. 2019): words read the
-picture's cells while cells read the words, each with its perceptron, residuals and norms. After every level
-queries made from the words attend over the cells; where they look (soft arg-max, Levine et al. 2016) and
-what they see, of all levels together as in DenseNet (Huang et al. 2017), decides the actions. The usual
-sketch pools both sides to one vector first: attention over one token is the constant 1, and its blocks fuse
-nothing.
+A level is a pair of cross-attention blocks, the co-attention of Lu et al. 2019, "ViLBERT: Pretraining
+Task-Agnostic Visiolinguistic Representations for Vision-and-Language Tasks". After every level queries made
+from the text attend over the image tokens; where they look, by the spatial soft arg-max of Levine et al.
+2016, "End-to-End Training of Deep Visuomotor Policies", and what they see decides the actions, all levels
+together as in Huang et al. 2017, "Densely Connected Convolutional Networks". Both sides stay sequences:
+attention over a single pooled token has the weight 1 whatever it learns, and would fuse nothing.
 """
 
 from dataclasses import dataclass

@@ -1,12 +1,13 @@
 """Diffusion policy: noise becomes a chunk of actions in a fixed number of denoising steps.
 
-After Chi et al. 2023 (github.com/real-stanford/diffusion_policy): DDPM training (Ho et al. 2020) under the
-cosine schedule (Nichol & Dhariwal 2021), deterministic DDIM sampling (Song et al. 2021). What the pictures
-and the command say is computed once, not at every step; the steps are unrolled, so that a trace keeps them
-all. The denoiser predicts the clean chunk instead of the noise: at high noise that is plain regression, from
-which the model learns what the words mean. The usual sketch draws its noise inside the sampler, which makes
-the answer depend on the process's history, and starts sampling at a level less noisy than pure noise; here
-noise is an input and the steps are spaced so that the first is the noisiest (Lin et al. 2024).
+After Chi et al. 2023, "Diffusion Policy: Visuomotor Policy Learning via Action Diffusion"
+(github.com/real-stanford/diffusion_policy), trained as in Ho et al. 2020, "Denoising Diffusion Probabilistic
+Models", and sampled without randomness as in Song et al. 2021, "Denoising Diffusion Implicit Models". What
+the pictures and the command say is computed once, not at every step; the steps are unrolled, so that a trace
+keeps them all. The denoiser predicts the clean chunk instead of the noise: at high noise that is plain
+regression, from which the model learns what the words mean. The noise is an input, so that an answer depends
+on its request alone. Sampling starts at the noisiest level, as Lin et al. 2024, "Common Diffusion Noise
+Schedules and Sample Steps are Flawed", ask for.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,11 @@
 """Early fusion: the command joins the picture's features at the input of one joint network.
 
-The command's vector is laid over every cell of the feature map, beside the cell's features and its position
-(CoordConv, Liu et al. 2018), and convolutions read them together; keypoints of the joint map (soft arg-max,
-Levine et al. 2016), what lies under them, the command and the state decide the actions. The usual sketch
-pools the picture to one vector, often by taking `backbone.fc` off a network whose last layer was dropped
-already, and concatenates that: where a thing was is gone before the command is read.
+The command's vector is added at every position of the feature map, beside the position's coordinates (Liu et
+al. 2018, "An Intriguing Failing of Convolutional Neural Networks and the CoordConv Solution"), and
+convolutions read both together. Keypoints of the joint map, by the spatial soft arg-max of Levine et al.
+2016, "End-to-End Training of Deep Visuomotor Policies", the features under them, the command and the state
+decide the actions. The map is not pooled before the fusion: pooling would lose where a thing is before the
+command says which thing matters.
 """
 
 from dataclasses import dataclass, replace
@@ -64,7 +65,7 @@ class Config:
 
     @classmethod
     def base(cls) -> Self:
-        """The sketch's size: ResNet-18 up to stride 16, an LSTM of width 256."""
+        """ResNet-18 up to stride 16, an LSTM of width 256."""
         return cls(
             backbone="resnet",
             channels=64,

@@ -1,12 +1,13 @@
 """The small student: MobileNetV2 and a DistilBERT, made to be taught by a larger policy.
 
-MobileNetV2 (Sandler et al. 2018) up to stride 8 and DistilBERT (Sanh et al. 2019), transformers' own; queries
-from the command attend over the map and tell where they look. `python -m vla.training --teacher CHECKPOINT`
-mixes a larger policy's actions into the targets (Hinton et al. 2015); nothing here knows of the teacher.
+MobileNetV2 (Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks") up to stride 8 and
+DistilBERT (Sanh et al. 2019, "DistilBERT, a distilled version of BERT"), transformers' own; queries from the
+command attend over the map and tell where they look. `python -m vla.training --teacher CHECKPOINT` mixes a
+larger policy's actions into the targets (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network");
+nothing here knows of the teacher.
 
-The usual sketch pools MobileNet's last map, of stride 32, which has forgotten where things are, and takes
-DistilBERT's first token, which fresh weights give no meaning; here the map keeps its places and the command's
-tokens are weighed by what each has learned to matter.
+The last map of MobileNetV2, of stride 32, and its pooled features are not used: they have forgotten where
+things are.
 """
 
 from dataclasses import dataclass, replace

@@ -1,11 +1,12 @@
 """Flow matching: a learned velocity carries noise to a chunk of actions in a few straight steps.
 
-After pi0 (Black et al. 2024, github.com/Physical-Intelligence/openpi): rectified flow (Lipman et al. 2023,
-Liu et al. 2023) with times drawn towards the noise, an action expert whose tokens read the tokens of
-pictures, command and state as well as each other, the time mixed into every action token, Euler integration.
-The tokens that the expert reads are computed once; the steps are unrolled, so that a trace keeps them all,
-and noise is an input. The usual sketch mixes up which end of the time is noise: here 0 is noise and 1 is the
-chunk.
+After Black et al. 2024, "pi0: A Vision-Language-Action Flow Model for General Robot Control"
+(github.com/Physical-Intelligence/openpi): rectified flow (Lipman et al. 2023, "Flow Matching for Generative
+Modeling"; Liu et al. 2023, "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified
+Flow") with times drawn towards the noise, an action expert whose tokens attend to the tokens of pictures,
+command and state as well as to each other, the time mixed into every action token, Euler integration. Time 0
+is noise and time 1 the chunk. The expert's context is computed once; the steps are unrolled, so that a trace
+keeps them all, and the noise is an input.
 """
 
 from dataclasses import dataclass

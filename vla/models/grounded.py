@@ -1,14 +1,15 @@
 """Find the object first, then act on it: proposals, matching, and an action head that sees the match alone.
 
-Every cell of a feature map proposes an object, as in one-stage detectors (FCOS, Tian et al. 2019; CenterNet,
-Zhou et al. 2019): how much it is one, its box, and a vector to match with. The command makes a vector of what
-it names; their likeness, with the score, says which proposal is meant (open-vocabulary detection as in
-OWL-ViT, Minderer et al. 2022). The action head is told where the match is, its box and its features, not the
-picture: what it does can be explained by the box that it shows. In training the simulator tells the boxes of
+Every position of a feature map proposes an object, as in the one-stage detectors of Tian et al. 2019, "FCOS:
+Fully Convolutional One-Stage Object Detection", and Zhou et al. 2019, "Objects as Points": how much it is
+one, its box, and a vector to match with. The command makes a vector of what it names; their likeness, with
+the score, says which proposal is meant, as in Minderer et al. 2022, "Simple Open-Vocabulary Object Detection
+with Vision Transformers". The action head gets the position of the match, its box and its features, not the
+picture: what it does can be explained by the box that it shows. In training the simulator gives the boxes of
 all blocks and which of them is meant.
 
-The usual sketch crops proposals in a Python loop whose length depends on the picture, which a trace freezes;
-here the number of proposals is that of the cells, and the match is a distribution over them.
+There are as many proposals as positions, and the match is a distribution over them. No number of crops
+depends on the picture, which a trace would freeze.
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,15 @@
 """Two levels: a planner chooses a skill and a place, the skill's controller makes the motions.
 
-After the skill-based hierarchies of SayCan (Ahn et al. 2022, github.com/google-research/google-research) and
-HULC (Mees et al. 2022): the planner reads pictures, command and state and says which skill of a library is
-called for and where, as a point in the robot's frame; the controller of that skill turns point, state and
-what is seen into actions. In training the demonstrated goal names the skill and the simulator the point, and
-each controller learns from its own skill's samples alone; when served the most probable skill acts.
+After Ahn et al. 2022, "Do As I Can, Not As I Say: Grounding Language in Robotic Affordances" (SayCan), and
+Mees et al. 2022, "What Matters in Language Conditioned Robotic Imitation Learning over Unstructured Data"
+(HULC): the planner reads pictures, command and state and says which skill of a library is called for and
+where, as a point in the robot's frame; the controller of that skill turns point, state and what is seen into
+actions. In training the demonstrated goal names the skill and the simulator the point, and each controller
+learns from its own skill's samples alone; when served the most probable skill acts.
 
-The usual sketch loops over the samples of a batch and calls `.item()` to pick a controller, which a trace
-freezes into the skills of the example it saw. Here the library's weights are stacked along a skill axis and
-each sample takes the answer of its own skill, so that skills may differ within a batch.
+The library's weights are stacked along a skill axis and each sample takes the answer of its own skill. Skills
+may differ within a batch, and a trace keeps all of them: a Python branch on the chosen skill would be frozen
+to that of the traced example.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,12 @@
 """Late fusion: vision and language are read apart and meet only in learned weights, before the action head.
 
-Vision reports slots, each where its attention lies (soft arg-max, Levine et al. 2016) and what it sees
-there, without knowing the command; language reports one vector. The command then weighs the slots, several
-times over, and the action head sees the weighted sums. The usual sketch weighs the two modalities by two
-numbers that are the same for every command and adds pooled features: such weights cannot say which block is
-meant. Here the weights are made from the command, one for each slot, and the slots keep their positions.
+Vision reports slots without knowing the command: each is where its attention lies, by the spatial soft
+arg-max of Levine et al. 2016, "End-to-End Training of Deep Visuomotor Policies", and what it sees there.
+Language reports one vector. The command weights the slots, once for each of several heads, as in the
+attention of Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning to Align and Translate";
+the action head gets the weighted sums. The weights are made from the command, one for each slot, so that they
+can say which block is meant; and the slots keep their positions. Two fixed weights, one a modality, could do
+neither.
 """
 
 from dataclasses import dataclass, replace
@@ -52,7 +54,7 @@ class Config:
 
     @classmethod
     def base(cls) -> Self:
-        """The sketch's size: ResNet-18 up to stride 16, an LSTM of width 256."""
+        """ResNet-18 up to stride 16, an LSTM of width 256."""
         return cls(
             backbone="resnet",
             channels=64,

@@ -1,13 +1,10 @@
 """The model that trains in little memory: EfficientNet-B0 and a DistilBERT, recomputed instead of remembered.
 
-EfficientNet (Tan & Le 2019) up to stride 8 or 16 and DistilBERT (Sanh et al. 2019), transformers' own;
-queries from the command attend over the map and tell where they look. In training every block keeps its input
-alone and computes the rest again on the way back (gradient checkpointing, Chen et al. 2016), for about a
-third more time.
-
-The usual sketch calls a method for it that transformers' EfficientNet does not have, and pools the last map,
-of stride 32, which has forgotten where things are. Its momentum of 0.99 in the norms is TensorFlow's, which
-torch reads the other way round; here it is 0.1. As a block runs twice, its norm sees each batch twice.
+EfficientNet (Tan & Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks") up to
+stride 8 or 16 and DistilBERT (Sanh et al. 2019, "DistilBERT, a distilled version of BERT"), transformers'
+own; queries from the command attend over the map and tell where they look. In training every block keeps its
+input alone and computes the rest again on the way back (Chen et al. 2016, "Training Deep Nets with Sublinear
+Memory Cost"), for about a third more time.
 """
 
 from dataclasses import dataclass, replace

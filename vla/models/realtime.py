@@ -1,10 +1,10 @@
 """Little to do for a frame: the first layers of MobileNetV2, an LSTM over the words, a direct action head.
 
-The LSTM runs once a command and is cached by the server, so that a frame costs the layers of MobileNetV2
-(Sandler et al. 2018) up to stride 8, a handful of dot products and a small perceptron. These are the fewest
-operations of all architectures, though not the shortest time everywhere (docs/comparison.md). Queries that
-the command makes attend over the map, because the pooled features of the usual sketch lose where a thing is;
-it also runs its LSTM with every frame, and takes the LSTM's state after the padding for the command's.
+The LSTM (Hochreiter & Schmidhuber 1997, "Long Short-Term Memory") runs once a command and is cached by the
+server, so that a frame costs the layers of MobileNetV2 (Sandler et al. 2018, "MobileNetV2: Inverted Residuals
+and Linear Bottlenecks") up to stride 8, a handful of dot products and a small perceptron. These are the
+fewest operations of all architectures, though not the shortest time everywhere (docs/comparison.md). Queries
+that the command makes attend over the map: pooled features would lose where a thing is.
 """
 
 from dataclasses import dataclass, replace

@@ -1,17 +1,17 @@
 """RT-2 in small: one causal transformer reads words and pictures and answers in action tokens.
 
-After RT-2 (Brohan et al. 2023): every dimension of every action is one of 256 tokens, the bins of its range,
-and a language head beside the action head keeps the words' meaning by guessing each command's next word.
-After OpenVLA-OFT (Kim et al. 2025, github.com/moojink/openvla-oft): all tokens of the chunk are decoded at
-once, so that decoding has a fixed length and one pass; a token is read off as the centre of the most probable
-bin. The pictures reach the transformer as a few tokens, made by queries as in Q-Former (Li et al. 2023), each
-with the place it looked at.
+After Brohan et al. 2023, "RT-2: Vision-Language-Action Models Transfer Web Knowledge to Robotic Control":
+every dimension of every action is one of 256 tokens, the bins of its range, and a language head beside the
+action head keeps the words' meaning by guessing each command's next word, with the embeddings that the words
+are read with. After Kim et al. 2025, "Fine-Tuning Vision-Language-Action Models: Optimizing Speed and
+Success" (github.com/moojink/openvla-oft): all tokens of the chunk are decoded at once, so that decoding is
+one pass of fixed length, which a trace can keep; a token is decoded to the centre of the most probable bin.
+The pictures reach the transformer as a few tokens, made by queries as in Li et al. 2023, "BLIP-2:
+Bootstrapping Language-Image Pre-training with Frozen Image Encoders and Large Language Models", each with the
+position it looked at.
 
 The sequence is command, pictures, state, actions. As the mask is causal, nothing that the layers make of the
-command depends on the pictures: it is computed once and cached, and a frame costs its own tokens only. The
-usual sketch passes a decoder layer its memory under a name that it does not have, and decodes in a Python
-loop until an end token appears, which a trace freezes; its language head shares no weights with the words
-that it guesses.
+command depends on the pictures: it is computed once and cached, and a frame costs its own tokens only.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,13 @@
 """A foundation model in small: every input becomes tokens, one transformer fuses them, another acts.
 
-After Octo (Ghosh et al. 2024, github.com/octo-models/octo) in its token layout and Perceiver (Jaegle et al.
-2021) in its projection: a few latents, made from the command, read each camera by cross-attention and note
-where they looked (soft arg-max, Levine et al. 2016); with the state's token and the words they pass through
-the fusion transformer; the policy's decoder has one query a time step, which read the fused tokens and each
-other. The actions are a normal distribution; its mean is served, and its scale becomes the confidence.
-
-The usual sketch passes a decoder layer its memory under a name that it does not have, encodes past actions
-that no request carries (the state takes their place), and draws the actions at random while it serves.
+The layout of the tokens is that of Ghosh et al. 2024, "Octo: An Open-Source Generalist Robot Policy"
+(github.com/octo-models/octo), the projection that of Jaegle et al. 2021, "Perceiver: General Perception with
+Iterative Attention": a few latents, made from the command, read each camera by cross-attention and keep the
+position they looked at (Levine et al. 2016, "End-to-End Training of Deep Visuomotor Policies"). With the
+state's token and the words they pass through the fusion transformer. The policy's decoder has one query a
+time step, which attend to the fused tokens and to each other. The actions are a normal distribution; its mean
+is served, so that equal requests get equal answers, and its scale becomes the confidence. No past action is
+an input, for a request carries none; the state takes their place.
 """
 
 import math

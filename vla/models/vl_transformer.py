@@ -1,10 +1,11 @@
 """CLIP's towers, one feature of each, and a perceptron over both.
 
-The class token stands for the picture, the end token for the command; both are projected to one width, and
-the perceptron sees them, their product and the state. That much is the usual sketch. But one vector has to
-carry every place on the table then, and a small run does not learn it. So the perceptron also sees where
-each head of the class token's last attention looks (soft arg-max, Levine et al. 2016), weighed by the
-command: nothing but what the tower computes anyhow and the sketch drops.
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision". The class token
+stands for the picture, the end token for the command; both are projected to one width, and the action head
+gets them, their product and the state. One vector would have to carry every position on the table, which a
+short training does not teach it. So the head also gets where each head of the class token's last attention
+looks, by the spatial soft arg-max of Levine et al. 2016, "End-to-End Training of Deep Visuomotor Policies",
+weighted by the command; the tower computes this attention in any case.
 """
 
 from dataclasses import dataclass
