@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
 import tyro
 
 from loadtest import answers, document, page, report, search, tiers
+from loadtest.access import NOTHING, Access
 from loadtest.answers import ContractError
 from loadtest.judge import Judgement
 from loadtest.run import Result, RunFailed, Target, run
@@ -44,6 +45,8 @@ class Options:
     model: str = "vla"
     # The served archive or its policy.json, where no management API is in reach.
     policy: Path | None = None
+    # How the robots get in.
+    access: Annotated[Access, tyro.conf.OmitArgPrefixes] = NOTHING
     # The other host's clock is synchronised with this one's.
     same_clock: bool = False
     # Robots; None: the tier's.
@@ -93,6 +96,7 @@ class Options:
             management_url=(self.management_url or f"{beside}:{port + 1}").rstrip("/"),
             metrics_url=self.metrics_url or f"{beside}:{port + 2}/metrics",
             model=self.model,
+            access=self.access,
             synchronised=self.same_clock,
         )
 

@@ -12,6 +12,7 @@ import gevent
 import numpy as np
 
 from loadtest import corpus
+from loadtest.access import Access
 from loadtest.answers import Contract, WrongAnswer, read_error
 from loadtest.body import form
 from loadtest.samples import CLOSED, OK, REFUSED, TIMEOUT, WRONG, Beat, Recording, Sample, write
@@ -27,16 +28,20 @@ DRIFT = 0.005
 class Fleet:
     """One process's clients."""
 
-    def __init__(self, contract: Contract, control_hz: float, deadline_ms: float, seed: int) -> None:
+    def __init__(
+        self, contract: Contract, access: Access, control_hz: float, deadline_ms: float, seed: int
+    ) -> None:
         """Prepare what is to be sent, so that the run itself spends nothing on it.
 
         Args:
             contract: what a right answer looks like
+            access: what lets requests in
             control_hz: rate at which each robot asks [Hz]
             deadline_ms: oldest age at which an answer is worth anything [ms]
             seed: of pictures, states, phases and clocks
         """
         self.contract = contract
+        self.access = access
         self.control_hz = control_hz
         self.deadline_ms = deadline_ms
         self.random = random.Random(seed)

@@ -26,6 +26,7 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 
 from loadtest import corpus
+from loadtest.access import Access
 from loadtest.answers import Contract, description_in, fetch, read_error
 from loadtest.body import FORM, form
 from loadtest.fleet import DRIFT, Fleet, connection_class, judge_answer
@@ -51,6 +52,9 @@ class PolicyUser(FastHttpUser):
         self.fleet = _fleets[environment]
         self.options: Any = environment.parsed_options
         self.network_timeout = self.connection_timeout = max(2.0, PATIENCE * self.fleet.deadline_ms / 1000)
+        # Locust itself would take any certificate.
+        self.insecure, self.ssl_context_factory = False, self.fleet.access.tls
+        self.default_headers = self.fleet.access.headers
         super().__init__(environment)
         self.index = next(_indices)
         self.path = f"/predictions/{self.options.model}"
@@ -201,6 +205,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--model", default="vla", help="name of the served model")
     add("--policy", default="", help="archive or policy.json; without it the management API is asked")
     add("--management-url", default="http://127.0.0.1:8081", help="management API")
+    add("--access", default="", help="file of keys and certificates, as `loadtest.access` writes it")
     add("--control-hz", type=float, default=10.0, help="rate at which each robot asks [Hz]")
     add(
         "--deadline-ms", type=float, default=100.0, help="oldest age of an answer that is worth anything [ms]"
@@ -223,7 +228,8 @@ def _prepare(environment: Environment, **_: Any) -> None:
     )
     # Each process sends pictures of its own.
     seed = options.seed * 1_000 + os.getpid() % 1_000
-    fleet = Fleet(Contract.of(description), options.control_hz, options.deadline_ms, seed)
+    access = Access.read(Path(options.access)) if options.access else Access()
+    fleet = Fleet(Contract.of(description), access, options.control_hz, options.deadline_ms, seed)
     _fleets[environment] = fleet
     Adversary.fixed_count = options.adversaries
     for user in environment.user_classes:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from loadtest import samples
+from loadtest.access import NOTHING, Access
 from loadtest.judge import Judgement, judge, window
 from loadtest.samples import Recording
 from loadtest.tiers import Tier
@@ -36,6 +37,7 @@ class Target:
     management_url: str
     metrics_url: str
     model: str
+    access: Access = NOTHING
     # Whether the clock of another host is synchronised with this one's.
     synchronised: bool = False
 
@@ -128,6 +130,7 @@ def _command(target: Target, tier: Tier, policy: Path, *, generators: int, seed:
         "--loglevel": "WARNING",
         "--model": target.model,
         "--policy": policy,
+        "--access": target.access.write(policy.with_name("access.json")),
         "--control-hz": tier.control_hz,
         "--deadline-ms": tier.deadline_ms,
         "--burst": tier.robots,

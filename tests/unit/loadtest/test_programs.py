@@ -51,7 +51,7 @@ def test_help_shows_every_default(program: str) -> None:
 
     options = re.findall(r"--(\w[\w-]*)", said.partition("options")[2])
     assert {"tier", "output"} & set(options)
-    shown = said.count("(default: ") + said.count("(required)")
+    shown = said.count("(default: ") + said.count("(repeatable)")
     assert shown >= len({o for o in options if not o.startswith("no-")} - {"help"})
 
 
@@ -60,3 +60,18 @@ def test_help_shows_units() -> None:
 
     for option, unit in {"control-hz": "[Hz]", "duration-s": "[s]", "trial-s": "[s]"}.items():
         assert unit in said.partition(f"--{option}")[2].partition("(default:")[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--ca", "missing.crt"], "--ca: no certificate file at missing.crt"),
+        (["--header", "x"], "--header must be NAME:VALUE, got 'x'"),
+        (["--url", "robots.example"], "--url must begin with http:// or https://, got 'robots.example'"),
+    ],
+)
+def test_wrong_option_is_named(option: list[str], said: str) -> None:
+    ended = run("-m", "loadtest", *option)
+
+    assert ended.returncode == 2
+    assert said in re.sub(r"[│\s]+", " ", ended.stderr)
