@@ -84,11 +84,11 @@ def _compile(model: nn.Module, captured: torch.fx.GraphModule, inputs: tuple[Ten
     """Compile one captured method; returns the files that belong into the package."""
     options = {"aot_inductor.package": True}
     try:
+        # With the sources: torch 2.11 finds the metadata of a package by their name.
         files: Any = torch._inductor.aot_compile(captured, inputs, options=options)
     except Exception as error:
         raise ExportError(f"{type(model).__name__} can't be compiled: {_reason(error)}") from error
-    # Not the sources, which are there for people.
-    return [file for file in files if not str(file).endswith(".cpp")]
+    return list(files)
 
 
 def _reason(error: Exception) -> str:

@@ -144,7 +144,7 @@ def _draw(host: dict[str, Any], found: dict[str, Any], path: Path) -> None:
         from matplotlib import pyplot  # noqa: PLC0415
     except ImportError:
         return
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9.5, 4.5), layout="constrained")
     for policy in found["speed"]["policies"]:
         if "buckets" not in policy:
             continue
@@ -155,5 +155,5 @@ def _draw(host: dict[str, Any], found: dict[str, Any], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="observations in a batch", ylabel="time of a batch [ms]")
     axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
     axes.set_title(f"{host['device']}: with CUDA graphs (lines) and without (dotted)")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)

@@ -32,7 +32,7 @@ class Graphs:
         on_gpu = device.type == "cuda"
         # Off where there is no GPU, and from the first capture on that fails.
         self.enabled = on_gpu and wanted
-        self._device = device
+        self._device = _numbered(device)
         self._stream: Any = torch.cuda.Stream(device) if on_gpu else None
         # Replays follow one another on the stream and are read before the next: they may share memory.
         self._pool: Any = torch.cuda.graph_pool_handle() if self.enabled else None
@@ -105,6 +105,13 @@ class Graphs:
         memory, graph = torch.zeros(1, device=self._device), torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
         self._record(graph, lambda: {"ended": memory.add_(1)}, torch.cuda.graph_pool_handle())
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Return the device by its number: `cuda` alone means the current one."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def check_replay(pairs: Sequence[tuple[np.ndarray, np.ndarray]], batch: int) -> None:

@@ -1,6 +1,7 @@
 """Export: what is archived is what was checked, and a bad trace or checkpoint is refused."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -157,7 +158,7 @@ def test_archive_describes_itself(tiny_folder: Path, tiny_checkpoint: Path) -> N
     assert spec.provenance["checkpoint_sha256"]["model.safetensors"] == weights
     assert spec.provenance["statistics_sha256"]["action"] == spec.action.statistics.sha256()
     assert spec.provenance["parity"]["largest_difference"] <= 1e-4
-    assert spec.provenance["versions"]["torch"] == torch.__version__
+    assert spec.provenance["versions"]["torch"] == importlib.metadata.version("torch")
     assert spec.artifact.outputs == ("actions", "attention")
     manifest = json.loads((tiny_folder / "MAR-INF" / "MANIFEST.json").read_text())
     assert manifest["model"]["handler"] == "vla_handler.py"
@@ -190,7 +191,7 @@ def test_archive_answers_as_the_eager_checkpoint(tiny_folder: Path, tiny_checkpo
 def test_equal_bytes_from_two_checkouts(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A digest names an archive: nothing in it depends on when it was made, or where the sources lie."""
     checkout = tmp_path / "another" / "checkout"
-    for folder in ("export", "handlers", "vla"):
+    for folder in ("archive", "export", "handlers", "vla"):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
     archives = [tmp_path / "one" / "vla.mar", tmp_path / "two" / "vla.mar"]
 
