@@ -1,4 +1,4 @@
-"""`python -m bench`: see `bench.command`; `python -m bench gpu` checks a GPU host."""
+"""`python -m bench`: see `bench.command`; beside it `python -m bench gpu` and `python -m bench overlap`."""
 
 import sys
 
@@ -10,6 +10,11 @@ if __name__ == "__main__":
             from bench.gpu.check import main as check
 
         sys.exit(check(sys.argv[2:]))
+    if sys.argv[1:2] == ["overlap"]:
+        with needed("bench"):
+            from bench.overlap import main as overlap
+
+        sys.exit(overlap(sys.argv[2:]))
     with needed("bench"):
         from bench.command import main
 

@@ -51,7 +51,8 @@ def write(pool: Sequence[Request], path: Path) -> Path:
 
 
 def _request(target: Target, image: bytes, command: str, body: Body) -> Request:
-    values = {"command": command} | ({"state": target.state} if target.state else {})
+    fields = {"command": command, "state": target.state}
+    values = {name: value for name, value in fields.items() if value}
     content, kind = written(body, {"image": image}, values)
     accept = MSGPACK if body == "msgpack" else "application/json"
     head = (
