@@ -27,7 +27,7 @@ ARGS ?=
 PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
-SOURCES := $(shell find handlers export archive vla/models vla/training/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
+SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
 .PHONY: help run test test-all check export train evaluate loadtest bench gpu-check demos clean java rendering nginx image image-run test-image deploy-check FORCE
 
@@ -53,7 +53,7 @@ export: .venv/.train model_store/.checkpoint ## export CHECKPOINT to ARCHIVE
 	$(PYTHON) -m export $(CHECKPOINT) --output $(ARCHIVE) $(ARGS)
 
 demos: .venv/.train rendering ## collect demonstrations in the simulator
-	$(PYTHON) -m vla.data $(ARGS)
+	$(PYTHON) -m vla.tabletop $(ARGS)
 
 train: .venv/.train ## train a policy on the demonstrations
 	$(PYTHON) -m vla.training $(ARGS)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from export.source import Observation, Source
-from vla.training import checkpoint
+from vla import checkpoint
 from vla_runtime.spec import ActionSpace, BinnedSpace, ContinuousSpace, load
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from vla.envs.commands import GOALS, phrase
-from vla.envs.expert import expert_action
-from vla.envs.tabletop import Tabletop
+from vla.tabletop.commands import GOALS, phrase
+from vla.tabletop.expert import expert_action
+from vla.tabletop.simulator import Tabletop
 
 FOLDER = Path(__file__).resolve().parent.parent / "loadtest" / "corpus"
 EPISODES = 24

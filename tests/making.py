@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from server.process import TorchServe, free_port
+from vla import checkpoint
 from vla.models import build, module_of
-from vla.training import checkpoint
 from vla_runtime.observation import Row
 from vla_runtime.policy import Policy
 from vla_runtime.preprocessing import normalise_pictures

@@ -21,7 +21,7 @@ from export.errors import ExportError
 from export.target import Target
 from export.trace import trace
 from export.verify import Parity, verify
-from vla.training import checkpoint
+from vla import checkpoint
 from vla_runtime.images import Limits
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.spec import Camera, PolicySpec

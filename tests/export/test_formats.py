@@ -25,7 +25,7 @@ from export.package import package
 from export.target import Target
 from export.trace import trace
 from export.verify import verify
-from vla.training import checkpoint
+from vla import checkpoint
 from vla_runtime.errors import SpecError
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.spec import DiscreteSpace, Extra, Format, PolicySpec, Precision, Safety

@@ -16,8 +16,8 @@ from PIL import Image
 
 from archive.read import unpack
 from export.export import Options, export
+from vla import checkpoint
 from vla.models import ARCHITECTURES
-from vla.training import checkpoint
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.spec import Format
 

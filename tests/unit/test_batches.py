@@ -1,16 +1,26 @@
 """From real frames to batches: which goals, which words, which episodes."""
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
 import torch
 
-from vla.data.collection import Collection, collect
-from vla.data.demonstrations import Demonstrations
-from vla.envs.commands import GOALS, HELD_OUT, PHRASES, Goal, held_out
+from vla.tabletop.collection import Collection, collect
+from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, Goal, held_out
+from vla.tabletop.demonstrations import Demonstrations
+from vla.tabletop.labels import boxes as blocks_in_the_picture
 from vla.training.batches import Batches
 from vla.training.imitation import PAD_ID, describe
 from vla.training.settings import Settings
 from vla_runtime.actions import unnormalise
+from vla_runtime.errors import SpecError
+
+
+def goals(batch):
+    """Return the goal of each command: int64 [B * K], index into `GOALS`."""
+    return batch.skill * len(COLOURS) + batch.target
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +84,10 @@ def test_excluded_goals_are_neither_commanded_nor_shown(settings):
     left, kept = (np.array(indices) for indices in (drawn.goals[1], drawn.goals[0]))
     assert [GOALS[i] for i in left] == [Goal("reach", "red"), Goal("lift", "blue")]
     assert not np.isin(drawn.dataset.goal[drawn.frames[0]], left).any()
-    trained = torch.cat([drawn.train(step, 8, 8).goal for step in range(8)])
+    trained = torch.cat([goals(drawn.train(step, 8, 8)) for step in range(8)])
     assert set(trained.tolist()) == set(kept.tolist())
-    assert set(drawn.validation(64, 4).goal.tolist()) <= set(kept.tolist())
-    assert set(drawn.validation(64, 4, excluded=True).goal.tolist()) == set(left.tolist())
+    assert set(goals(drawn.validation(64, 4)).tolist()) <= set(kept.tolist())
+    assert set(goals(drawn.validation(64, 4, excluded=True)).tolist()) == set(left.tolist())
 
 
 def test_shuffled_commands_are_of_other_goals_than_the_actions(settings):
@@ -87,9 +97,31 @@ def test_shuffled_commands_are_of_other_goals_than_the_actions(settings):
     assert torch.equal(plain.images, shuffled.images)
     tokenizer = drawn.config.command_tokenizer()
     said = {tokenizer(held_out(goal, i))[0].tobytes(): goal for goal in GOALS for i in range(4)}
-    told = [said[full(row)] for row in shuffled.input_ids]
-    assert all(goal != GOALS[index] for goal, index in zip(told, shuffled.goal, strict=True))
-    assert len(set(told)) == len(GOALS)
+    commanded = [said[full(row)] for row in shuffled.input_ids]
+    assert all(goal != GOALS[index] for goal, index in zip(commanded, goals(shuffled), strict=True))
+    assert len(set(commanded)) == len(GOALS)
+
+
+def test_skills_are_labelled_in_the_order_of_the_models_names(settings):
+    drawn = batches(settings)
+    names = ("open", "push", "reach", "pick")
+    config = msgspec.structs.replace(drawn.config, model={"skills": names})
+    plain, named = drawn.train(0, 8, 4), replace(drawn, config=config).train(0, 8, 4)
+    assert [names[skill] for skill in named.skill] == [
+        ("reach", "pick", "push")[skill] for skill in plain.skill
+    ]
+    config = msgspec.structs.replace(drawn.config, model={"skills": ("reach", "pick")})
+    with pytest.raises(SpecError, match="the model's skills lack push, which the demonstrations show"):
+        replace(drawn, config=config)
+
+
+def test_targets_are_the_blocks_that_commands_mean(settings):
+    drawn = batches(settings)
+    batch = drawn.train(0, 8, 4)
+    boxes = batch.per_command(batch.boxes)[torch.arange(32), 0, batch.target]
+    objects = batch.per_command(batch.objects)[torch.arange(32), batch.target]
+    np.testing.assert_allclose(boxes, blocks_in_the_picture(objects.numpy()), atol=1e-6)
+    assert set(goals(batch).tolist()) <= set(range(len(GOALS)))
 
 
 def full(ids):

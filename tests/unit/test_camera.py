@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from vla.envs.camera import boxes
-from vla.envs.commands import COLOURS
-from vla.envs.tabletop import Tabletop
+from vla.tabletop.commands import COLOURS
+from vla.tabletop.labels import boxes
+from vla.tabletop.simulator import Tabletop
 
 SIZE = 192
 

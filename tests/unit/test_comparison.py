@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vla.data.collection import Collection, collect
+from vla import checkpoint
 from vla.evaluation import comparison
 from vla.evaluation.comparison import Comparison, ComparisonFailed, compare
 from vla.evaluation.comparison_report import Result, markdown, write
 from vla.evaluation.report import Rate
-from vla.training import checkpoint
+from vla.tabletop.collection import Collection, collect
 
 ROOT = Path(__file__).parents[2]
 

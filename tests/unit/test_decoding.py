@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from archive.read import unpack
-from vla.envs.tabletop import Tabletop
+from vla.tabletop.simulator import Tabletop
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla.data.collection import EPISODE_FRAMES, Collection, collect, demonstrate
-from vla.data.demonstrations import DatasetError, Demonstrations
-from vla.data.statistics import Statistics, StatisticsError, Summary
-from vla.envs.commands import GOALS
-from vla.envs.expert import expert_action
-from vla.envs.tabletop import Tabletop
+from vla.tabletop.collection import EPISODE_FRAMES, Collection, collect, demonstrate
+from vla.tabletop.commands import GOALS
+from vla.tabletop.demonstrations import DatasetError, Demonstrations
+from vla.tabletop.expert import expert_action
+from vla.tabletop.simulator import Tabletop
+from vla.training.statistics import Statistics, StatisticsError, Summary
 
 EPISODES = 5
 
@@ -105,7 +105,7 @@ def test_an_existing_folder_is_kept(dataset: Demonstrations, config: Collection)
 
 
 def test_the_command_line_refuses_and_overwrites(copy: Path) -> None:
-    command = [sys.executable, "-m", "vla.data", "--out", str(copy), "--episodes", "1", "--horizon", "1"]
+    command = [sys.executable, "-m", "vla.tabletop", "--out", str(copy), "--episodes", "1", "--horizon", "1"]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert refused.stderr == f"error: {copy} exists; choose another --out or pass --overwrite\n"
@@ -123,7 +123,7 @@ def test_a_folder_without_a_description_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as refused:
         Demonstrations.load(tmp_path)
     path = tmp_path / "dataset.json"
-    assert str(refused.value) == f"{path} is missing: not a data set; make one with python -m vla.data"
+    assert str(refused.value) == f"{path} is missing: not a data set; make one with python -m vla.tabletop"
 
 
 def test_another_format_version_is_refused(copy: Path) -> None:

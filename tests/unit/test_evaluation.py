@@ -11,15 +11,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vla.envs.commands import COLOURS, GOALS, HELD_OUT, Goal, parse
-from vla.envs.expert import expert_action
-from vla.envs.tabletop import Tabletop
 from vla.evaluation.__main__ import Evaluation, evaluate, write
 from vla.evaluation.conditions import CONDITIONS, trials
 from vla.evaluation.episodes import Setup, observe, run_all, run_episode
 from vla.evaluation.policies import ArchivedPolicy, ExpertPolicy, RandomPolicy
 from vla.evaluation.render import animate, contact_sheet, record
 from vla.evaluation.report import Rate, largest_difference
+from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, Goal, parse
+from vla.tabletop.expert import expert_action
+from vla.tabletop.simulator import Tabletop
 from vla_client import ActionChunk, InvalidAnswer, Observation, PolicyError, SafetyReport
 from vla_client.observation import encode
 from vla_runtime.errors import InvalidValue

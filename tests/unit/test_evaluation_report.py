@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from vla.envs.commands import GOALS, Goal
 from vla.evaluation.__main__ import Evaluation
 from vla.evaluation.conditions import CONDITIONS, Trial
 from vla.evaluation.episodes import Episode
 from vla.evaluation.report import Rate, Threshold, largest_difference, markdown, misses, summarise
+from vla.tabletop.commands import GOALS, Goal
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,15 @@ RULES = {
     ),
 }
 
+# Parts of `vla` that a part of it may import besides itself; what is not here may import any of them. Models
+# know nothing of the simulator, nor the simulator of them: labels and sizes are what passes between.
+PARTS = {
+    "vla/models": set(),
+    "vla/tabletop": set(),
+    "vla/checkpoint.py": {"models"},
+    "vla/training": {"models", "tabletop", "checkpoint"},
+}
+
 
 def imports(file: Path) -> Iterator[tuple[int, str]]:
     """Yield (line, top-level package) of every import in a file, wherever in it."""
@@ -92,6 +101,53 @@ def allowed(name: str, rule: Rule, own: str) -> bool:
 
 def test_boundaries_hold() -> None:
     assert breaches(ROOT) == []
+
+
+def parts(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, part) of every part of `vla` that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from ((node.lineno, name.split(".")[1]) for name in names if name.startswith("vla."))
+
+
+def breaches_inside(root: Path) -> list[str]:
+    """Return `file:line imports vla.part` for every import inside `vla` that breaks a rule."""
+    found = []
+    for place, others in PARTS.items():
+        own = Path(place).name.removesuffix(".py")
+        for file in [root / place] if place.endswith(".py") else sorted((root / place).rglob("*.py")):
+            for line, part in parts(file) if file.is_file() else ():
+                if part != own and part not in others:
+                    found.append(f"{file.relative_to(root)}:{line} imports vla.{part}")
+    return found
+
+
+def test_boundaries_inside_vla_hold() -> None:
+    assert all((ROOT / place).exists() for place in PARTS)
+    assert breaches_inside(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "part"),
+    [
+        ("vla/models/clip.py", "from vla.tabletop.commands import GOALS", "tabletop"),
+        ("vla/models/parts/text.py", "def f():\n    from vla import tabletop", "tabletop"),
+        ("vla/models/rt2.py", "import vla.checkpoint", "checkpoint"),
+        ("vla/tabletop/labels.py", "from vla.models import Batch", "models"),
+        ("vla/checkpoint.py", "from vla.training.settings import Settings", "training"),
+        ("vla/training/batches.py", "import vla.evaluation.report", "evaluation"),
+    ],
+)
+def test_breach_inside_vla_is_found(tmp_path: Path, path: str, source: str, part: str) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text(f"from vla.models import Sizes\n{source}\n" if "models/" in path else f"{source}\n")
+
+    assert [line.split()[-1] for line in breaches_inside(tmp_path)] == [f"vla.{part}"]
 
 
 def test_runtime_names_no_architecture() -> None:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from vla.envs.commands import COLOURS, GOALS
 from vla.models import ARCHITECTURES, Batch, Sizes, build, module_of
 
 pytestmark = [
@@ -16,6 +15,7 @@ pytestmark = [
 ]
 SIZES = Sizes(cameras=2, image_size=96, context_length=16, vocabulary=49408, state=4, horizon=8, action=3)
 END = 49407
+OBJECTS, SKILLS = 4, 3
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -55,17 +55,18 @@ def act(model, rows: int, seed: int = 0, traced=None):
 
 
 def batch_of(images, state, ids, mask, actions) -> Batch:
-    """Add what the simulator knows: goals in turn, and blocks that are small boxes in the pictures."""
+    """Add privileged labels: skills and targets in turn, and objects that are small boxes in the pictures."""
     random = torch.Generator().manual_seed(2)
-    corner = torch.rand(len(images), SIZES.cameras, len(COLOURS), 2, generator=random) * 0.8
+    corner = torch.rand(len(images), SIZES.cameras, OBJECTS, 2, generator=random) * 0.8
     return Batch(
         images,
         state,
         ids,
         mask,
         actions,
-        goal=torch.arange(len(ids)) % len(GOALS),
-        blocks=torch.rand(len(images), len(COLOURS), 3, generator=random) - 0.5,
+        skill=torch.arange(len(ids)) % SKILLS,
+        target=torch.arange(len(ids)) % OBJECTS,
+        objects=torch.rand(len(images), OBJECTS, 3, generator=random) - 0.5,
         boxes=torch.cat([corner, corner + 0.1], dim=-1),
     )
 
@@ -165,6 +166,25 @@ def test_loss_is_that_of_act(model):
     if "actions" not in loss:  # one that learns tokens or the removal of noise instead of the actions
         pytest.skip("the loss is not a distance between actions")
     torch.testing.assert_close(loss["actions"], (answer - actions).square().mean())
+
+
+def test_privileged_labels_are_declared(model):
+    images, state, _ = observations(model, 2)
+    batch = batch_of(images, state, *commands(6), torch.randn(6, SIZES.horizon, SIZES.action))
+    other = {
+        "skill": (batch.skill + 1) % SKILLS,
+        "target": (batch.target + 1) % OBJECTS,
+        "objects": batch.objects + 1,
+        "boxes": batch.boxes + 0.1,
+    }
+
+    def loss(**labels) -> float:
+        torch.manual_seed(0)
+        with torch.inference_mode():
+            return sum(model.loss(batch._replace(**labels)).values()).item()
+
+    learned = {name for name, label in other.items() if loss(**{name: label}) != loss()}
+    assert learned == set(getattr(model, "privileged", ()))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from vla.envs.commands import COLOURS, GOALS, HELD_OUT, PHRASES, TASKS, Goal, held_out, phrase
-from vla.envs.expert import expert_action, expert_chunk
-from vla.envs.tabletop import ACTION_HIGH, BLOCK_LANE, EPISODE_STEPS, STATE, Tabletop
+from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, TASKS, Goal, held_out, phrase
+from vla.tabletop.expert import expert_action, expert_chunk
+from vla.tabletop.simulator import ACTION_HIGH, BLOCK_LANE, EPISODE_STEPS, STATE, Tabletop
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ import tyro
 from PIL import Image
 from safetensors.torch import load_file
 
-from vla.data.collection import Collection, collect
-from vla.data.demonstrations import Demonstrations
+from vla import checkpoint
 from vla.models import ARCHITECTURES
-from vla.training import checkpoint
+from vla.tabletop.collection import Collection, collect
+from vla.tabletop.demonstrations import Demonstrations
 from vla.training.batches import Batches
 from vla.training.distillation import Teacher
 from vla.training.imitation import describe, learning_rate, train

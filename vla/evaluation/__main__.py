@@ -10,8 +10,6 @@ from pathlib import Path
 import msgspec
 import tyro
 
-from vla.envs.commands import GOALS, Goal, parse
-from vla.envs.tabletop import Tabletop
 from vla.evaluation import comparison
 from vla.evaluation.conditions import BASELINES, Condition, trials
 from vla.evaluation.episodes import Episode, MakePolicy, Setup, run_all
@@ -19,6 +17,8 @@ from vla.evaluation.plot import plot
 from vla.evaluation.policies import ArchivedPolicy, ExpertPolicy, RandomPolicy
 from vla.evaluation.render import animate, contact_sheet, record
 from vla.evaluation.report import Summary, Threshold, largest_difference, markdown, misses, summarise
+from vla.tabletop.commands import GOALS, Goal, parse
+from vla.tabletop.simulator import Tabletop
 from vla_client import Encoding, Policy, PolicyFailure, RemotePolicy
 from vla_runtime.errors import RequestError, SpecError
 

@@ -20,11 +20,11 @@ import msgspec
 import tyro
 from tqdm import tqdm
 
-from vla.envs.commands import GOALS, parse
 from vla.evaluation import comparison_report, probes
 from vla.evaluation.comparison_report import Result
 from vla.evaluation.report import Rate
 from vla.models import ARCHITECTURES, module_of
+from vla.tabletop.commands import GOALS, parse
 
 RESULT, LOG = "result.json", "log.txt"
 # In the trained goals; a further one, `excluded`, has held-out phrasings of the goals that training excluded.
@@ -45,7 +45,7 @@ class Comparison:
     architectures: tuple[str, ...] = ARCHITECTURES
     # Which of their sizes.
     preset: Literal["default", "tiny", "base"] = "default"
-    # Folder of the demonstrations, as `python -m vla.data` writes it.
+    # Folder of the demonstrations, as `python -m vla.tabletop` writes it.
     data: Path = Path("data/tabletop")
     # Folder of the comparison: the report, and for each a checkpoint, an archive and a log.
     out: Path = Path("runs/comparison")

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from vla.envs.commands import COLOURS, GOALS, Goal, held_out, phrase
+from vla.tabletop.commands import COLOURS, GOALS, Goal, held_out, phrase
 
 Condition = Literal["held_out", "seen", "wrong_colour", "blank", "shuffled", "expert", "random"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vla.envs.tabletop import Tabletop
 from vla.evaluation.conditions import Trial
+from vla.tabletop.simulator import Tabletop
 from vla_client import ActionChunk, ChunkPlayer, Encoding, Observation, Policy, PolicyError
 from vla_client.observation import encode
 from vla_runtime.errors import RequestError

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive.read import unpack
-from vla.envs.expert import expert_chunk
-from vla.envs.tabletop import ACTION, ACTION_HIGH, ACTION_LOW, CONTROL_HZ, Tabletop
+from vla.tabletop.expert import expert_chunk
+from vla.tabletop.simulator import ACTION, ACTION_HIGH, ACTION_LOW, CONTROL_HZ, Tabletop
 from vla_client import ActionChunk, Observation, SafetyReport
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from archive.read import unpack
-from vla.data.demonstrations import Demonstrations
-from vla.envs.commands import parse
+from vla import checkpoint
 from vla.models import Batch
-from vla.training import checkpoint
+from vla.tabletop.commands import parse
+from vla.tabletop.demonstrations import Demonstrations
 from vla.training.batches import Batches
 from vla.training.imitation import action_error
 from vla_runtime.policy import Answer, Policy

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vla.envs.tabletop import CONTROL_HZ, EPISODE_STEPS, Tabletop
 from vla.evaluation.conditions import Trial
 from vla.evaluation.episodes import Episode, Setup, run_episode
+from vla.tabletop.simulator import CONTROL_HZ, EPISODE_STEPS, Tabletop
 from vla_client import Policy
 
 # Edge of a picture, margin, and the heights of the lines above and below a picture [pixels].

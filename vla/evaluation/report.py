@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla.envs.commands import TASKS
 from vla.evaluation.conditions import CONDITIONS, Condition
 from vla.evaluation.episodes import Episode
+from vla.tabletop.commands import TASKS
 
 # Two-sided 95 % quantile of the normal distribution.
 _Z = 1.959963984540054

@@ -20,15 +20,18 @@ size: no Python branch or loop over the batch, no size of it read as an int. The
 that a request's answer depends on nothing but the request. A binned head decodes inside `act`, by
 `vla_runtime.actions.decode_bins`, the inverse of the `encode_bins` that made its labels.
 
-Two attributes of the class or of the model tell export what the signature does not:
+Attributes of the class or of the model say what the signature does not:
 
     stochastic: bool          whether `act` reads `noise`: float32 [B, T, A], standard normal, drawn from the
                               request's seed (A is V for logits); False where it is absent
     extras: dict[str, Extra]  how answers show the further outputs (`vla_runtime.spec.Extra`): an output of
                               indices by its labels, others as plain numbers; none where it is absent
+    privileged: tuple[str, ...]  the labels of `Batch` that `loss` learns from besides what a robot records:
+                              none where it is absent
 
 For training, `Model.loss(batch: Batch) -> dict[str, Tensor]` gives the terms to be summed. A model's `config`
-holds what it was made with, and makes the same model again without any other file.
+holds what it was made with, and makes the same model again without any other file. What pictures show and
+commands mean is in the training data alone: no model knows tasks or objects by name.
 """
 
 import importlib
@@ -87,10 +90,12 @@ class Batch(NamedTuple):
     input_ids: Tensor  # int64 [B * K, L]
     attention_mask: Tensor  # int64 [B * K, L]
     actions: Tensor  # float32 [B * K, T, A], normalised
-    # What only the simulator knows, for models that learn parts of the task apart.
-    goal: Tensor  # int64 [B * K], what each command calls for, index into `vla.envs.commands.GOALS`
-    blocks: Tensor  # float32 [B, N, 3], centres of the N blocks of `vla.envs.commands.COLOURS` [m]
-    boxes: Tensor  # float32 [B, C, N, 4], the blocks' left, top, right and bottom in the pictures, in [0, 1]
+    # Labels that a simulator or an annotator knows, but no robot; models that learn from them name them in
+    # `privileged`.
+    skill: Tensor  # int64 [B * K], the skill that each command calls for, index into the model's `skills`
+    target: Tensor  # int64 [B * K], the object that each command means, index into the frame's N objects
+    objects: Tensor  # float32 [B, N, 3], the objects' centres in the robot's frame [m]
+    boxes: Tensor  # float32 [B, C, N, 4], the objects' left, top, right and bottom in the pictures, in [0, 1]
 
     @property
     def commands_per_frame(self) -> int:

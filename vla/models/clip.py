@@ -13,13 +13,12 @@ two towers share no scale on which a cosine would mean a chance of success.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.envs.commands import COLOURS, GOALS
 from vla.models import Batch, Sizes
 from vla.models.parts.clip_towers import TowerConfig, towers
 from vla.models.parts.mlp import ActionHead
@@ -40,7 +39,7 @@ class Config(TowerConfig):
     # Width and hidden layers of the action decoder.
     hidden: int = 256
     layers: int = 2
-    # Weight of the loss that draws each command's first query to the block that is meant; 0: none.
+    # Weight of the loss that draws each command's first query to the object that is meant; 0: none.
     grounding: float = 0.03
 
     @classmethod
@@ -93,6 +92,8 @@ class Model(nn.Module):
         OSError: the checkpoint's folder is missing or holds no CLIP.
     """
 
+    privileged: ClassVar[tuple[str, ...]] = ("target", "boxes")
+
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         config, self.text, self.vision = towers(config, sizes)
@@ -104,9 +105,6 @@ class Model(nn.Module):
         self.read_out = QueryReadOut(
             sizes.cameras, edge, width, width, queries=config.queries, features=config.features
         )
-        self.block_of: Tensor
-        blocks = torch.tensor([COLOURS.index(goal.colour) for goal in GOALS])
-        self.register_buffer("block_of", blocks, persistent=False)
         known = self.read_out.size + sizes.state + 2 * width
         self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
 
@@ -128,10 +126,10 @@ class Model(nn.Module):
         return {"actions": actions, "attention": self.read_out.attention_map(weights)}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the normalised chunk's mean squared error, and how far first queries stray from the block.
+        """Return the normalised chunk's mean squared error, and how far first queries stray from the target.
 
         A median would leave the fingers open, for they close in few frames; a mean does not. Towers with
-        fresh weights find the blocks in minutes only when they are told where these are.
+        fresh weights find the objects in minutes only when boxes say where these are.
         """
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
         actions, weights = self._decode(batch.images, command, mask, batch.per_command(batch.state))
@@ -142,14 +140,16 @@ class Model(nn.Module):
         }
 
     def _stray(self, weights: Tensor, batch: Batch) -> Tensor:
-        """Return the negative logarithm of the attention on patches that touch the meant block's box.
+        """Return the negative logarithm of the attention on patches that touch the target's box.
 
         Args:
             weights: float32 [B, C, K, P], attention of one query a command
             batch: the frames and commands
         """
-        block = self.block_of[batch.goal].unflatten(0, (len(weights), -1))[:, None, :, None]  # [B, 1, K, 1]
-        box = batch.boxes.gather(2, block.expand(-1, weights.shape[1], -1, 4)).unsqueeze(3)  # [B, C, K, 1, 4]
+        target = batch.target.unflatten(0, (len(weights), -1))[:, None, :, None]  # [B, 1, K, 1]
+        box = batch.boxes.gather(2, target.expand(-1, weights.shape[1], -1, 4)).unsqueeze(
+            3
+        )  # [B, C, K, 1, 4]
         centres, margin = (self.read_out.positions + 1) / 2, 0.5 * self.config.patch / self.sizes.image_size
         inside = ((centres > box[..., :2] - margin) & (centres < box[..., 2:] + margin)).all(-1)
         return -(weights * inside).sum(-1).clamp_min(1e-6).log().mean()

@@ -5,21 +5,20 @@ Fully Convolutional One-Stage Object Detection", and Zhou et al. 2019, "Objects 
 one, its box, and a vector to match with. The command makes a vector of what it names; their likeness, with
 the score, says which proposal is meant, as in Minderer et al. 2022, "Simple Open-Vocabulary Object Detection
 with Vision Transformers". The action head gets the position of the match, its box and its features, not the
-picture: what it does can be explained by the box that it shows. In training the simulator gives the boxes of
-all blocks and which of them is meant.
+picture: what it does can be explained by the box that it shows. In training labels give the boxes of all
+objects and which of them is meant.
 
 There are as many proposals as positions, and the match is a distribution over them. No number of crops
 depends on the picture, which a trace would freeze.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.envs.commands import COLOURS, GOALS
 from vla.models import Batch, Sizes
 from vla.models.parts.mlp import ActionHead, mlp
 from vla.models.parts.read_out import position_grid
@@ -29,7 +28,7 @@ from vla_runtime.spec import Extra
 
 # Edge of a position of the map [pixels].
 STRIDE = 4
-# A block counts as seen from positions about this far from its centre [positions].
+# An object counts as seen from positions about this far from its centre [positions].
 SPREAD = 1.0
 # The match's score counts proposals this near to the best as the same object [positions].
 SAME = 2.5
@@ -69,6 +68,8 @@ class Model(nn.Module):
         ValueError: the pictures' size is no multiple of `STRIDE`.
     """
 
+    privileged: ClassVar[tuple[str, ...]] = ("target", "boxes")
+
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
@@ -87,9 +88,6 @@ class Model(nn.Module):
         self.same: Tensor
         near = torch.cdist(self.positions, self.positions) * self.edge / 2 <= SAME
         self.register_buffer("same", near.float(), persistent=False)  # [P, P]
-        self.block_of: Tensor
-        blocks = torch.tensor([COLOURS.index(goal.colour) for goal in GOALS])
-        self.register_buffer("block_of", blocks, persistent=False)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn words into what to look for and a summary: float32 [N, 2, word_width], bool [N, 2]."""
@@ -122,11 +120,11 @@ class Model(nn.Module):
         state = batch.per_command(batch.state)
         actions = self._decode(log_match.exp(), features, boxes, command, state)
         heat = self._heat(batch.boxes)  # [B, C, N, P]
-        which = self.block_of[batch.goal].unflatten(0, (-1, commands_per_frame))[:, None, :, None]
-        target = heat.gather(2, which.expand(-1, heat.shape[1], -1, heat.shape[3]))
+        wanted_object = batch.target.unflatten(0, (-1, commands_per_frame))[:, None, :, None]
+        target = heat.gather(2, wanted_object.expand(-1, heat.shape[1], -1, heat.shape[3]))
         target = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
-        nearest, block = heat.max(2)  # [B, C, P]
-        true = batch.boxes.gather(2, block.unsqueeze(-1).expand(-1, -1, -1, 4))  # [B, C, P, 4]
+        nearest, nearest_object = heat.max(2)  # [B, C, P]
+        true = batch.boxes.gather(2, nearest_object.unsqueeze(-1).expand(-1, -1, -1, 4))  # [B, C, P, 4]
         off = (boxes - true).abs().mean(-1)
         return {
             "actions": functional.mse_loss(actions, batch.actions),
@@ -184,7 +182,7 @@ class Model(nn.Module):
         return self.action_head(seen, state, command[:, 1])
 
     def _heat(self, boxes: Tensor) -> Tensor:
-        """Return how near positions are to blocks: [B, C, N, 4] to float32 [B, C, N, P] in [0, 1]."""
+        """Return how near positions are to objects: [B, C, N, 4] to float32 [B, C, N, P] in [0, 1]."""
         middle = boxes[..., :2] + boxes[..., 2:] - 1  # as `positions`, in [-1, 1]
         away = (middle.unsqueeze(-2) - self.positions).square().sum(-1) * (self.edge / 2) ** 2
         return torch.exp(-away / (2 * SPREAD**2))

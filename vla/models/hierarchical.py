@@ -4,7 +4,7 @@ After Ahn et al. 2022, "Do As I Can, Not As I Say: Grounding Language in Robotic
 Mees et al. 2022, "What Matters in Language Conditioned Robotic Imitation Learning over Unstructured Data"
 (HULC): the planner reads pictures, command and state and says which skill of a library is called for and
 where, as a point in the robot's frame; the controller of that skill turns point, state and what is seen into
-actions. In training the demonstrated goal names the skill and the simulator the point, and each controller
+actions. In labels name the skill that is demonstrated and the point, and each controller
 learns from its own skill's samples alone; when served the most probable skill acts.
 
 The library's weights are stacked along a skill axis and each sample takes the answer of its own skill. Skills
@@ -13,20 +13,17 @@ to that of the traced example.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.envs.commands import COLOURS, GOALS
 from vla.models import Batch, Sizes
 from vla.models.parts.mlp import mlp
 from vla.models.parts.read_out import Perception
 from vla_runtime.spec import Extra
 
-# The skill that each task of the demonstrations shows.
-SHOWN = {"reach": "reach", "lift": "pick", "push": "push"}
 # Length of a planned point's unit [m]: about what the arm reaches.
 REACH = 0.2
 
@@ -51,9 +48,6 @@ class Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skills", tuple(self.skills))  # JSON gives a list back
-        missing = sorted(set(SHOWN.values()) - set(self.skills))
-        if missing:
-            raise ValueError(f"skills lack {', '.join(missing)}, which the demonstrations show")
 
     @classmethod
     def tiny(cls) -> Self:
@@ -85,6 +79,8 @@ class Model(nn.Module):
         ValueError: the pictures' size is no multiple of the tower's stride.
     """
 
+    privileged: ClassVar[tuple[str, ...]] = ("skill", "target", "objects")
+
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
@@ -107,12 +103,6 @@ class Model(nn.Module):
         self.skill_head = mlp(config.word_width, config.hidden, 1, skills)
         inputs = situation + 3 + config.plan
         self.controllers = Controllers(skills, inputs, config.hidden, sizes.horizon * sizes.action)
-        self.skill_of: Tensor
-        shown = torch.tensor([config.skills.index(SHOWN[goal.task]) for goal in GOALS])
-        self.register_buffer("skill_of", shown, persistent=False)
-        self.block_of: Tensor
-        blocks = torch.tensor([COLOURS.index(goal.colour) for goal in GOALS])
-        self.register_buffer("block_of", blocks, persistent=False)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn words into queries: float32 [N, queries + 1, word_width], bool [N, queries + 1]."""
@@ -140,13 +130,12 @@ class Model(nn.Module):
         """
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
         situation, plan, _ = self._plan(batch.images, command, batch.per_command(batch.state))
-        skill = self.skill_of[batch.goal]
-        which = self.block_of[batch.goal][:, None, None].expand(-1, 1, 3)
-        target = batch.per_command(batch.blocks).gather(1, which).squeeze(1)  # [B * K, 3]
+        which = batch.target[:, None, None].expand(-1, 1, 3)
+        target = batch.per_command(batch.objects).gather(1, which).squeeze(1)  # [B * K, 3]
         return {
-            "motion": functional.mse_loss(self._control(situation, plan, skill), batch.actions),
+            "motion": functional.mse_loss(self._control(situation, plan, batch.skill), batch.actions),
             "target": functional.mse_loss(plan[:, :3], target / REACH),
-            "skill": 0.1 * functional.cross_entropy(self.skill_head(command[:, -1]), skill),
+            "skill": 0.1 * functional.cross_entropy(self.skill_head(command[:, -1]), batch.skill),
         }
 
     def _plan(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import tyro
 
-from vla.training import checkpoint
+from vla import checkpoint
 from vla.training.imitation import train
 from vla.training.settings import Settings
 

@@ -6,11 +6,11 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from vla.data.demonstrations import Demonstrations
-from vla.envs.camera import boxes
-from vla.envs.commands import GOALS, HELD_OUT, PHRASES, Goal, held_out, phrase
+from vla.checkpoint import Config, Frame
 from vla.models import Batch
-from vla.training.checkpoint import Config, Frame
+from vla.tabletop.commands import GOALS, HELD_OUT, PHRASES, SKILLS, Goal, held_out, phrase
+from vla.tabletop.demonstrations import Demonstrations
+from vla.tabletop.labels import TARGETS, boxes
 from vla_runtime.actions import normalise
 from vla_runtime.errors import SpecError
 from vla_runtime.preprocessing import normalise_pictures
@@ -37,9 +37,12 @@ class Batches:
     def __post_init__(self) -> None:
         goals = tuple(tuple(goal) for goal in GOALS)
         if self.dataset.description.goals != goals:
-            raise SpecError("the data set's goals are not those of vla.envs.commands: collect it again")
+            raise SpecError("the data set's goals are not those of vla.tabletop.commands: collect it again")
         if self.dataset.description.episodes < 2:
             raise SpecError("the data set needs two episodes at least: one to train on, one to validate on")
+        missing = sorted(set(SKILLS.values()) - set(self._skill_names))
+        if missing:
+            raise SpecError(f"the model's skills lack {', '.join(missing)}, which the demonstrations show")
 
     @property
     def space(self) -> ContinuousSpace:
@@ -101,6 +104,16 @@ class Batches:
         command = held_out(GOALS[int(self.dataset.goal[row])], 0)
         return Frame(self.dataset.images[row][None], command, np.array(self.dataset.state[row]))
 
+    @property
+    def _skill_names(self) -> tuple[str, ...]:
+        """The model's names of skills, in the order of its labels; the tabletop's where it has none."""
+        return tuple(self.config.model.get("skills", SKILLS.values()))
+
+    @cached_property
+    def _skills(self) -> np.ndarray:
+        """The skill that each goal calls for: int64 [G], index into the model's names."""
+        return np.array([self._skill_names.index(SKILLS[goal.task]) for goal in GOALS])
+
     @cached_property
     def _phrases(self) -> tuple[list[list[tuple[np.ndarray, np.ndarray]]], ...]:
         """Tokens and mask of every goal's phrasings: the training ones, then the held-out ones."""
@@ -133,8 +146,9 @@ class Batches:
             input_ids=ids[:, :longest],
             attention_mask=mask[:, :longest],
             actions=torch.from_numpy(normalise(actions, self.space)),
-            goal=torch.from_numpy(goals.flatten()),
-            blocks=torch.from_numpy(data.blocks[rows]),
+            skill=torch.from_numpy(self._skills[goals.flatten()]),
+            target=torch.from_numpy(TARGETS[goals.flatten()]),
+            objects=torch.from_numpy(data.blocks[rows]),
             boxes=torch.from_numpy(boxes(data.blocks[rows])).unsqueeze(1),
         )
 

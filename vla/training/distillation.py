@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from vla import checkpoint
 from vla.models import Batch
-from vla.training import checkpoint
 from vla_runtime.errors import SpecError
 
 

@@ -18,17 +18,18 @@ import torch
 from torch.optim import AdamW
 from tqdm import tqdm
 
-from vla.data import demonstrations
-from vla.data.demonstrations import Demonstrations
-from vla.data.statistics import Statistics, Summary
-from vla.envs.commands import parse
+from vla import checkpoint
 from vla.models import Batch, build, module_of
-from vla.training import checkpoint, provenance
+from vla.tabletop import demonstrations
+from vla.tabletop.commands import parse
+from vla.tabletop.demonstrations import Demonstrations
+from vla.training import provenance
 from vla.training.batches import Batches
 from vla.training.curve import draw
 from vla.training.distillation import Teacher
 from vla.training.progress import Point, Progress, plain, restore, store
 from vla.training.settings import Settings
+from vla.training.statistics import Statistics, Summary
 from vla_runtime import spec
 
 PAD_ID = 49407

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from vla.envs.commands import GOALS, parse
+from vla.tabletop.commands import GOALS, parse
 from vla_runtime.spaces import Normalisation
 
 
@@ -17,7 +17,7 @@ class Settings:
     architecture: str = "command_attention"
     # Which of the architecture's sizes.
     preset: Literal["default", "tiny", "base"] = "default"
-    # Folder of the data set, as `python -m vla.data` writes it.
+    # Folder of the data set, as `python -m vla.tabletop` writes it.
     data: Path = Path("data/tabletop")
     # Folder of the run: the checkpoint, its training curve, and what --resume needs.
     out: Path = Path("runs/command_attention")

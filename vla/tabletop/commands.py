@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 TASKS = ("reach", "lift", "push")
 COLOURS = ("red", "green", "blue", "yellow")
+# Task -> the skill that it shows, as libraries of skills call it.
+SKILLS = {"reach": "reach", "lift": "pick", "push": "push"}
 
 
 class Goal(NamedTuple):

@@ -1,6 +1,6 @@
 """Demonstrations on disk: memory-mapped arrays beside a readable ``dataset.json``.
 
-``N`` frames, ``G`` goals in the order of ``vla.envs.commands.GOALS``, ``T`` future control steps:
+``N`` frames, ``G`` goals in the order of ``vla.tabletop.commands.GOALS``, ``T`` future control steps:
 
 ============  =========================  ===============================================================
 file          array                      meaning
@@ -114,7 +114,9 @@ def read_description(folder: Path) -> Description:
     try:
         description = msgspec.json.decode(path.read_bytes(), type=Description)
     except FileNotFoundError:
-        raise DatasetError(f"{path} is missing: not a data set; make one with python -m vla.data") from None
+        raise DatasetError(
+            f"{path} is missing: not a data set; make one with python -m vla.tabletop"
+        ) from None
     except msgspec.DecodeError as error:
         raise DatasetError(f"{path}: {error}") from error
     if description.format_version != FORMAT_VERSION:

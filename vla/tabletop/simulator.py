@@ -20,7 +20,7 @@ import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vla.envs.commands import COLOURS, GOALS, Goal
+from vla.tabletop.commands import COLOURS, GOALS, Goal
 
 SCENE = Path(__file__).with_name("tabletop.xml")
 CAMERA = "front"

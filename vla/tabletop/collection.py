@@ -17,10 +17,10 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vla.data.demonstrations import DESCRIPTION, FORMAT_VERSION, Demonstrations, Description, Dimension
-from vla.envs.commands import COLOURS, GOALS
-from vla.envs.expert import expert_action, expert_chunk
-from vla.envs.tabletop import ACTION, ACTION_HIGH, CAMERA, CONTROL_HZ, STATE, Tabletop
+from vla.tabletop.commands import COLOURS, GOALS
+from vla.tabletop.demonstrations import DESCRIPTION, FORMAT_VERSION, Demonstrations, Description, Dimension
+from vla.tabletop.expert import expert_action, expert_chunk
+from vla.tabletop.simulator import ACTION, ACTION_HIGH, CAMERA, CONTROL_HZ, STATE, Tabletop
 
 # Standard deviation of the noise on the executed action, as a share of the action bound: a third of the
 # episodes each. The labels stay the expert's own.

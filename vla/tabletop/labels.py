@@ -1,4 +1,7 @@
-"""Where the camera sees the blocks: labels for learning to find them, from the scene's description alone."""
+"""Labels that the simulator knows and no robot records: which block is meant, and where the camera sees it.
+
+The boxes follow from the scene's description alone; nothing is rendered for them.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -8,7 +11,13 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from vla.tabletop.commands import COLOURS, GOALS
+
 SCENE = Path(__file__).with_name("tabletop.xml")
+
+
+# The block that each goal means: int64 [G], index into `COLOURS`.
+TARGETS = np.array([COLOURS.index(goal.colour) for goal in GOALS])
 
 
 class Camera(NamedTuple):

@@ -1,10 +1,10 @@
-"""``python -m vla.data``: collect demonstrations."""
+"""``python -m vla.tabletop``: collect demonstrations."""
 
 import sys
 
 import tyro
 
-from vla.data.collection import Collection, collect
+from vla.tabletop.collection import Collection, collect
 
 
 def main() -> None:

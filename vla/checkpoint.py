@@ -25,7 +25,7 @@ from vla_runtime.spec import load as load_part
 
 CONFIG, WEIGHTS, EXAMPLE, PROVENANCE = "config.json", "model.safetensors", "example.json", "provenance.json"
 # Where the file that a checkpoint's `tokenizer` names lies.
-TOKENIZER_FOLDER = Path(__file__).parents[1] / "assets" / "clip"
+TOKENIZER_FOLDER = Path(__file__).parent / "assets" / "clip"
 
 
 class Config(Part, frozen=True):

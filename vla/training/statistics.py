@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.data.demonstrations import Demonstrations
+from vla.tabletop.demonstrations import Demonstrations
 
 
 class StatisticsError(ValueError):

@@ -9,8 +9,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.envs.commands import Goal
-from vla.envs.tabletop import ACTION_HIGH, ACTION_LOW, Tabletop
+from vla.tabletop.commands import Goal
+from vla.tabletop.simulator import ACTION_HIGH, ACTION_LOW, Tabletop
 
 # Share of the distance to the target covered in one control step.
 GAIN = 0.5

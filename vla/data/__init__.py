@@ -1,1 +1,0 @@
-"""Data sets of demonstrations: collection, loading, normalisation statistics."""

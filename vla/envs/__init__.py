@@ -1,1 +1,0 @@
-"""The simulated robot that produces demonstrations and consumes served actions."""

@@ -1,0 +1,9 @@
+"""The simulated tabletop robot: it makes demonstrations and takes served actions.
+
+commands.py        what the robot can be told, and how people say it
+simulator.py       the robot and its blocks in MuJoCo
+expert.py          the scripted expert
+labels.py          what only the simulator knows of a frame
+demonstrations.py  a data set on disk
+collection.py      makes one: `python -m vla.tabletop`
+"""
