@@ -76,6 +76,8 @@ class Options:
     precision: Precision = "float32"
     # Let GPUs compute float32 products in TensorFloat-32: faster, with 10 bits instead of 23.
     tf32: bool = False
+    # Let workers compile an eager module while they start: it takes tens of seconds, and g++ there.
+    compile: bool = False
     # Where a pt2 runs: it is compiled for the device of this machine.
     device: Literal["cpu", "cuda"] = "cpu"
     # Allowed difference of model and artifact, in normalised units: the largest in float32 (default 1e-4),
@@ -149,6 +151,7 @@ def _compile(
         format=target.format,
         precision=target.precision,
         tf32=options.tf32,
+        compiled=options.compile,
         platform=platform_of(target.device) if target.format == "pt2" else None,
         **eager.described(source, folder) if target.format == "eager" else {},
     )
@@ -165,6 +168,8 @@ def _target(source: Source, options: Options) -> Target:
             f"precision {options.precision!r} is none of format 'eager', which serves the module as its "
             "factory builds it: build it in that precision"
         )
+    if options.compile and options.format != "eager":
+        raise ExportError(f"--compile is for format 'eager' alone, got {options.format!r}")
     return Target(
         largest_batch=max(options.buckets),
         format=options.format,

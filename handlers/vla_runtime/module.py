@@ -6,6 +6,8 @@ eager        a Python package that builds the module, and its weights as safeten
 """
 
 import importlib
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +102,7 @@ class _Eager:
             raise SpecError(f"{artifact.factory} fails: {error}") from error
         load_weights(model, path)
         self._model: Any = model.to(device).eval().requires_grad_(requires_grad=False)
+        self._act = _compiled(self._model.act, device) if artifact.compiled else self._model.act
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         encoded = self._model.encode_command(input_ids, attention_mask)
@@ -110,7 +113,15 @@ class _Eager:
         images = {camera: given[f"image.{camera}"] for camera in self._cameras}
         command = {name: given[f"command.{name}"] for name in self._artifact.command}
         empty = inputs[0].flatten(1)[:, :0]  # [B, 0]
-        return self._model.act(images, command, given.get("state", empty), given.get("noise", empty))
+        return self._act(images, command, given.get("state", empty), given.get("noise", empty))
+
+
+def _compiled(act: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """Return a method that torch compiles at its first batches, for any batch size."""
+    compiler = os.environ.get("CXX", "g++")
+    if device == "cpu" and shutil.which(compiler) is None:
+        raise SpecError(f"the archive is to be compiled by {compiler}, which is not here: install it")
+    return torch.compile(act, dynamic=True)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -196,6 +196,8 @@ class ArtifactSpec(Part, frozen=True):
     # How the module of an `eager` archive is built: `package.module:function`, called with `arguments`.
     factory: str | None = None
     arguments: dict[str, Any] = msgspec.field(default_factory=dict)
+    # Whether workers compile the `act` of an `eager` archive while they start.
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -209,6 +211,10 @@ class ArtifactSpec(Part, frozen=True):
         require(
             (self.factory is None) == (self.format != "eager"),
             f"format {self.format!r} and factory {self.factory!r} contradict each other",
+        )
+        require(
+            not self.compiled or self.format == "eager",
+            f"compiled is for format 'eager' alone, got {self.format!r}",
         )
         further = sorted(set(self.outputs) - set(KNOWN_OUTPUTS))
         require(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from making import eager_actions, write_checkpoint
+from sources import branching, grey, png
 from test_export import LAYOUT, FrozenBranch, FrozenLoop, Sound
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ import vla.models
 from archive.read import unpack
 from export.batch import Batch
 from export.errors import ExportError
-from export.export import Options, export
+from export.export import Options, archived, export
 from export.flat import flattened
 from export.lower import Lowered
 from export.native import make
@@ -319,3 +320,30 @@ def test_a_recurrent_policy_runs_on_another_device(tmp_path: Path) -> None:
     outputs = Batch.random(layout, 3, 0, "cpu").to("meta").run(elsewhere)
 
     assert {value.device.type for value in outputs.values()} == {"meta"}
+
+
+def test_an_eager_module_is_compiled_by_its_worker(tmp_path: Path) -> None:
+    source = branching(tmp_path)
+    options = Options("a test", tmp_path / "plain.mar", buckets=(1, 2, 4), format="eager")
+    plain = archived(source, options)
+    compiled = archived(source, dataclasses.replace(options, output=tmp_path / "compiled.mar", compile=True))
+    assert (plain.artifact.compiled, compiled.artifact.compiled) == (False, True)
+
+    policies = [
+        Policy.load(unpack(tmp_path / f"{name}.mar", tmp_path / name)) for name in ("plain", "compiled")
+    ]
+    rows = [{"image": png(grey(value))} for value in (20, 51, 90)]
+    one, other = ([answer.chunk.actions for answer in policy.infer(rows)] for policy in policies)
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+    with pytest.raises(ExportError, match="--compile is for format 'eager' alone, got 'torchscript'"):
+        archived(source, dataclasses.replace(options, format="torchscript", compile=True))
+
+
+def test_a_compiled_archive_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options("a test", tmp_path / "it.mar", buckets=(1, 2), format="eager", compile=True)
+    archived(branching(tmp_path), options)
+    folder = unpack(options.output, tmp_path / "it")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SpecError, match="compiled by no-such-compiler, which is not here"):
+        Policy.load(folder)

@@ -108,7 +108,7 @@ def format_1(spec: dict) -> None:
         for dimension in vector["dimensions"]:
             for name in ("meaning", "state", "relative"):
                 del dimension[name]
-    for name in ("command", "inputs", "tf32", "factory", "arguments"):
+    for name in ("command", "inputs", "tf32", "factory", "arguments", "compiled"):
         del spec["artifact"][name]
     spec["artifact"]["stochastic"] = False
 
