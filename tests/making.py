@@ -88,7 +88,7 @@ def write_checkpoint(folder: Path, architecture: str = "command_attention") -> P
     return folder
 
 
-def eager_actions(policy: Policy, model: torch.nn.Module, row: Row) -> np.ndarray:
+def eager_actions(policy: Policy, model: Any, row: Row) -> np.ndarray:
     """Compute one request with the model that was exported: float32 [T, A], physical units, in the bounds."""
     inputs, spec = policy.prepare(row), policy.spec
     pixels = np.stack([inputs.tensors[f"image.{camera.name}"] for camera in spec.cameras])
@@ -98,6 +98,7 @@ def eager_actions(policy: Policy, model: torch.nn.Module, row: Row) -> np.ndarra
     with torch.inference_mode():
         answer = model.act(pictures, *model.encode_command(ids, mask), state, noise)
     space = spec.action
+    assert isinstance(space, ContinuousSpace)
     actions = answer["actions"][0].numpy() * space.scale + space.shift
     return np.clip(actions, space.low, space.high)
 

@@ -33,7 +33,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.status, self.answer, self.kind, self.wait_s = 200, json.dumps(ANSWER), "application/json", 0.0
+        self.answer: str | bytes = json.dumps(ANSWER)
+        self.status, self.kind, self.wait_s = 200, "application/json", 0.0
         # Requests, counted from 1, whose connection is closed without a byte of an answer.
         self.hang_up_on: set[int] = set()
         self.connections: set[int] = set()
@@ -42,26 +43,26 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Server
 
     def do_POST(self):
+        server = self.server
+        assert isinstance(server, Server)
         body = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.connections.add(self.client_address[1])
-        self.server.requests.append((self.path, headers, fields(headers["content-type"], body)))
-        time.sleep(self.server.wait_s)
-        if len(self.server.requests) in self.server.hang_up_on:
+        server.connections.add(self.client_address[1])
+        server.requests.append((self.path, headers, fields(headers["content-type"], body)))
+        time.sleep(server.wait_s)
+        if len(server.requests) in server.hang_up_on:
             self.close_connection = True
             return
-        answer = self.server.answer
-        answer = answer if isinstance(answer, bytes) else answer.encode()
-        self.send_response(self.server.status)
-        self.send_header("Content-Type", self.server.kind)
+        answer = server.answer if isinstance(server.answer, bytes) else server.answer.encode()
+        self.send_response(server.status)
+        self.send_header("Content-Type", server.kind)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
 
-    def log_message(self, *_):
+    def log_request(self, code="-", size="-"):
         pass
 
 
@@ -72,13 +73,15 @@ def fields(content_type, body):
 
 def parts(content_type, body):
     """Split multipart/form-data into {name: (content type, bytes)}."""
-    boundary = re.fullmatch(r"multipart/form-data; boundary=(\S+)", content_type)[1].encode()
+    multipart = re.fullmatch(r"multipart/form-data; boundary=(\S+)", content_type)
+    assert multipart, content_type
     found = {}
-    for part in body.split(b"--" + boundary)[1:-1]:
+    for part in body.split(b"--" + multipart[1].encode())[1:-1]:
         head, _, data = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-        name = re.search(rb'name="([^"]+)"', head)[1].decode()
+        name = re.search(rb'name="([^"]+)"', head)
+        assert name, head
         kind = re.search(rb"Content-Type: (\S+)", head)
-        found[name] = (kind and kind[1].decode(), data.removesuffix(b"\r\n"))
+        found[name[1].decode()] = (kind and kind[1].decode(), data.removesuffix(b"\r\n"))
     return found
 
 

@@ -31,7 +31,7 @@ def test_a_key_lets_the_robot_in(lasting_replica: Running, folder: Path) -> None
         ):
             policy.infer(OBSERVATION)
 
-    np.testing.assert_array_equal(chunk.actions, np.float32([[0.5, -0.25]]))
+    np.testing.assert_array_equal(chunk.actions, np.array([[0.5, -0.25]], np.float32))
     assert str(caught.value).startswith("401 unauthorized: send your API key as `X-API-Key: ...`")
     assert caught.value.request_id is not None
 

@@ -270,7 +270,9 @@ def test_discrete_policy_from_checkpoint_to_answer(
         action=DiscreteSpace(vocabulary=("navigate_to", "pick_up", "stop"), horizon=2, control_hz=1.0),
         safety=Safety(mode="hold", hold_action="stop", min_confidence=0.01),
     )
-    frame = checkpoint.Frame(np.zeros((1, 96, 96, 3), np.uint8), "pick it up", np.float32([0.1, 1.0]))
+    frame = checkpoint.Frame(
+        np.zeros((1, 96, 96, 3), np.uint8), "pick it up", np.array([0.1, 1.0], np.float32)
+    )
     model = Planner(PlannerConfig(), config.sizes())
     checkpoint.save(tmp_path / "planner", config, model, frame, {}, half=False)
 

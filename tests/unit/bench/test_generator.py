@@ -14,6 +14,7 @@ from bench.bodies import Target
 from bench.generator import Plan
 from bench.load import drive
 from loadtest import corpus
+from loadtest.body import Body
 from loadtest.corpus import commands
 
 TIMING = {"queue": 2.0, "preprocess": 1.0, "inference": 5.0, "postprocess": 0.5, "batch_size": 2}
@@ -26,13 +27,14 @@ def empty_endpoint():
     with subprocess.Popen(
         [sys.executable, "-m", "bench.empty"], stdout=subprocess.PIPE, text=True
     ) as process:
+        assert process.stdout
         try:
             yield int(process.stdout.readline())
         finally:
             process.terminate()
 
 
-def pool(folder, port, count=8, body="multipart", path="/predictions/vla"):
+def pool(folder, port, count=8, body: Body = "multipart", path="/predictions/vla"):
     target = Target("127.0.0.1", port, path, (0.5, -1.0))
     made = bodies.requests(target, [JPEG], bodies.repeated(count), body)
     return bodies.write(made, folder / "pool")

@@ -84,6 +84,7 @@ def test_deadline_sends_the_time_of_the_request(server, policy):
     policy.infer(Observation(PICTURE, "go", deadline_ms=50))
     after = time.time() * 1000
     sent = re.fullmatch(r"t=(\d+)", server.requests[0][1]["x-request-start"])
+    assert sent
     assert before - 1 <= int(sent[1]) <= after + 1
 
 
@@ -136,7 +137,7 @@ def test_an_error_in_msgpack_is_read(server):
 
 
 def test_a_picture_is_cut_to_the_policys_size(server):
-    colours = np.repeat(np.uint8([[0], [60], [120], [180]]), 10, 0)  # four stripes of 10 columns
+    colours = np.repeat(np.array([[0], [60], [120], [180]], np.uint8), 10, 0)  # four stripes of 10 columns
     wide = np.broadcast_to(colours[None, :, :], (20, 40, 3)).copy()
     with RemotePolicy(server.url, encoding="png", size=10) as policy:
         policy.infer(Observation(wide, "go"))

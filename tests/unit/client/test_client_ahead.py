@@ -69,6 +69,7 @@ def test_a_late_answer_is_bridged_by_the_rest_of_the_chunk():
         policy.gate.clear()
         late = [robot.step() for _ in range(5)]  # the answer asked for at step 2 is still away at step 7
         policy.gate.set()
+        assert player._asked
         player._asked.result(WAIT_S)
         after = [robot.step() for _ in range(2)]
     assert first + late + after == list(range(9))

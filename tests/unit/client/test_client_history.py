@@ -18,16 +18,17 @@ def test_the_last_are_kept_the_oldest_first_and_the_first_is_doubled():
     history = History(3)
     pictures = [np.full((2, 2, 3), number, np.uint8) for number in range(4)]
     joined = [history.add(look(number, front=pictures[number])) for number in range(4)]
-    assert [each.state.tolist() for each in joined] == [
+    assert [np.asarray(each.state).tolist() for each in joined] == [
         [[0, 0], [0, 0], [0, 0]],
         [[0, 0], [0, 0], [1, -1]],
         [[0, 0], [1, -1], [2, -2]],
         [[1, -1], [2, -2], [3, -3]],
     ]
-    assert [int(picture[0, 0, 0]) for picture in joined[3].image["front"]] == [1, 2, 3]
+    newest = {field: np.asarray(picture).max() for field, picture in joined[3].images.items()}
+    assert newest == {"image.front.0": 1, "image.front.1": 2, "image.front.2": 3}
     assert joined[3].command == "step 3"
     history.reset()
-    assert history.add(look(2)).state.tolist() == [[2, -2]] * 3
+    assert np.asarray(history.add(look(2)).state).tolist() == [[2, -2]] * 3
 
 
 def test_one_step_is_no_history():

@@ -1,6 +1,7 @@
 """Observations are checked before they are sent; chunks are played one action a step."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ def test_wrong_pictures_are_refused(image, message):
 
 def test_a_path_is_no_picture():
     expected = "image must be a uint8 array [H, W, 3] or the bytes of a JPEG, PNG or WebP file, got str"
+    path: Any = "a.jpg"
     with pytest.raises(TypeError, match=f"^{re.escape(expected)}$"):
-        Observation("a.jpg", "go")
+        Observation(path, "go")
 
 
 def test_a_wrong_state_is_refused():
@@ -47,7 +49,7 @@ class Counting:
         self.seen.append(observation)
         if len(self.seen) in self.refused:
             raise PolicyUnavailable("away")
-        actions = np.float32([[len(self.seen) + step / 10] for step in range(3)])
+        actions = np.array([[len(self.seen) + step / 10] for step in range(3)], np.float32)
         return ActionChunk(actions, ("a",), 10.0, None, SafetyReport("ok"), {}, "counting", "1", "r")
 
 

@@ -94,7 +94,9 @@ def test_raw_pixels_travel_as_they_are(server):
 def test_pictures_of_a_history_are_numbered_from_the_oldest(server):
     server.answer, server.kind = msgspec.msgpack.encode(ANSWER), MSGPACK
     with RemotePolicy(server.url, encoding="raw") as policy:
-        policy.infer(Observation({"front": [PICTURE, PICTURE[:8]]}, "", np.float32([[1, 2], [3, 4]])))
+        policy.infer(
+            Observation({"front": [PICTURE, PICTURE[:8]]}, "", np.array([[1, 2], [3, 4]], np.float32))
+        )
     _, _, fields = server.requests[0]
     assert sorted(fields) == ["image.front.0", "image.front.1", "state"]  # and no command where there is none
     assert fields["image.front.1"]["shape"] == [8, 32, 3]

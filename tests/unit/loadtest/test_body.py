@@ -12,14 +12,14 @@ def test_form_is_multipart() -> None:
 
     parsed = BytesParser().parsebytes(f"Content-Type: {FORM}\r\n\r\n".encode() + body)
 
-    parts = parsed.get_payload()
+    _, *parts = parsed.walk()
     assert [part.get_param("name", header="Content-Disposition") for part in parts] == [
         "image.front",
         "command",
         "state",
     ]
     assert parts[0].get_payload(decode=True) == b"\xff\xd8\r\n--"
-    assert parts[1].get_payload(decode=True).decode() == "push the réd block"
+    assert parts[1].get_payload(decode=True) == "push the réd block".encode()
     assert parts[2].get_payload() == "[0.5,-1]"
 
 

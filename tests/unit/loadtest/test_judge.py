@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from loadtest.judge import GIB, Judgement, Outage, Promise, find_outages, judge, percentile
+from loadtest.judge import GIB, Judgement, Promise, find_outages, judge, percentile
 from loadtest.samples import CLOSED, EXPIRED, REFUSED, WRONG, Beat, Recording, Sample
 from loadtest.tiers import Tier
 
@@ -205,7 +205,9 @@ def test_outage_that_does_not_end_lasts_to_the_end() -> None:
     down = [Sample("robot", BEGIN_S + 8 + 0.1 * i, 0, 1, REFUSED) for i in range(20)]
     judgement = judged(asked(1000)[:790] + down)
 
-    assert judgement.outages == [Outage(8.0, pytest.approx(1.901), {REFUSED: 20})]
+    (outage,) = judgement.outages
+    assert (outage.start_s, outage.duration_s) == (8.0, pytest.approx(1.901))
+    assert outage.errors == {REFUSED: 20}
     assert judgement.missed == ["failures", "outages"]
     assert promise(judgement, "outages").measured == "1.9 s from 8.0 s on"
 

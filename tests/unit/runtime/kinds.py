@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 
 from vla_runtime.artifact import Artifact
+from vla_runtime.images import Limits
 from vla_runtime.policy import Policy
 from vla_runtime.preprocessing import CommandTokenizer
 from vla_runtime.spec import (
@@ -68,11 +69,19 @@ def word_tokenizer(folder: Path) -> None:
     made.save(str(folder / "words.json"))
 
 
-def policy(act: Act, folder: Path, inputs: tuple[str, ...], **fields: Any) -> tuple[Policy, Module]:
+def policy(
+    act: Act,
+    folder: Path,
+    inputs: tuple[str, ...],
+    *,
+    threads: int = 2,
+    limits: Limits | None = None,
+    **fields: Any,
+) -> tuple[Policy, Module]:
     """Make a policy of 2 actions of (x, gripper) that need no normalisation."""
     word_tokenizer(folder)
     commanded = any(name.startswith("command.") for name in inputs)
-    artifact = ArtifactSpec(
+    compiled = ArtifactSpec(
         file="policy.ts",
         command=("words",) if commanded else (),
         inputs=inputs,
@@ -89,7 +98,7 @@ def policy(act: Act, folder: Path, inputs: tuple[str, ...], **fields: Any) -> tu
             "state": None,
             "action": space(normalisation="identity"),
             "safety": Safety(),
-            "artifact": artifact,
+            "artifact": compiled,
             "example": Example(images={}, command="", state=(), seed=0, actions=()),
             "provenance": {},
         }
@@ -98,7 +107,8 @@ def policy(act: Act, folder: Path, inputs: tuple[str, ...], **fields: Any) -> tu
     assert msgspec.json.decode(msgspec.json.encode(spec), type=PolicySpec) == spec
     module = Module(act)
     tokenizer = CommandTokenizer(folder, spec.tokenizer) if spec.tokenizer else None
-    return Policy(spec, tokenizer, Artifact(module, spec, torch.device("cpu")), threads=2), module
+    artifact = Artifact(module, spec, torch.device("cpu"))
+    return Policy(spec, tokenizer, artifact, threads=threads, limits=limits), module
 
 
 def raw(grey: int, camera: Camera = FRONT) -> dict[str, object]:

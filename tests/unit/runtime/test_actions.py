@@ -53,7 +53,7 @@ def test_rotation_without_direction_is_held() -> None:
     assert chunk.safety.violations == tuple(f"{name} is not finite" for name in QUATERNION)
 
 
-LOGITS = np.log(np.float32([[0.1, 0.6, 0.1, 0.1, 0.05, 0.05], [0.05, 0.05, 0.1, 0.1, 0.3, 0.4]]))
+LOGITS = np.log(np.array([[0.1, 0.6, 0.1, 0.1, 0.05, 0.05], [0.05, 0.05, 0.1, 0.1, 0.3, 0.4]], np.float32))
 
 
 def body(policy: PolicySpec, output: Outputs) -> dict:

@@ -83,7 +83,7 @@ def test_the_estimate_is_seldom_too_low_and_never_by_much() -> None:
 def test_a_picture_that_costs_too_much_is_refused(
     encode: Callable[[Image.Image], bytes], changes: dict, tmp_path: Path
 ) -> None:
-    spec = policy(lambda *_: None, tmp_path, ("image.front",), cameras=(CAMERA,))[0].spec
+    spec = policy(lambda front: front, tmp_path, ("image.front",), cameras=(CAMERA,))[0].spec
     row = {"image": encode(SMOOTH)}
 
     assert decode(row, spec, 0.0).cost_ms > changes["max_decode_ms"]
@@ -117,23 +117,26 @@ def test_who_costs_more_than_a_share_gets_what_is_left(costs: dict, refused: set
     assert too_much(costs, capacity=10, share=5) == refused
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Policy:
-    """A policy that adds up its picture; at most 4 requests a batch, 2 threads."""
+def small(folder: Path, threads: int = 2, limits: Limits | None = None) -> Policy:
+    """Make a policy that averages its picture; at most 4 requests a batch."""
     made, _ = policy(
-        lambda images: images.mean((1, 2, 3))[:, None, None].expand(-1, 2, 2), tmp_path, ("image.front",),
+        lambda images: images.mean((1, 2, 3))[:, None, None].expand(-1, 2, 2),
+        folder,
+        ("image.front",),
+        threads=threads,
+        limits=limits,
         cameras=(CAMERA,),
-    )  # fmt: skip
+    )
     return made
 
 
-def test_hostile_pictures_in_a_batch_are_not_decoded_and_delay_nobody(small: Policy) -> None:
+def test_hostile_pictures_in_a_batch_are_not_decoded_and_delay_nobody(tmp_path: Path) -> None:
     """Counted, not timed: what a batch of 15 heavy requests beside a good one may cost at most."""
     heavy = {"image": PICTURES["PNG"](SMOOTH)}
     good = {"image": encoded(SMOOTH.resize((640, 480)), "JPEG")}
-    limits = Limits(batch_decode_ms=20)  # 40 ms with 2 threads, of which 10 are each one's share
-    cost = decode(heavy, small.spec, 0.0).cost_ms
-    strict = Policy(small.spec, None, small._artifact, threads=2, limits=limits)
+    # 40 ms with 2 threads, of which 10 are each one's share.
+    strict = small(tmp_path, limits=Limits(batch_decode_ms=20))
+    cost = decode(heavy, strict.spec, 0.0).cost_ms
 
     answers = strict.infer([*[heavy] * 7, good, *[heavy] * 8])
 
@@ -145,15 +148,15 @@ def test_hostile_pictures_in_a_batch_are_not_decoded_and_delay_nobody(small: Pol
     assert (refused.status, refused.code, refused.field) == (503, "overloaded", None)
 
 
-def test_a_lone_heavy_request_is_answered(small: Policy) -> None:
+def test_a_lone_heavy_request_is_answered(tmp_path: Path) -> None:
     heavy = {"image": PICTURES["PNG"](SMOOTH)}
-    strict = Policy(small.spec, None, small._artifact, threads=1, limits=Limits(batch_decode_ms=1))
+    strict = small(tmp_path, threads=1, limits=Limits(batch_decode_ms=1))
 
     assert isinstance(strict.infer([heavy])[0], Answer)
     assert sum(isinstance(answer, Answer) for answer in strict.infer([heavy] * 4)) == 1
 
 
-def test_ordinary_robots_are_never_refused(small: Policy) -> None:
+def test_ordinary_robots_are_never_refused(tmp_path: Path) -> None:
     rows = [{"image": encoded(SMOOTH.resize((640, 480)), "JPEG", quality=90)}] * 32
 
-    assert all(isinstance(answer, Answer) for answer in small.infer(rows))
+    assert all(isinstance(answer, Answer) for answer in small(tmp_path).infer(rows))

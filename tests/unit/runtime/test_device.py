@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from vla_runtime.artifact import Artifact
 from vla_runtime.errors import SpecError
 from vla_runtime.graphs import Graphs, check_replay
 from vla_runtime.policy import Policy
+from vla_runtime.spec import ArtifactSpec, Platform
 
 
 def test_a_worker_without_a_gpu_serves_on_the_cpu() -> None:
@@ -159,7 +159,7 @@ def _raise() -> dict[str, torch.Tensor]:
 
 
 def test_a_compiled_package_runs_single_threaded_on_a_gpu(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise its locks are asked for while a graph is captured, which fails from the second bucket on."""
     from torch._inductor.package import package  # noqa: PLC0415
@@ -170,15 +170,22 @@ def test_a_compiled_package_runs_single_threaded_on_a_gpu(
     monkeypatch.setattr(
         package, "load_package", lambda *_, **options: asked.append(options) or (lambda: None)
     )
-    here = SimpleNamespace(device="cuda")
+    here = Platform(device="cuda", torch="2.13.0", capability="sm_90")
     monkeypatch.setattr(module, "platform_of", lambda _device: here)
-    (tiny_folder / "policy.pt2").write_bytes(b"")
-    artifact = SimpleNamespace(platform=here, command=("command",))
+    (tmp_path / "policy.pt2").write_bytes(b"")
+    artifact = ArtifactSpec(
+        file="policy.pt2",
+        command=("words",),
+        inputs=("image.front", "command.words"),
+        buckets=(1,),
+        outputs=("actions",),
+        format="pt2",
+        platform=here,
+    )
 
-    module._Package(tiny_folder / "policy.pt2", artifact, "cuda:1")  # type: ignore[arg-type]
+    module.load_module(tmp_path, artifact, "cuda:1")
 
     assert asked == [{"run_single_threaded": True, "device_index": 1}] * 2
-    (tiny_folder / "policy.pt2").unlink()
 
 
 OTHER_PROCESSOR = """

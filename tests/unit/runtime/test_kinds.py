@@ -12,10 +12,9 @@ from kinds import FRONT, STATE, WRIST, policy, raw
 from torch import Tensor
 
 from vla_runtime.errors import RequestError
+from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.spec import Dimension, Safety, Tokenizer, Vector
-
-Row = dict[str, object]
 
 
 def actions(policy: Policy, row: Row) -> np.ndarray:
@@ -50,7 +49,7 @@ def remembering(tmp_path: Path) -> Policy:
     return policy(steps, tmp_path, inputs, cameras=(FRONT, WRIST), state=STATE, history=2)[0]
 
 
-TWO_STEPS: Row = {
+TWO_STEPS: dict[str, object] = {
     "image.front.0": raw(255),
     "image.front.1": raw(0),
     "image.wrist.0": raw(0, WRIST),
@@ -95,7 +94,9 @@ EACH = "a JSON array of 2 states, oldest first, each a JSON array of 2 numbers: 
         ({"state": [[0, 0], [0]]}, (422, "state", f"must be {EACH}; got 1 numbers")),
     ],
 )
-def test_history_that_is_incomplete_is_refused(remembering: Policy, change: Row, refused: tuple) -> None:
+def test_history_that_is_incomplete_is_refused(
+    remembering: Policy, change: dict[str, object], refused: tuple
+) -> None:
     row = {name: value for name, value in (TWO_STEPS | change).items() if value is not None}
 
     assert refusal(remembering, row) == refused

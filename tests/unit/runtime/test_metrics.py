@@ -1,6 +1,7 @@
 """What a batch is worth counting."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from vla_runtime.safety import SafetyReport
 ROOT = Path(__file__).parents[3]
 
 
-def answer(status: str = "ok") -> Answer:
+def answer(status: Literal["ok", "clamped", "held"] = "ok") -> Answer:
     chunk = ActionChunk(np.zeros((2, 2), np.float32), space(), SafetyReport(status, ()), None, None)
     return Answer(chunk, {"preprocess": 2.0, "inference": 8.0, "postprocess": 0.5}, batch_size=3)
 

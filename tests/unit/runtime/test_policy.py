@@ -16,7 +16,7 @@ from vla_runtime.errors import RequestError, SpecError
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.preprocessing import CommandTokenizer
-from vla_runtime.spec import PolicySpec
+from vla_runtime.spec import ContinuousSpace, PolicySpec
 from vla_runtime.staging import Inputs
 
 
@@ -57,6 +57,7 @@ def test_each_request_of_a_batch_fails_or_succeeds_alone(policy: Policy, row: Ro
     assert codes == ["ok", "bad_image", "ok", "invalid_value", "invalid_value", "ok", "missing_field"]
     for index in (0, 2, 5):
         np.testing.assert_allclose(actions(answers[index]), alone, atol=1e-6)
+    assert isinstance(answers[0], Answer)
     assert answers[0].batch_size == 3  # the refused ones were never computed
 
 
@@ -100,6 +101,7 @@ class Fussy(Artifact):
 
 
 def test_failing_batch_is_retried_one_by_one(policy: Policy, row: Row, tiny_folder: Path) -> None:
+    assert policy.spec.tokenizer
     tokenizer = CommandTokenizer(tiny_folder, policy.spec.tokenizer)
     fussy = Policy(policy.spec, tokenizer, Fussy.load(tiny_folder, policy.spec), threads=2)
 
@@ -147,12 +149,14 @@ def test_incomplete_archive_is_named(copied: Path, file: str, message: str) -> N
 
 
 def test_normalisation_has_an_exact_inverse(policy: Policy) -> None:
+    space = policy.spec.action
+    assert isinstance(space, ContinuousSpace)
     values = np.array([[-0.03, -1], [0.0, 0.25], [0.03, 1]], np.float32)
 
-    normalised = normalise(values, policy.spec.action)
+    normalised = normalise(values, space)
 
     np.testing.assert_allclose(normalised, [[-1, -1], [0, 0.25], [1, 1]], atol=1e-6)
-    np.testing.assert_allclose(unnormalise(normalised, policy.spec.action), values, atol=1e-8)
+    np.testing.assert_allclose(unnormalise(normalised, space), values, atol=1e-8)
 
 
 UNMEASURED = np.full(2, math.nan, np.float32)

@@ -118,10 +118,10 @@ def test_hold_means_standing_still(
     bad = np.full((2, 2), np.nan, np.float32)
 
     safe, report = enforce(
-        bad, None, Robot(np.float32(measured), NOBODY), still, Safety(mode="hold", hold_action=hold)
+        bad, None, Robot(np.array(measured, np.float32), NOBODY), still, Safety(mode="hold", hold_action=hold)
     )
 
-    np.testing.assert_array_equal(safe, np.float32([held, held]))
+    np.testing.assert_array_equal(safe, np.array([held, held], np.float32))
     assert report.status == "held"
 
 
@@ -131,11 +131,11 @@ def test_a_pose_that_nobody_reports_cannot_be_held() -> None:
 
 
 def test_the_first_step_is_limited_from_the_reported_pose() -> None:
-    chunk = np.float32([[0.5, 0.5], [0.5, 0.5]])
+    chunk = np.array([[0.5, 0.5], [0.5, 0.5]], np.float32)
     safety = Safety(max_step=(0.1, None))
 
     safe, report = enforce(
-        chunk, None, Robot(np.float32([0.0, 0.0]), NOBODY), space(dimensions=POSES), safety
+        chunk, None, Robot(np.array([0.0, 0.0], np.float32), NOBODY), space(dimensions=POSES), safety
     )
 
     np.testing.assert_allclose(safe, [[0.1, 0.5], [0.2, 0.5]], atol=1e-6)
@@ -143,7 +143,7 @@ def test_the_first_step_is_limited_from_the_reported_pose() -> None:
 
 
 def test_steps_are_limited_across_the_border_of_two_chunks() -> None:
-    robot = Robot(NOBODY, np.float32([0.01, -0.5]))
+    robot = Robot(NOBODY, np.array([0.01, -0.5], np.float32))
 
     safe, report = enforce(CHUNK, None, robot, SPACE, Safety(max_step=(0.005, 0.25)))
 
@@ -152,7 +152,8 @@ def test_steps_are_limited_across_the_border_of_two_chunks() -> None:
 
 
 def test_the_reported_pose_counts_before_the_previous_action() -> None:
-    chunk, robot = np.full((2, 2), 0.5, np.float32), Robot(np.float32([0, np.nan]), np.float32([0.4, 0.9]))
+    chunk = np.full((2, 2), 0.5, np.float32)
+    robot = Robot(np.array([0, np.nan], np.float32), np.array([0.4, 0.9], np.float32))
 
     safe, _ = enforce(chunk, None, robot, space(dimensions=POSES), Safety(max_step=(0.1, 0.1)))
 
@@ -160,14 +161,18 @@ def test_the_reported_pose_counts_before_the_previous_action() -> None:
 
 
 def test_a_gripper_that_is_not_measured_keeps_what_it_does() -> None:
-    robot = Robot(np.float32([0.25, np.nan]), np.float32([0.9, 1.0]))
+    robot = Robot(np.array([0.25, np.nan], np.float32), np.array([0.9, 1.0], np.float32))
 
     held, _ = enforce(np.full((2, 2), np.nan, np.float32), None, robot, space(dimensions=POSES), Safety())
 
-    np.testing.assert_array_equal(held, np.float32([[0.25, 1.0]] * 2))
+    np.testing.assert_array_equal(held, np.array([[0.25, 1.0]] * 2, np.float32))
 
 
-ODD = np.float32([math.nan, math.inf, -math.inf, 0, 1, -1, 3e38])
+ODD = np.array([math.nan, math.inf, -math.inf, 0, 1, -1, 3e38], np.float32)
+
+
+def draw(values: list[float | None], random: np.random.Generator) -> float | None:
+    return values[random.integers(len(values))]
 
 
 def raw_outputs(count: int) -> Iterator[tuple[np.ndarray, np.ndarray, float | None, float | None]]:
@@ -178,13 +183,13 @@ def raw_outputs(count: int) -> Iterator[tuple[np.ndarray, np.ndarray, float | No
         chunk = (measured + random.normal(0, random.choice([0.01, 1, 100]), (4, 2))).astype(np.float32)
         odd = random.random((4, 2)) < random.choice([0, 0, 0.1])
         chunk[odd] = random.choice(ODD, odd.sum())
-        confidence = random.choice([None, math.nan, *random.random(3)])
-        yield chunk, measured, confidence, random.choice([None, 0.0, 0.5])
+        confidence = draw([None, math.nan, *random.random(3).tolist()], random)
+        yield chunk, measured, confidence, draw([None, 0.0, 0.5], random)
 
 
 @pytest.mark.parametrize("mode", ["clamp", "hold", "reject"])
 def test_whatever_leaves_is_inside_every_limit_or_refused(mode: Literal["clamp", "hold", "reject"]) -> None:
-    limited, steps, seen = space(dimensions=POSES), np.float32([0.1, 0.2]), Counter()
+    limited, steps, seen = space(dimensions=POSES), np.array([0.1, 0.2], np.float32), Counter()
     for chunk, measured, confidence, least in raw_outputs(3000):
         safety = Safety(mode=mode, max_step=(0.1, 0.2), min_confidence=least)
         try:

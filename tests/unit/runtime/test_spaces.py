@@ -48,8 +48,12 @@ from vla_runtime.spec import (
 def test_normalisation(normalisation: str, passthrough: tuple, physical: list, normalised: list) -> None:
     vector = space(normalisation=normalisation, passthrough=passthrough)
 
-    np.testing.assert_allclose(normalise(np.float32(physical), vector), normalised, rtol=0, atol=3e-7)
-    np.testing.assert_allclose(unnormalise(np.float32(normalised), vector), physical, rtol=0, atol=6e-8)
+    np.testing.assert_allclose(
+        normalise(np.array(physical, np.float32), vector), normalised, rtol=0, atol=3e-7
+    )
+    np.testing.assert_allclose(
+        unnormalise(np.array(normalised, np.float32), vector), physical, rtol=0, atol=6e-8
+    )
 
 
 @pytest.mark.parametrize("normalisation", ["bounds", "mean_std", "quantiles"])
@@ -105,7 +109,7 @@ def test_a_replayed_example_may_differ_by_a_bin() -> None:
 
 
 def test_quaternions_get_unit_norm() -> None:
-    values = np.float32([[0, 0, 3, 4], [0.1, 0, 0, 0], [0, 0, 0, 0]])
+    values = np.array([[0, 0, 3, 4], [0.1, 0, 0, 0], [0, 0, 0, 0]], np.float32)
 
     mended = unit_quaternion(values)
 
@@ -131,7 +135,7 @@ def test_6d_rotations_become_orthonormal() -> None:
 
 @pytest.mark.parametrize("values", [[0, 0, 0, 1, 0, 0], [1, 0, 0, 2, 0, 0], [1, 0, 0, 0, 0, 0]])
 def test_6d_rotation_that_is_none_is_not_a_number(values: list) -> None:
-    assert np.isnan(orthonormal_6d(np.float32(values))).any()
+    assert np.isnan(orthonormal_6d(np.array(values, np.float32))).any()
 
 
 @pytest.mark.parametrize(
@@ -191,8 +195,8 @@ def test_every_space_says_its_kind_in_json(action: ActionSpace) -> None:
     assert msgspec.json.decode(text, type=PolicySpec) == spec(action)
 
 
-LOW, HIGH = np.float64([-0.2, 0.1]), np.float64([0.3, 0.9])
-MEAN, STD = np.float64([0.05, 0.4]), np.float64([0.1, 0.25])
+LOW, HIGH = np.array([-0.2, 0.1]), np.array([0.3, 0.9])
+MEAN, STD = np.array([0.05, 0.4]), np.array([0.1, 0.25])
 OWN = Statistics(
     mean=tuple(MEAN), std=tuple(STD), q01=tuple(LOW), q99=tuple(HIGH), low=tuple(LOW), high=tuple(HIGH)
 )
@@ -228,12 +232,14 @@ def test_ranges_of_their_own_and_epsilon(fields: dict, formula: Callable[[np.nda
 
 def test_padding_is_zeros_that_come_off_again() -> None:
     vector = space(normalisation="identity", padded_to=5)
-    values = np.float32([[0.01, 0.5]])
+    values = np.array([[0.01, 0.5]], np.float32)
 
     normalised = normalise(values, vector)
 
     assert normalised.tolist() == [[*values[0].tolist(), 0, 0, 0]]
-    np.testing.assert_array_equal(unnormalise(normalised + np.float32([0, 0, 9, 9, 9]), vector), values)
+    np.testing.assert_array_equal(
+        unnormalise(normalised + np.array([0, 0, 9, 9, 9], np.float32), vector), values
+    )
 
 
 @pytest.mark.parametrize("normalisation", ["mean_std", "quantiles"])
