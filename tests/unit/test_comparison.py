@@ -38,9 +38,9 @@ def test_one_command_compares(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
     config, model = checkpoint.load(tmp_path / "realtime" / "checkpoint")
     assert written["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert written["steps"] == config.training["steps"] > 1
-    assert config.training["minutes"] == 0
-    assert f"--steps {written['steps']} " in written["command_line"]
+    assert written["steps"] >= 1
+    assert written["train_s"] >= 60 * config.training["minutes"] == 1.2
+    assert "--minutes 0.02 " in written["command_line"]
     assert "--excluded-goals 'lift blue' 'push yellow'" in written["command_line"]
     assert written["archive_bytes"] == (tmp_path / "realtime" / "vla.mar").stat().st_size
     assert sorted(written["errors"]) == ["blank", "excluded", "held_out", "shuffled"]

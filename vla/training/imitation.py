@@ -4,13 +4,10 @@ Every frame is trained with several commands, each with the expert's answer to i
 guesses its goal from the picture and ignores the words.
 """
 
-import copy
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from statistics import median
 from typing import Any
 
 import msgspec
@@ -33,11 +30,9 @@ from vla.training.statistics import Statistics, Summary
 from vla_runtime import spec
 
 PAD_ID = 49407
-# Share of the steps in which the learning rate rises, and where it starts as a share of the highest.
+# Share of the run in which the learning rate rises, and where it starts as a share of the highest.
 WARM_UP, START = 0.3, 0.04
-# Steps that are timed, after as many that are not.
-TIMED = 4
-# Frames, and commands of each, in a validation on the way and in the last one.
+# Frames, and commands of each, in a validation during the run and in the one after it.
 VALIDATION, LAST_VALIDATION = (256, 2), (1024, 4)
 # Sent in place of an action that is not finite: stand still, fingers closed, so that a held block stays held.
 HOLD_ACTION = (0.0, 0.0, 0.0, 1.0)
@@ -63,27 +58,12 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     model: Any = build(settings.architecture, config.model, config.sizes())
     batches = batches_of(settings, dataset, config)
     model.to(settings.device)
-    if settings.minutes:
-        settings = replace(settings, minutes=0.0, steps=_fitting(settings, batches, model))
-        print(f"{settings.steps} steps fit", file=sys.stderr)
     config = msgspec.structs.replace(config, model=asdict(model.config), training=plain(settings))
     batches = replace(batches, config=config)
-    progress = _optimise(settings, batches, model, stop_after or settings.steps)
+    progress = _optimise(settings, batches, model, stop_after)
     if stop_after is None:
         _finish(settings, batches, model.cpu(), progress)
     return config
-
-
-def _fitting(settings: Settings, batches: Batches, model: Any) -> int:
-    """Return how many steps fit into the time, by the speed of the first ones, made with a copy."""
-    model = copy.deepcopy(model)
-    optimiser = AdamW(model.parameters())
-    taken_s = []
-    for step in range(2 * TIMED):
-        begin = time.perf_counter()
-        _step(settings, _draw(settings, batches, None, step), model, optimiser, step)
-        taken_s.append(time.perf_counter() - begin)
-    return max(1, round(60 * settings.minutes / median(taken_s[TIMED:])))
 
 
 def batches_of(settings: Settings, dataset: Demonstrations, config: checkpoint.Config) -> Batches:
@@ -129,18 +109,21 @@ def _vector(
     }
 
 
-def learning_rate(step: int, settings: Settings) -> float:
-    """Return the one-cycle schedule's rate at a step (Smith & Topin 2018): half a cosine up, half down."""
-    rise = max(1, round(WARM_UP * settings.steps))
-    if step < rise:
-        share = START + (1 - START) * (1 - math.cos(math.pi * step / rise)) / 2
+def learning_rate(share: float, settings: Settings) -> float:
+    """Return the rate of the one-cycle schedule when a share of the run, in [0, 1], is done.
+
+    Half a cosine up, half a cosine down, after Smith & Topin 2018, "Super-Convergence: Very Fast Training of
+    Neural Networks Using Large Learning Rates".
+    """
+    if share < WARM_UP:
+        height = START + (1 - START) * (1 - math.cos(math.pi * share / WARM_UP)) / 2
     else:
-        share = (1 + math.cos(math.pi * (step - rise) / max(1, settings.steps - rise))) / 2
-    return settings.learning_rate * share
+        height = (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))) / 2
+    return settings.learning_rate * height
 
 
-def _optimise(settings: Settings, batches: Batches, model: Any, until: int) -> Progress:
-    """Run the steps up to `until`; saves the run at every validation."""
+def _optimise(settings: Settings, batches: Batches, model: Any, stop_after: int | None) -> Progress:
+    """Run until the steps or the time are spent; saves the run at every validation."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = AdamW(trained, weight_decay=settings.weight_decay)
     progress = Progress(settings=_comparable(settings))
@@ -149,22 +132,31 @@ def _optimise(settings: Settings, batches: Batches, model: Any, until: int) -> P
     teacher = None
     if settings.teacher:
         teacher = Teacher(settings.teacher, batches.config, settings.teacher_share, settings.device)
-    begin_s, losses, error = time.monotonic() - progress.wall_s, [], float("nan")
-    bar = tqdm(range(progress.step, until), initial=progress.step, total=settings.steps, unit="step")
-    for step in bar:
-        losses.append(_step(settings, _draw(settings, batches, teacher, step), model, optimiser, step))
-        if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
-            loss, losses = sum(losses) / len(losses), []
-            error = validate(batches, model, settings.device, *VALIDATION)
-            point = Point(step=step + 1, loss=loss, learning_rate=learning_rate(step, settings), error=error)
-            progress = Progress(
-                settings=progress.settings,
-                points=(*progress.points, point),
-                wall_s=time.monotonic() - begin_s,
-            )
-            store(settings.out, progress, model, optimiser)
-            bar.set_postfix(loss=f"{loss:.4f}", rate=f"{point.learning_rate:.1e}", error=_short(error))
+    begin_s, losses, step = time.monotonic() - progress.wall_s, [], progress.step
+    share = _share(settings, step, begin_s)
+    with tqdm(initial=step, total=None if settings.minutes else settings.steps, unit="step") as bar:
+        while share < 1 and step != stop_after:
+            rate = learning_rate(share, settings)
+            losses.append(_step(settings, _draw(settings, batches, teacher, step), model, optimiser, rate))
+            step += 1
+            bar.update()
+            share = _share(settings, step, begin_s)
+            if step % settings.validate_every == 0 or share == 1:
+                error = validate(batches, model, settings.device, *VALIDATION)
+                point = Point(step=step, loss=sum(losses) / len(losses), learning_rate=rate, error=error)
+                losses = []
+                progress = progress.extended(point, time.monotonic() - begin_s)
+                store(settings.out, progress, model, optimiser)
+                bar.set_postfix(loss=f"{point.loss:.4f}", rate=f"{rate:.1e}", error=_short(error))
+                share = _share(settings, step, begin_s)
     return progress
+
+
+def _share(settings: Settings, step: int, begin_s: float) -> float:
+    """Return how much of the run is done, in [0, 1]: of its time where that is limited, else of its steps."""
+    if settings.minutes:
+        return min(1.0, (time.monotonic() - begin_s) / (60 * settings.minutes))
+    return step / settings.steps
 
 
 def _draw(settings: Settings, batches: Batches, teacher: Teacher | None, step: int) -> Batch:
@@ -174,12 +166,12 @@ def _draw(settings: Settings, batches: Batches, teacher: Teacher | None, step: i
     return teacher.mix(batch) if teacher else batch
 
 
-def _step(settings: Settings, batch: Batch, model: Any, optimiser: AdamW, step: int) -> float:
-    """Make one optimiser step."""
+def _step(settings: Settings, batch: Batch, model: Any, optimiser: AdamW, rate: float) -> float:
+    """Make one optimiser step at a learning rate; returns the loss."""
     model.train()
     loss = torch.stack(list(model.loss(batch).values())).sum()
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, settings)
+        group["lr"] = rate
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

@@ -40,6 +40,10 @@ class Progress(Part, frozen=True):
         """Steps done."""
         return self.points[-1].step if self.points else 0
 
+    def extended(self, point: Point, wall_s: float) -> "Progress":
+        """Return the progress at a further point, after `wall_s` in all [s]."""
+        return Progress(settings=self.settings, points=(*self.points, point), wall_s=wall_s)
+
 
 def store(folder: Path, progress: Progress, model: nn.Module, optimiser: Optimizer) -> None:
     """Write the run's state; an interruption leaves the state before it or this one, never a mixture."""

@@ -23,7 +23,8 @@ class Settings:
     out: Path = Path("runs/command_attention")
     # Optimiser steps.
     steps: int = 3000
-    # Instead of `steps`: as many as fit into this time, by the speed of the first ones; 0: `steps` [min].
+    # Instead of `steps`: train for this long, by the clock, validations and the teacher included; 0: `steps`
+    # [min].
     minutes: float = 0.0
     # Frames in a batch.
     batch: int = 64
@@ -61,7 +62,8 @@ class Settings:
     teacher_share: float = 0.5
     # Write the weights in float16, half the size.
     half: bool = False
-    # Continue the run in `out`, which must have the same settings, to the same weights.
+    # Continue the run in `out`, which must have the same settings: to the same weights, or to the end of its
+    # minutes.
     resume: bool = False
 
     @property
@@ -78,8 +80,8 @@ class Settings:
         for name in ("steps", "batch", "commands", "context_length", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.minutes < 0 or (self.minutes and self.resume):
-            raise ValueError("minutes must be 0 or more, and 0 to resume a run, which has its --steps")
+        if self.minutes < 0:
+            raise ValueError(f"minutes must be 0 or more, got {self.minutes}")
         if not 0 <= self.counterfactual <= 1:
             raise ValueError(f"counterfactual must be from 0 to 1, got {self.counterfactual}")
         if not 0 <= self.teacher_share <= 1:
