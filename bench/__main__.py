@@ -1,21 +1,14 @@
-"""`python -m bench`: see `bench.command`; beside it `python -m bench gpu` and `python -m bench overlap`."""
+"""`python -m bench`: see `bench.command`; each of PROGRAMS after it is a measurement of its own."""
 
+import importlib
 import sys
 
 from loadtest.extra import needed
 
+PROGRAMS = {"gpu": "bench.gpu.check", "overlap": "bench.overlap", "formats": "bench.formats"}
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["gpu"]:
-        with needed("bench"):
-            from bench.gpu.check import main as check
-
-        sys.exit(check(sys.argv[2:]))
-    if sys.argv[1:2] == ["overlap"]:
-        with needed("bench"):
-            from bench.overlap import main as overlap
-
-        sys.exit(overlap(sys.argv[2:]))
+    named = PROGRAMS.get(sys.argv[1]) if len(sys.argv) > 1 else None
     with needed("bench"):
-        from bench.command import main
-
-    sys.exit(main())
+        program = importlib.import_module(named or "bench.command")
+    sys.exit(program.main(sys.argv[2 if named else 1 :]))

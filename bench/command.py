@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     depth = QUICK if options.quick else FULL
     machine = fingerprint()
+    if missing := [str(archive) for archive in options.archives if not archive.is_file()]:
+        sys.exit(f"error: no archive at {', '.join(missing)}")
     archives = options.archives or _default_archives(options)
     with tempfile.TemporaryDirectory() as folder:
         _say("load generator and front end, without a policy")

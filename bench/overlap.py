@@ -166,7 +166,3 @@ def _source(lock: Path, batch_ms: float, row_ms: float) -> Source:
         example=Observation(images={"front": np.full((240, 320, 3), 120, np.uint8)}),
         eager=Eager(Path(simulated.__file__).parent, "simulated:build", arguments),
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

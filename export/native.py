@@ -1,39 +1,21 @@
 """Our own checkpoints as sources: a folder that `vla.training` wrote."""
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from export.source import Observation, Source
+import vla
+from export.source import Eager, Observation, Source
 from vla import checkpoint
+from vla.exportable import Exportable
+from vla.models import Sizes
 from vla_runtime.spec import ActionSpace, BinnedSpace, ContinuousSpace, load
-
-
-class Native(nn.Module):
-    """A model of `vla.models`, whose pictures are one tensor, as an `ExportableModel`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model: Any = model
-        self.eval()
-
-    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """See `vla.models`."""
-        command, command_mask = self.model.encode_command(input_ids, attention_mask)
-        return {"command": command, "command_mask": command_mask}
-
-    def act(
-        self, images: dict[str, Tensor], command: dict[str, Tensor], state: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
-        """See `vla.models`."""
-        pictures = torch.stack(list(images.values()), dim=1)
-        return self.model.act(pictures, command["command"], command["command_mask"], state, noise)
 
 
 def make(folder: Path) -> Source:
@@ -46,7 +28,7 @@ def make(folder: Path) -> Source:
     extras = dict(getattr(model, "extras", {}))
     stochastic = bool(getattr(model, "stochastic", False))
     return Source(
-        model=Native(model),
+        model=Exportable(model),
         name=config.name,
         cameras=config.cameras,
         action=action_space(config.action, model),
@@ -58,8 +40,16 @@ def make(folder: Path) -> Source:
         safety=config.safety,
         extras=extras,
         architecture=config.architecture,
+        eager=eager(config.architecture, model, config.sizes()),
         provenance=_provenance(folder),
     )
+
+
+def eager(architecture: str, model: nn.Module, sizes: Sizes) -> Eager:
+    """Return how a worker builds a model of `vla.models`."""
+    config: Any = model.config
+    values = {"architecture": architecture, "config": asdict(config), "sizes": asdict(sizes)}
+    return Eager(Path(vla.__file__).parent, "vla.exportable:build", values)
 
 
 def action_space(declared: ActionSpace, model: nn.Module) -> ActionSpace:

@@ -10,8 +10,9 @@ from torch import nn
 
 from export.flat import flattened
 from export.lower import Lowered
-from export.native import Native, action_space
+from export.native import action_space, eager
 from export.source import Observation, Source
+from vla.exportable import Exportable
 from vla.models import Sizes, module_of
 from vla_runtime.artifact import Artifact
 from vla_runtime.device import prepare
@@ -86,7 +87,8 @@ def _source(architecture: str, config: Any, pixels: int) -> Source:
     random = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
     stochastic = bool(getattr(model, "stochastic", False))
     return Source(
-        model=Native(model),
+        model=Exportable(model),
+        eager=eager(architecture, model, sizes),
         name=architecture,
         cameras=(Camera(name="front", width=pixels, height=pixels),),
         action=action_space(ContinuousSpace(**_vector(0.03), horizon=8, control_hz=10.0), model),

@@ -349,3 +349,18 @@ def test_a_compiled_archive_needs_a_compiler(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(SpecError, match="compiled by no-such-compiler, which is not here"):
         Policy.load(folder)
+
+
+def test_an_eager_checkpoint_answers_as_its_torchscript(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    policies = []
+    for format_ in ("torchscript", "eager"):
+        options = Options(str(tiny_checkpoint), tmp_path / f"{format_}.mar", buckets=(1, 4), format=format_)
+        assert export(options).artifact.format == format_
+        policies.append(Policy.load(unpack(options.output, tmp_path / format_)))
+
+    row = policies[0].example_row(tmp_path / "torchscript")
+    one, other = (policy.infer([row, row | {"seed": 1}]) for policy in policies)
+    for ours, theirs in zip(one, other, strict=True):
+        assert isinstance(ours, Answer)
+        assert isinstance(theirs, Answer)
+        np.testing.assert_allclose(ours.chunk.actions, theirs.chunk.actions, atol=1e-6)
