@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from ts.context import Context
 from ts.metrics.metric_abstract import MetricAbstract
@@ -49,7 +48,8 @@ class VlaHandler:
         torch.set_num_threads(threads)
         place = device.of_worker(properties.get("gpu_id"))
         bounds = {field.name: settings[field.name] for field in fields(Limits) if field.name in settings}
-        self.policy = Policy.load(Path(properties["model_dir"]), place, threads, Limits(**bounds))
+        self.folder = Path(properties["model_dir"])
+        self.policy = Policy.load(self.folder, place, threads, Limits(**bounds))
         self.policy.warm_up()
         self.meter = Meter(self.policy, _place())
         self.metrics = {metric: _metric(context, metric) for metric in CATALOGUE}
@@ -97,7 +97,7 @@ class VlaHandler:
     ) -> dict[str, Any] | bytes | RequestError:
         spec = self.policy.spec
         if headers.get("describe") == "True":  # GET /models/<name>?customized=true
-            return msgspec.to_builtins(spec)
+            return wire.description(spec, self.policy.example_row(self.folder))
         if isinstance(row, RequestError):
             return row
         if isinstance(answer, RequestError):

@@ -4,7 +4,7 @@ import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import tyro
@@ -44,6 +44,12 @@ class Access:
         found = {name.strip(): value.strip() for name, _, value in pairs}
         key = self.api_key or os.environ.get("VLA_API_KEY")
         return found | ({"X-API-Key": key} if key else {})
+
+    @property
+    def for_requests(self) -> dict[str, Any]:
+        """The certificates as arguments of `requests`."""
+        cert = (str(self.cert), str(self.key)) if self.cert and self.key else self.cert and str(self.cert)
+        return {"verify": str(self.ca) if self.ca else True, "cert": cert}
 
     def tls(self) -> ssl.SSLContext:
         """Return a context that checks the server's certificate and shows the robots'."""

@@ -2,6 +2,8 @@
 
 import json
 import zipfile
+from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +14,7 @@ import requests
 from numpy.typing import NDArray
 
 from archive.errors import ArchiveError
-from archive.read import read_policy
+from archive.read import Archive
 from vla_client import ActionChunk, InvalidAnswer
 
 # Share of a dimension's range that is rounding: float32 is sent with seven digits.
@@ -121,6 +123,23 @@ class Contract:
             return cameras
         return tuple(f"{camera}.{step}" for camera in cameras for step in range(self.history))
 
+    @property
+    def range(self) -> NDArray[np.float64]:
+        """How far apart the bounds of each number of an action are, float64 [A]."""
+        return np.ones(len(self.names)) if self.bounds is None else self.bounds[1] - self.bounds[0]
+
+    def state_values(self, draw: Callable[[], float]) -> dict[str, Any]:
+        """Return a state inside the bounds as a request's field, or nothing for a policy without state.
+
+        Args:
+            draw: gives numbers from 0 to 1
+        """
+        if not self.state_low.size:
+            return {}
+        shares = np.array([[draw() for _ in self.state_low] for _ in range(self.history)])
+        steps = (self.state_low + shares * (self.state_high - self.state_low)).tolist()
+        return {"state": steps if self.history > 1 else steps[0]}
+
     def check(self, body: bytes) -> ActionChunk:
         """Read the body of an answer with status 200.
 
@@ -184,15 +203,23 @@ def fetch(management_url: str, model: str) -> dict[str, Any]:
 
 
 def description_in(path: Path) -> dict[str, Any]:
-    """Read the description from an archive, or from a `policy.json`.
+    """Read the description from an archive, its example as a JSON request beside it, or from a `policy.json`.
 
     Raises:
         ContractError: the file is missing or holds none.
     """
     try:
-        return read_policy(path) if zipfile.is_zipfile(path) else json.loads(path.read_bytes())
+        if not zipfile.is_zipfile(path):
+            return json.loads(path.read_bytes())
+        archive = Archive.open(path)
+        if archive.policy is None or archive.example is None:
+            raise ArchiveError("it has no policy.json")
     except (OSError, ArchiveError, ValueError) as error:
         raise ContractError(f"{path} is neither an archive of a policy nor a policy.json: {error}") from error
+    request = {field: b64encode(data).decode() for field, (_, data) in archive.example.images.items()}
+    given = archive.policy["example"]
+    values = {name: given[name] for name in ("command", "state", "seed") if given[name] not in ("", [])}
+    return archive.policy | {"example_request": request | values}
 
 
 def _column(dimensions: list[dict[str, Any]], name: str) -> NDArray[np.float64]:

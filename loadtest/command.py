@@ -8,17 +8,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
 import tyro
 
-from loadtest import answers, document, page, report, search, tiers
+from loadtest import answers, document, known, page, report, search, tiers
 from loadtest.access import NOTHING, Access
 from loadtest.answers import ContractError
 from loadtest.judge import Judgement
-from loadtest.run import Result, RunFailed, Target, run
+from loadtest.known import NotAsked
+from loadtest.run import Result, RunFailed, Subject, Target, run
 from loadtest.tiers import Scenario, Tier, TierError
 
 STATUS = {"kept": 0, "missed": 1, "not judged": 3}
@@ -111,15 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.policy
             else answers.fetch(target.management_url, target.model)
         )
-        answers.Contract.of(description)
+        asked = known.ask(target.predictions_url, target.access, description, options.seed)
+        subject = Subject(target, description, asked)
         if options.find_robots:
-            return _find(options, tier, target, description)
-        result = run(target, tier, description, generators=options.generators, seed=options.seed, say=_say)
-    except (TierError, ContractError, RunFailed, ValueError) as error:
+            return _find(options, tier, subject)
+        result = run(subject, tier, generators=options.generators, seed=options.seed, say=_say)
+    except (TierError, ContractError, NotAsked, RunFailed, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, (TierError, ValueError)) else NOTHING_JUDGED
     _say("", table(options.tier, result))
-    _write(options, report.of_run(options.tier, target, description, result))
+    _write(options, report.of_run(options.tier, subject, result))
     return STATUS[result.judgement.verdict]
 
 
@@ -144,7 +146,7 @@ def conclusion(name: str, tier: Tier, judgement: Judgement) -> str:
     return f"tier {name} can't be judged: {open_}"
 
 
-def _find(options: Options, tier: Tier, target: Target, description: dict[str, Any]) -> int:
+def _find(options: Options, tier: Tier, subject: Subject) -> int:
     tier = msgspec.structs.replace(tier, duration_s=options.trial_s)
     # The first run leaves the server warm.
     warm = msgspec.structs.replace(tier, warm_up_s=min(tier.warm_up_s, 2.0))
@@ -153,9 +155,7 @@ def _find(options: Options, tier: Tier, target: Target, description: dict[str, A
     def trial(robots: int) -> search.Trial:
         trial_tier = msgspec.structs.replace(warm if results else tier, robots=robots)
         seed = options.seed + len(results)
-        results.append(
-            run(target, trial_tier, description, generators=options.generators, seed=seed, say=_say)
-        )
+        results.append(run(subject, trial_tier, generators=options.generators, seed=seed, say=_say))
         summary = search.summarise(results[-1])
         latency = "no right answer" if summary.latency_ms is None else f"{summary.latency_ms:.1f} ms"
         missed, name = ", ".join(summary.missed), next(iter(tier.latency_ms))
@@ -165,7 +165,7 @@ def _find(options: Options, tier: Tier, target: Target, description: dict[str, A
     capacity = search.find(trial, tier.robots, options.max_robots)
     _say("", capacity.statement, f"robots per host in tier {options.tier}: {capacity.robots}")
     shown = next((r for r in reversed(results) if r.tier.robots == capacity.robots), results[-1])
-    _write(options, report.of_run(options.tier, target, description, shown, capacity))
+    _write(options, report.of_run(options.tier, subject, shown, capacity))
     return 0 if capacity.robots else 1
 
 

@@ -4,18 +4,19 @@ import gc
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gevent
-import numpy as np
 
 from loadtest import corpus
 from loadtest.access import Access
 from loadtest.answers import Contract, WrongAnswer, read_error
 from loadtest.body import form
+from loadtest.known import Known, Request
 from loadtest.samples import CLOSED, OK, REFUSED, TIMEOUT, WRONG, Beat, Recording, Sample, write
+from vla_client import ActionChunk
 
 # Different pictures of one kind of client that a process prepares.
 PICTURES = 256
@@ -23,25 +24,36 @@ PICTURES = 256
 TIMER_S = 0.02
 # Largest share by which a robot's clock differs from the control rate, so that no two robots stay in phase.
 DRIFT = 0.005
+# Share of the requests whose right answer is known.
+KNOWN_SHARE = 0.2
 
 
 class Fleet:
     """One process's clients."""
 
     def __init__(
-        self, contract: Contract, access: Access, control_hz: float, deadline_ms: float, seed: int
+        self,
+        contract: Contract,
+        access: Access,
+        known: Known | None,
+        *,
+        control_hz: float,
+        deadline_ms: float,
+        seed: int,
     ) -> None:
         """Prepare what is to be sent, so that the run itself spends nothing on it.
 
         Args:
             contract: what a right answer looks like
             access: what lets requests in
+            known: requests whose right answer is known
             control_hz: rate at which each robot asks [Hz]
             deadline_ms: oldest age at which an answer is worth anything [ms]
             seed: of pictures, states, phases and clocks
         """
         self.contract = contract
         self.access = access
+        self.known = known
         self.control_hz = control_hz
         self.deadline_ms = deadline_ms
         self.random = random.Random(seed)
@@ -67,15 +79,22 @@ class Fleet:
         values: dict[str, Any] = {"deadline_ms": self.deadline_ms}
         if contract.takes_command:
             values["command"] = command
-        if contract.state_low.size:
-            steps = [self._state() for _ in range(contract.history)]
-            values["state"] = steps if contract.history > 1 else steps[0]
+        values |= contract.state_values(self.random.random)
         return form({name: next(pictures) for name in contract.image_fields}, values)
 
-    def _state(self) -> list[float]:
-        low, high = self.contract.state_low, self.contract.state_high
-        share = np.array([self.random.random() for _ in low])
-        return (low + share * (high - low)).tolist()
+    def known_request(self) -> Request | None:
+        """Return, now and then, a request whose right answer is known."""
+        if self.known is None or not self.known.requests or self.random.random() >= KNOWN_SHARE:
+            return None
+        return self.random.choice(self.known.requests)
+
+    def known_form(self, request: Request) -> bytes:
+        """Return the body of a known request, unlike any other body but for its pixels."""
+        images = {
+            name: corpus.numbered(data, next(self._numbers)) if data.startswith(b"\xff\xd8") else data
+            for name, data in request.images.items()
+        }
+        return form(images, {**request.values, "deadline_ms": self.deadline_ms})
 
     def record(self, sample: Sample) -> None:
         """Keep one request."""
@@ -96,13 +115,20 @@ class Fleet:
         write(Recording(self.ready_s, self._samples, self._beats), path)
 
 
-def judge_answer(contract: Contract, status: int, body: bytes) -> tuple[str, str, int]:
-    """Return the outcome of an answer, what was wrong with it, and its batch's size."""
+def judge_answer(
+    contract: Contract, status: int, body: bytes, right: Callable[[ActionChunk], None] | None = None
+) -> tuple[str, str, int]:
+    """Return the outcome of an answer, what was wrong with it, and its batch's size.
+
+    `right` raises WrongAnswer where it knows the right answer, and this is another.
+    """
     if status != 200:
         code, message = read_error(body)
         return f"{status} {code}", message, 0
     try:
         chunk = contract.check(body)
+        if right:
+            right(chunk)
     except WrongAnswer as error:
         return WRONG + error.kind, str(error), 0
     return OK, "", int(chunk.timing_ms.get("batch_size", 0))

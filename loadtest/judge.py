@@ -19,6 +19,8 @@ MAX_CPU = 0.85
 MAX_LAG_SHARE = 0.1
 # ... and never stricter than this, which is what timers achieve [ms].
 MIN_LAG_MS = 2.0
+# Other programs on the server's host may take this share of it; beyond, a late answer may be their doing.
+MAX_COMPANY = 0.1
 # A shorter time without any answer is counted as failures, not called an outage [s].
 MIN_OUTAGE_S = 0.5
 GIB = 2.0**30
@@ -49,7 +51,7 @@ class Judgement(msgspec.Struct, frozen=True):
     """All promises of a tier, judged."""
 
     promises: list[Promise]
-    # Why the load generator itself can't be trusted; empty when it can.
+    # Why the measurement can't be trusted, be it the load generator or other programs; empty when it can.
     doubts: list[str]
     outages: list[Outage]
     # Class of error -> requests.
@@ -94,33 +96,46 @@ def measured(recording: Recording, tier: Tier) -> list[Sample]:
     return [sample for sample in recording.samples if begin <= sample.due_s < end]
 
 
-def judge(recording: Recording, tier: Tier, memory_bytes: Sequence[float]) -> Judgement:
+def judge(
+    recording: Recording,
+    tier: Tier,
+    memory_bytes: Sequence[float],
+    findings: Sequence[str] = (),
+    company: float = 0.0,
+) -> Judgement:
     """Judge every promise of a tier.
 
     Args:
         recording: what the load generator wrote down
         tier: the promises
         memory_bytes: the server's memory, read from time to time during the run; empty when nobody could
+        findings: what was wrong with the answers already before the load
+        company: share of the server's host that other programs took meanwhile
 
-    A load generator that was short of CPU, or sent late, leaves latency and deadlines unjudged; wrong
+    A load generator that was short of CPU, or sent late, leaves latency and deadlines unjudged; so do other
+    programs on the server's host where these promises are missed, not where they are kept all the same. Wrong
     answers, failures, outages and memory are the server's in any case.
     """
     begin, end = window(recording, tier)
     samples = measured(recording, tier)
     robots = [sample for sample in samples if sample.user != ADVERSARY]
     beats = [beat for beat in recording.beats if begin <= beat.time_s < end]
-    doubts = _doubts(robots, beats, tier)
+    weak, crowded = _doubts(robots, beats, tier), _crowded(company)
     outages = find_outages(robots, begin, min(end, recording.samples[-1].end_s) if recording.samples else end)
     errors = Counter(sample.outcome for sample in samples if sample.outcome != OK)
+    timed = [
+        *(_latency(robots, name, bound, weak) for name, bound in tier.latency_ms.items()),
+        _deadlines(robots, tier, weak),
+    ]
     promises = [
-        *(_latency(robots, name, bound, doubts) for name, bound in tier.latency_ms.items()),
-        _deadlines(robots, tier, doubts),
-        _content(samples),
+        *(_excused(promise, crowded) for promise in timed),
+        _content(samples, findings),
         _failures(samples, tier),
         _outages(outages),
         _memory(memory_bytes, tier),
     ]
     examples = {sample.outcome: sample.detail for sample in reversed(samples) if sample.outcome != OK}
+    doubts = [*weak, *crowded, *(f"before the load: {finding}" for finding in findings)]
     return Judgement(promises, doubts, outages, dict(errors.most_common()), examples)
 
 
@@ -168,6 +183,21 @@ def _doubts(robots: Sequence[Sample], beats: Sequence[Beat], tier: Tier) -> list
     return doubts
 
 
+def _crowded(company: float) -> list[str]:
+    if company <= MAX_COMPANY:
+        return []
+    return [
+        f"other programs took {company:.0%} of the server's host, more than {MAX_COMPANY:.0%}: what is late "
+        "may be their doing; quieten the host, and run again"
+    ]
+
+
+def _excused(promise: Promise, crowded: Sequence[str]) -> Promise:
+    """Leave a promise open that was missed in company."""
+    missed = promise.verdict == "missed" and bool(crowded)
+    return msgspec.structs.replace(promise, verdict="not judged") if missed else promise
+
+
 def _latency(robots: Sequence[Sample], name: str, bound_ms: float, doubts: Sequence[str]) -> Promise:
     percent = float(name.removeprefix("p"))
     values = [sample.latency_ms for sample in robots if sample.outcome == OK]
@@ -188,11 +218,12 @@ def _deadlines(robots: Sequence[Sample], tier: Tier, doubts: Sequence[str]) -> P
     return Promise("deadline misses", f"at most {tier.max_deadline_misses:.2%}", text, verdict)
 
 
-def _content(samples: Sequence[Sample]) -> Promise:
+def _content(samples: Sequence[Sample], findings: Sequence[str]) -> Promise:
     wrong = Counter(sample.outcome for sample in samples if sample.outcome.startswith(WRONG))
     kinds = ", ".join(f"{count} {kind.removeprefix(WRONG)}" for kind, count in wrong.most_common())
     text = f"{wrong.total()}{f' ({kinds})' if kinds else ''}"
-    return Promise("wrong answers", "none", text, _verdict(not wrong))
+    text += f", and {len(findings)} before the load" if findings else ""
+    return Promise("wrong answers", "none", text, _verdict(not wrong and not findings))
 
 
 def _failures(samples: Sequence[Sample], tier: Tier) -> Promise:

@@ -16,6 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from loadtest.access import Access
 from loadtest.answers import Contract, description_in, fetch, read_error
 from loadtest.body import FORM, form
 from loadtest.fleet import DRIFT, Fleet, connection_class, judge_answer
+from loadtest.known import Known
 from loadtest.samples import OK, WRONG, Sample
 
 # How many deadlines a client waits for an answer, at least 2 s.
@@ -63,13 +65,13 @@ class PolicyUser(FastHttpUser):
 
     def ask(self, due: float, skipped: int = 0) -> None:
         """Send one observation that was due at `due` (`time.perf_counter`)."""
-        body, fleet = self.fleet.form(self.pictures, self.command), self.fleet
+        fleet, known = self.fleet, self.fleet.known_request()
+        body = fleet.known_form(known) if known else fleet.form(self.pictures, self.command)
         headers = {"Content-Type": FORM, "Accept": "application/json"}
         if self.options.same_clock:
             headers["X-Request-Start"] = f"t={time.time():.6f}"
-        self.post(
-            body, headers, due, lambda status, text: judge_answer(fleet.contract, status, text), skipped
-        )
+        right = partial(fleet.known.check, request=known) if fleet.known and known else None
+        self.post(body, headers, due, partial(judge_answer, fleet.contract, right=right), skipped)
 
     def post(
         self,
@@ -206,6 +208,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--policy", default="", help="archive or policy.json; without it the management API is asked")
     add("--management-url", default="http://127.0.0.1:8081", help="management API")
     add("--access", default="", help="file of keys and certificates, as `loadtest.access` writes it")
+    add("--known", default="", help="file of requests with their answers, as `loadtest.known` writes it")
     add("--control-hz", type=float, default=10.0, help="rate at which each robot asks [Hz]")
     add(
         "--deadline-ms", type=float, default=100.0, help="oldest age of an answer that is worth anything [ms]"
@@ -229,7 +232,14 @@ def _prepare(environment: Environment, **_: Any) -> None:
     # Each process sends pictures of its own.
     seed = options.seed * 1_000 + os.getpid() % 1_000
     access = Access.read(Path(options.access)) if options.access else Access()
-    fleet = Fleet(Contract.of(description), access, options.control_hz, options.deadline_ms, seed)
+    fleet = Fleet(
+        Contract.of(description),
+        access,
+        Known.read(Path(options.known)) if options.known else None,
+        control_hz=options.control_hz,
+        deadline_ms=options.deadline_ms,
+        seed=seed,
+    )
     _fleets[environment] = fleet
     Adversary.fixed_count = options.adversaries
     for user in environment.user_classes:

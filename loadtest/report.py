@@ -1,7 +1,7 @@
 """The report of a run, as one structure."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +9,7 @@ import msgspec
 
 from loadtest import host
 from loadtest.judge import ADVERSARY, Judgement, measured, percentile, window
-from loadtest.run import Result, Target
+from loadtest.run import Result, Subject
 from loadtest.samples import OK, Sample
 from loadtest.search import Capacity
 from loadtest.tiers import Tier
@@ -79,8 +79,7 @@ class Report(msgspec.Struct, frozen=True):
 
 def of_run(
     name: str,
-    target: Target,
-    description: Mapping[str, Any],
+    subject: Subject,
     result: Result,
     capacity: Capacity | None = None,
 ) -> Report:
@@ -93,8 +92,8 @@ def of_run(
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         tier_name=name,
         tier=result.tier,
-        url=target.url,
-        policy=f"{description['name']} {description['version']}",
+        url=subject.target.url,
+        policy=f"{subject.description['name']} {subject.description['version']}",
         verdict=result.judgement.verdict,
         judgement=result.judgement,
         latency_ms=latency_ms | ({"max": max(sample.latency_ms for sample in right)} if right else {}),

@@ -1,5 +1,6 @@
 """One run of the load generator: Locust headless against a server, watched, judged."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,6 +16,7 @@ import msgspec
 from loadtest import samples
 from loadtest.access import NOTHING, Access
 from loadtest.judge import Judgement, judge, window
+from loadtest.known import Known
 from loadtest.samples import Recording
 from loadtest.tiers import Tier
 from loadtest.watch import Reading, ServerNumbers, Watch
@@ -42,6 +45,11 @@ class Target:
     synchronised: bool = False
 
     @property
+    def predictions_url(self) -> str:
+        """Where requests are posted."""
+        return f"{self.url}/predictions/{self.model}"
+
+    @property
     def same_host(self) -> bool:
         """Whether the server runs on this host."""
         return urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
@@ -50,6 +58,17 @@ class Target:
     def same_clock(self) -> bool:
         """Whether a request's age can be told across the load generator's clock and the server's."""
         return self.same_host or self.synchronised
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is loaded and judged."""
+
+    target: Target
+    # The policy's own, which answers are checked by.
+    description: dict[str, Any]
+    # Requests whose right answer is known, some of which are asked under load.
+    known: Known
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -70,9 +89,8 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def run(
-    target: Target,
+    subject: Subject,
     tier: Tier,
-    description: dict[str, object],
     *,
     generators: int = 1,
     seed: int = 0,
@@ -81,9 +99,8 @@ def run(
     """Load the server as the tier says, and judge it.
 
     Args:
-        target: the server
+        subject: the server and what is known of its policy
         tier: promises, robots and times
-        description: the policy's own description, which answers are checked by
         generators: processes of the load generator
         seed: of pictures, states, phases and clocks
         say: gets a line about what happens
@@ -91,10 +108,11 @@ def run(
     Raises:
         RunFailed: the load generator could not run; nothing is known about the server.
     """
+    target, known = subject.target, subject.known
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         policy = folder / "policy.json"
-        policy.write_bytes(msgspec.json.encode(description))
+        policy.write_bytes(msgspec.json.encode(subject.description))
         say(
             f"{tier.robots} robots at {tier.control_hz:g} Hz ({tier.scenario}) for {tier.duration_s:g} s, "
             f"after {tier.ramp_s + tier.warm_up_s:g} s of ramp and warm-up"
@@ -102,12 +120,14 @@ def run(
         with Watch(
             target.management_url, target.metrics_url, target.model, same_host=target.same_host
         ) as watch:
-            _locust(_command(target, tier, policy, generators=generators, seed=seed), tier)
+            command = _command(target, tier, policy, generators=generators, seed=seed)
+            _locust([*command, "--known", str(known.write(folder / "known"))], tier)
         try:
             recording = samples.read(folder.glob("*.samples"))
         except ValueError as error:
             raise RunFailed(str(error)) from error
-    judgement = judge(recording, tier, _judged(watch.readings))
+    company = (watch.bystanders or 0.0) / (os.cpu_count() or 1)
+    judgement = judge(recording, tier, _judged(watch.readings), known.findings, company)
     return Result(tier, recording, watch.readings, watch.numbers, watch.bystanders, judgement)
 
 

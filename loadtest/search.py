@@ -37,6 +37,8 @@ class Trial(msgspec.Struct, frozen=True):
     latency_ms: float | None
     # Bounds of its confidence interval [ms].
     interval_ms: tuple[float, float] | None
+    # Why it could not be judged, where it could not.
+    doubts: list[str] = []
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -125,8 +127,10 @@ def _tally(robots: int, trials: Sequence[Trial]) -> str:
     text = f"kept in {count} of {len(runs)} runs"
     if missed := sorted({name for t in runs for name in t.missed}):
         text += f", missed {', '.join(missed)}"
-    if any(t.verdict == "not judged" for t in runs):
-        text += ", the load generator could not hold its rates"
+    if open_ := [t for t in runs if t.verdict == "not judged"]:
+        text += (
+            f", {len(open_)} could not be judged ({'; '.join(sorted({d for t in open_ for d in t.doubts}))})"
+        )
     if intervals := [t.interval_ms for t in runs if t.interval_ms]:
         low, high = min(i[0] for i in intervals), max(i[1] for i in intervals)
         text += f" (latency {low:.1f} to {high:.1f} ms with {CONFIDENCE:.0%} confidence)"
@@ -143,6 +147,7 @@ def summarise(result: Result) -> Trial:
         result.judgement.missed,
         percentile((s.latency_ms for s in samples), percent) if samples else None,
         interval_ms(samples, percent) if samples else None,
+        result.judgement.doubts,
     )
 
 

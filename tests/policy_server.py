@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
@@ -35,6 +36,8 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.answer: str | bytes = json.dumps(ANSWER)
         self.status, self.kind, self.wait_s = 200, "application/json", 0.0
+        # One answer a request, instead of `answer`.
+        self.answers: Iterator[str] | None = None
         # Requests, counted from 1, whose connection is closed without a byte of an answer.
         self.hang_up_on: set[int] = set()
         self.connections: set[int] = set()
@@ -55,7 +58,8 @@ class Handler(BaseHTTPRequestHandler):
         if len(server.requests) in server.hang_up_on:
             self.close_connection = True
             return
-        answer = server.answer if isinstance(server.answer, bytes) else server.answer.encode()
+        answer = next(server.answers) if server.answers else server.answer
+        answer = answer if isinstance(answer, bytes) else answer.encode()
         self.send_response(server.status)
         self.send_header("Content-Type", server.kind)
         self.send_header("Content-Length", str(len(answer)))

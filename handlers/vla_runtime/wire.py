@@ -21,6 +21,8 @@ MULTIPART = "multipart/form-data"
 PNG = "image/png"
 # The answer's header with the request's id: TorchServe overwrites `X-Request-Id` with its own.
 REQUEST_ID = "Request-Id"
+# Most that the pictures of a described example have [bytes].
+MAX_EXAMPLE = 1 << 20
 # Longest request id [characters].
 MAX_REQUEST_ID = 64
 # Most values in a JSON body. Millions of small ones took seconds to read, and no policy takes many.
@@ -114,6 +116,18 @@ def _pairs(body: bytes | bytearray) -> int:
     if body[0] & 0xF0 == 0x80:
         return body[0] & 0x0F
     return int.from_bytes(body[1:3] if body[0] == 0xDE else body[1:5], "big")
+
+
+def description(spec: PolicySpec, example: Row) -> dict[str, Any]:
+    """Return the body that describes a policy: its spec, and its example as a JSON request.
+
+    An example of large pictures, which a management port need not carry, is left out.
+    """
+    body: dict[str, Any] = msgspec.to_builtins(spec)
+    pictures = sum(len(value) for value in example.values() if isinstance(value, bytes))
+    if pictures <= MAX_EXAMPLE:
+        body["example_request"] = msgspec.to_builtins(example)  # bytes become base64
+    return body
 
 
 def request_id(sent: str, given: str | None) -> str:

@@ -7,9 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
-from threading import Timer
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import yaml
 from making import serve
 
 from loadtest.body import FORM, example
+from loadtest.known import COUNT
 from loadtest.watch import parse, total
 from server.process import TorchServe
 
@@ -107,6 +109,7 @@ def test_server_that_answers_wrong_shapes_misses_on_content(policy_archive: Path
         run, report = load_test(server, tmp_path, adversaries=0)
 
     assert run.returncode == 1, run.stdout + run.stderr
+    assert "before the load: shape: actions have shape [7, 4], expected [8, 4]" in run.stdout
     assert "tier lenient is MISSED with 2 robots at 5 Hz: wrong answers, failures" in run.stdout
     assert set(report["judgement"]["errors"]) == {"wrong answer: shape"}
     assert report["judgement"]["examples"] == {
@@ -114,12 +117,20 @@ def test_server_that_answers_wrong_shapes_misses_on_content(policy_archive: Path
     }
 
 
+def kill_under_load(server: TorchServe) -> None:
+    """Kill the server when it has answered more than what is asked before the load."""
+    while (
+        total(parse(requests.get(server.metrics_url, timeout=10).text), "vla_batch_requests_sum") < 2 * COUNT
+    ):
+        time.sleep(0.2)
+    os.kill(server.pid, signal.SIGKILL)
+
+
 def test_server_that_is_killed_misses_with_the_time_of_the_outage(
     policy_archive: Path, tmp_path: Path
 ) -> None:
     for server in serve(policy_archive):
-        # The load generator starts in 2 s or more, so the server dies inside the measurement.
-        killer = Timer(7, os.kill, (server.pid, signal.SIGKILL))
+        killer = Thread(target=kill_under_load, args=(server,))
         killer.start()
         run, report = load_test(server, tmp_path, adversaries=0, warm_up_s=0, duration_s=12)
         killer.join()

@@ -274,6 +274,8 @@ def test_management_describes_the_policy(served_policy: TorchServe, policy: Poli
     assert answer["architecture"] == "command_attention"
     assert [dimension["unit"] for dimension in answer["action"]["dimensions"]] == ["m", "m", "m", "1"]
     assert answer["provenance"]["checkpoint_sha256"] == policy.spec.provenance["checkpoint_sha256"]
+    again = requests.post(served_policy.predictions_url, json=answer["example_request"], timeout=TIMEOUT_S)
+    np.testing.assert_allclose(again.json()["actions"], answer["example"]["actions"], atol=1e-4)
 
 
 def test_log_names_no_users_content(served_policy: TorchServe, example: dict[str, object]) -> None:

@@ -186,16 +186,21 @@ def test_description_without_an_action_is_refused() -> None:
 
 
 def test_description_is_read_from_an_archive_or_alone(tmp_path: Path) -> None:
-    text = json.dumps(DESCRIPTION)
+    example = {"images": {"front": "a.png"}, "command": "go", "seed": 0, "state": [], "actions": [[0, 1]]}
+    text = json.dumps(DESCRIPTION | {"example": example})
+    manifest = {"model": {"modelName": "vla", "modelVersion": "1.0"}}
     with zipfile.ZipFile(tmp_path / "vla.mar", "w") as archive:
         archive.writestr("policy.json", text)
+        archive.writestr("a.png", b"png")
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
     (tmp_path / "policy.json").write_text(text)
 
-    assert (
-        answers.description_in(tmp_path / "vla.mar")
-        == answers.description_in(tmp_path / "policy.json")
-        == DESCRIPTION
-    )
+    alone = answers.description_in(tmp_path / "policy.json")
+
+    assert alone == DESCRIPTION | {"example": example}
+    assert answers.description_in(tmp_path / "vla.mar") == alone | {
+        "example_request": {"image": "cG5n", "command": "go", "seed": 0}
+    }
 
 
 def test_unreadable_description_is_refused(tmp_path: Path) -> None:

@@ -142,6 +142,33 @@ def test_one_wrong_answer_misses_the_tier() -> None:
     assert judgement.examples == {"wrong answer: shape": "actions have shape [8, 3], expected [8, 4]"}
 
 
+def test_what_was_wrong_before_the_load_misses_the_tier() -> None:
+    findings = ["9 different requests are answered by the same actions"]
+
+    judgement = judge(Recording(READY_S, asked(), CALM), TIER, [GIB], findings)
+
+    assert judgement.missed == ["wrong answers"]
+    assert promise(judgement, "wrong answers").measured == "0, and 1 before the load"
+    assert judgement.doubts == [f"before the load: {findings[0]}"]
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "company", "verdict"),
+    [(20, 0.0, "kept"), (20, 0.5, "kept"), (60, 0.1, "missed"), (60, 0.11, "not judged")],
+)
+def test_other_programs_excuse_what_is_late_and_nothing_else(
+    latency_ms: float, company: float, verdict: str
+) -> None:
+    recording = Recording(READY_S, asked(latency_ms=latency_ms), CALM)
+    wrong = Recording(READY_S, asked() + asked(1, outcome=WRONG + "shape"), CALM)
+
+    judgement = judge(recording, TIER, [GIB], company=company)
+
+    assert promise(judgement, "latency p95").verdict == judgement.verdict == verdict
+    assert bool(judgement.doubts) == (company > 0.1)
+    assert judge(wrong, TIER, [GIB], company=company).verdict == "missed"
+
+
 def test_adversary_counts_for_answers_and_not_for_latency() -> None:
     right = asked(50, user="adversary", latency_ms=400)
     judgement = judged(asked() + right + asked(1, user="adversary", outcome=WRONG + "refusal"))

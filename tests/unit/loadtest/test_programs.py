@@ -75,3 +75,13 @@ def test_wrong_option_is_named(option: list[str], said: str) -> None:
 
     assert ended.returncode == 2
     assert said in re.sub(r"[│\s]+", " ", ended.stderr)
+
+
+def test_make_passes_on_that_nothing_was_kept(tmp_path: Path) -> None:
+    make = ["make", "-o", ".venv/.loadtest", "loadtest", f"PYTHON={sys.executable}", "PORT=9"]
+    ended = subprocess.run(
+        [*make, f"ARGS=--report {tmp_path}/report"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode != 0
+    assert "error: no description of model 'vla' at http://127.0.0.1:10" in ended.stderr

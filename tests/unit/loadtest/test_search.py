@@ -103,14 +103,12 @@ def test_run_that_can_not_be_judged_is_not_kept_and_is_told() -> None:
     trial, _ = host(100)
 
     def weak_generator(robots: int) -> Trial:
-        return trial(robots) if robots <= 5 else Trial(robots, "not judged", [], 20.0, None)
+        return trial(robots) if robots <= 5 else Trial(robots, "not judged", [], 20.0, None, ["busy"])
 
     capacity = find(weak_generator, 4, 100)
 
     assert capacity.robots == 5
-    assert capacity.statement.endswith(
-        "6 robots: kept in 0 of 2 runs, the load generator could not hold its rates"
-    )
+    assert capacity.statement.endswith("6 robots: kept in 0 of 2 runs, 2 could not be judged (busy)")
 
 
 def test_interval_holds_the_percentile_and_is_as_wide_as_the_seconds_differ() -> None:
