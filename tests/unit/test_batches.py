@@ -26,7 +26,7 @@ def goals(batch):
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "tabletop"
-    collect(Collection(out=folder, episodes=6, horizon=2, image_size=32, workers=1))
+    collect(Collection(out=folder, episodes=6, horizon=2, image_size=32, varied=0, workers=1))
     return Settings(preset="tiny", data=folder)
 
 

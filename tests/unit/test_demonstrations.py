@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla.tabletop.collection import EPISODE_FRAMES, Collection, collect, demonstrate
+from vla.tabletop.collection import EPISODE_FRAMES, FIRST_SCENE, Collection, collect, demonstrate
 from vla.tabletop.commands import GOALS
 from vla.tabletop.demonstrations import DatasetError, Demonstrations
 from vla.tabletop.expert import expert_action
@@ -25,12 +25,20 @@ EPISODES = 5
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Collection:
     out = tmp_path_factory.mktemp("data") / "tabletop"
-    return Collection(out, EPISODES, seed=1, horizon=3, image_size=32, workers=2)
+    return Collection(out, EPISODES, seed=1, horizon=3, image_size=32, varied=0, workers=2)
 
 
 @pytest.fixture(scope="module")
 def dataset(config: Collection) -> Demonstrations:
     return collect(config)
+
+
+def test_looks_change_pictures_and_boxes_alone() -> None:
+    plain, varied = (demonstrate(3, 1, horizon=1, image_size=32, varied=share) for share in (0, 1))
+    for name in ("state", "actions", "blocks", "goal"):
+        assert np.array_equal(getattr(plain, name), getattr(varied, name))
+    assert (np.abs(plain.images.astype(int) - varied.images).mean((1, 2, 3)) > 2).all()
+    assert (np.abs(plain.boxes - varied.boxes).max((1, 2)) > 0).all()
 
 
 @pytest.fixture
@@ -53,7 +61,7 @@ def test_the_arrays_are_what_the_description_says(dataset: Demonstrations, confi
 
 def test_the_first_frame_is_the_scene_of_its_seed(dataset: Demonstrations) -> None:
     env = Tabletop()
-    env.reset(1_000_000, GOALS[0])
+    env.reset(FIRST_SCENE + 1_000_000, GOALS[0])
     assert np.array_equal(dataset.state[0], env.state())
     assert np.array_equal(dataset.blocks[0], env.blocks())
     assert np.array_equal(dataset.images[0], env.render(32))
@@ -131,7 +139,7 @@ def test_another_format_version_is_refused(copy: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 7}))
     with pytest.raises(DatasetError) as refused:
         Demonstrations.load(copy)
-    assert str(refused.value) == f"{path}: format_version is 7, expected 1"
+    assert str(refused.value) == f"{path}: format_version is 7, expected 2"
 
 
 def test_a_malformed_description_is_refused(copy: Path) -> None:

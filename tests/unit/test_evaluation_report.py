@@ -122,6 +122,10 @@ def test_largest_difference_is_of_first_chunks():
     ("options", "message"),
     [
         ({}, "needs a policy: --url of a server, --archive of a .mar, or both"),
+        (
+            {"url": "u", "first_seed": 1 << 40},
+            f"first_seed must leave the seeds from {1 << 40} on to demonstrations",
+        ),
         ({"url": "u", "first_seed": 7}, "first_seed must be at least 100000, which training never uses"),
         ({"url": "u", "robots": 0}, "robots must be at least 1, got 0"),
         ({"url": "u", "require": ("blank=1",)}, "a threshold names blank, which --conditions does not run"),

@@ -1,12 +1,15 @@
 """The simulated robot, its commands and its expert, on the real simulator."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, TASKS, Goal, held_out, phrase
 from vla.tabletop.expert import expert_action, expert_chunk
+from vla.tabletop.labels import boxes
+from vla.tabletop.looks import PLAIN, draw_look
 from vla.tabletop.simulator import ACTION_HIGH, BLOCK_LANE, EPISODE_STEPS, STATE, Tabletop
 
 
@@ -68,6 +71,34 @@ def test_rendering_leaves_the_simulation_alone(env: Tabletop) -> None:
     small, large = env.render(), env.render(224)
     assert frozen(env) == before
     assert (small.shape, small.dtype, large.shape) == ((96, 96, 3), np.uint8, (224, 224, 3))
+
+
+def test_boxes_lie_on_the_blocks_in_any_look(env: Tabletop) -> None:
+    """Painted white on a black table without a lamp from the side, blocks are what is bright."""
+    for seed in range(6):
+        env.reset(seed)
+        drawn = draw_look(np.random.default_rng(seed), env.blocks())
+        env.look = replace(drawn, light=1.0, table=((0, 0, 0),) * 3, blocks=((1, 1, 1),) * 4, distractors=())
+        picture = env.render(192)
+        env.look = replace(env.look, blocks=((0, 0, 0),) * 4)
+        changed = np.abs(picture.astype(int) - env.render(192)).sum(-1) > 60
+        inside = np.zeros_like(changed)
+        for left, top, right, bottom in boxes(env.blocks(), env.look):
+            box = slice(int(192 * top), int(192 * bottom) + 1), slice(int(192 * left), int(192 * right) + 1)
+            inside[box] = True
+            assert left >= right or top >= bottom or changed[box].mean() > 0.4
+        assert changed.any()
+        assert not (changed & ~inside).any()
+    env.look = PLAIN
+
+
+def test_the_plain_look_is_restored(env: Tabletop) -> None:
+    env.reset(3)
+    plain = env.render(96)
+    env.look = draw_look(np.random.default_rng(0), env.blocks())
+    assert not np.array_equal(env.render(96), plain)
+    env.look = PLAIN
+    assert np.array_equal(env.render(96), plain)
 
 
 def test_every_colour_is_visible(env: Tabletop) -> None:

@@ -17,12 +17,13 @@ from vla.evaluation.plot import plot
 from vla.evaluation.policies import ArchivedPolicy, ExpertPolicy, RandomPolicy
 from vla.evaluation.render import animate, contact_sheet, record
 from vla.evaluation.report import Summary, Threshold, largest_difference, markdown, misses, summarise
+from vla.tabletop.collection import FIRST_SCENE
 from vla.tabletop.commands import GOALS, Goal, parse
 from vla.tabletop.simulator import Tabletop
 from vla_client import Encoding, Policy, PolicyFailure, RemotePolicy
 from vla_runtime.errors import RequestError, SpecError
 
-# Training uses the seeds below.
+# Data sets made before their scenes had a range of their own used the seeds below.
 FIRST_UNSEEN_SEED = 100_000
 # The goals shown in pictures, each in the first scene of this evaluation that has it.
 SHOWN = (Goal("reach", "red"), Goal("lift", "green"), Goal("push", "blue"), Goal("lift", "yellow"))
@@ -48,7 +49,8 @@ class Evaluation:
     goals: tuple[str, ...] = ()
     # Episodes of each condition, spread evenly over the goals.
     episodes: int = 120
-    # Seed of the first scene, 100000 or more; the next episodes take the next seeds.
+    # Seed of the first scene, 100000 or more and below 2**40, where demonstrations' seeds begin; the next
+    # episodes take the next seeds.
     first_seed: int = FIRST_UNSEEN_SEED
     # Robots that act at once, so that the server can batch them.
     robots: int = 8
@@ -81,6 +83,8 @@ class Evaluation:
             parse(goal)
         if self.first_seed < FIRST_UNSEEN_SEED:
             raise ValueError(f"first_seed must be at least {FIRST_UNSEEN_SEED}, which training never uses")
+        if self.first_seed + self.episodes > FIRST_SCENE:
+            raise ValueError(f"first_seed must leave the seeds from {FIRST_SCENE} on to demonstrations")
         if not self.conditions:
             raise ValueError("conditions must name at least one")
         if not (self.url or self.archive) and not set(self.conditions) <= set(BASELINES):

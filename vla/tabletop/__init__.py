@@ -2,6 +2,7 @@
 
 commands.py        what the robot can be told, and how people say it
 simulator.py       the robot and its blocks in MuJoCo
+looks.py           light, colours and camera: how a scene is drawn
 expert.py          the scripted expert
 labels.py          what only the simulator knows of a frame
 demonstrations.py  a data set on disk

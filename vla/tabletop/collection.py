@@ -20,6 +20,8 @@ from tqdm import tqdm
 from vla.tabletop.commands import COLOURS, GOALS
 from vla.tabletop.demonstrations import DESCRIPTION, FORMAT_VERSION, Demonstrations, Description, Dimension
 from vla.tabletop.expert import expert_action, expert_chunk
+from vla.tabletop.labels import boxes
+from vla.tabletop.looks import PLAIN, draw_look
 from vla.tabletop.simulator import ACTION, ACTION_HIGH, CAMERA, CONTROL_HZ, STATE, Tabletop
 
 # Standard deviation of the noise on the executed action, as a share of the action bound: a third of the
@@ -31,7 +33,8 @@ SAME_BLOCK = 0.5
 # Chance that a step repeats the last gripper command: so that fingers are seen open where they should close,
 # and a policy can't learn to command what they already do.
 STICKY = 0.6
-# Episode i of data set seed s is reset with s * SEED_STRIDE + i.
+# Episode i of data set seed s is reset with FIRST_SCENE + s * SEED_STRIDE + i; evaluations stay below.
+FIRST_SCENE = 1 << 40
 SEED_STRIDE = 1_000_000
 
 
@@ -42,13 +45,15 @@ class Collection:
     # The folder to write.
     out: Path = Path("data/tabletop")
     # Number of episodes, spread evenly over goals and noise levels.
-    episodes: int = 500
+    episodes: int = 800
     # Seed of the whole data set; the same seed gives the same data with any number of workers.
     seed: int = 0
     # Length of each label [control steps].
     horizon: int = 8
     # Width and height of the images [pixels].
     image_size: int = 96
+    # Share of the frames that are drawn in a random look: light, colours, camera, distractors.
+    varied: float = 0.8
     # Worker processes.
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     # Replace the folder if it exists.
@@ -60,6 +65,8 @@ class Collection:
             value = getattr(self, name)
             if not 1 <= value <= highest:
                 raise ValueError(f"{name} must be between 1 and {highest}, got {value}")
+        if not 0 <= self.varied <= 1:
+            raise ValueError(f"varied must be from 0 to 1, got {self.varied}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
@@ -71,6 +78,7 @@ class Episode(NamedTuple):
     state: NDArray[np.float32]  # float32 [n, 4], physical units
     actions: NDArray[np.float32]  # float32 [n, G, T, 4], physical units
     blocks: NDArray[np.float32]  # float32 [n, 4, 3] [m]
+    boxes: NDArray[np.float32]  # float32 [n, 4, 4], shares of the picture's edge
     goal: NDArray[np.int32]  # int32 [n], index in GOALS of the goal pursued
     success: bool  # of the first goal
 
@@ -97,24 +105,27 @@ def collect(config: Collection) -> Demonstrations:
     return Demonstrations.load(config.out)
 
 
-def demonstrate(index: int, seed: int, horizon: int, image_size: int) -> Episode:
+def demonstrate(index: int, seed: int, horizon: int, image_size: int, varied: float = 0.0) -> Episode:
     """Collect episode `index` of the data set `seed`; depends on nothing but its arguments.
 
     A goal that is reached is followed by another one, for half of the time with the same block: so the data
     set shows hands at, on and around blocks, where grasps are decided. Of single goals it would show few. A
-    push ends the episode, since how far its block was pushed can't be seen.
+    push ends the episode, since how far its block was pushed can't be seen. Every frame has a look of its
+    own: a policy without memory learns most from looks that differ most.
     """
     env = _simulator()
     level = NOISE_LEVELS[index // len(GOALS) % len(NOISE_LEVELS)]
-    random = np.random.default_rng([seed, index])
+    random, looks = np.random.default_rng([seed, index]), np.random.default_rng([seed, index, 1])
     goal = GOALS[index % len(GOALS)]
-    env.reset(seed * SEED_STRIDE + index, goal)
-    images, state, actions, blocks, goals = [], [], [], [], []
+    env.reset(FIRST_SCENE + seed * SEED_STRIDE + index, goal)
+    images, state, actions, blocks, frames, goals = [], [], [], [], [], []
     gripper = -1.0
     while len(images) < EPISODE_FRAMES:
-        images.append(env.render(image_size))
-        state.append(env.state())
         blocks.append(env.blocks())
+        env.look = draw_look(looks, blocks[-1]) if looks.random() < varied else PLAIN
+        images.append(env.render(image_size))
+        frames.append(boxes(blocks[-1], env.look))
+        state.append(env.state())
         actions.append([expert_chunk(env, each, horizon) for each in GOALS])
         goals.append(GOALS.index(goal))
         action = expert_action(env, goal)
@@ -131,6 +142,7 @@ def demonstrate(index: int, seed: int, horizon: int, image_size: int) -> Episode
         np.stack(state),
         np.array(actions, np.float32),
         np.stack(blocks),
+        np.stack(frames),
         np.array(goals, np.int32),
         env.success,
     )
@@ -145,7 +157,11 @@ def _simulator() -> Tabletop:
 def _episodes(config: Collection) -> Iterator[Episode]:
     """Every episode in order, collected in worker processes."""
     task = functools.partial(
-        demonstrate, seed=config.seed, horizon=config.horizon, image_size=config.image_size
+        demonstrate,
+        seed=config.seed,
+        horizon=config.horizon,
+        image_size=config.image_size,
+        varied=config.varied,
     )
     # Rendering contexts do not survive a fork.
     spawn = multiprocessing.get_context("spawn")
@@ -164,7 +180,7 @@ def _write(folder: Path, episodes: list[Episode], config: Collection) -> None:
     begins = np.cumsum([0, *lengths])
     for index, (begin, episode) in enumerate(zip(begins[:-1], episodes, strict=True)):
         frames = slice(begin, begin + lengths[index])
-        for name in ("images", "state", "actions", "blocks", "goal"):
+        for name in ("images", "state", "actions", "blocks", "boxes", "goal"):
             arrays[name][frames] = getattr(episode, name)
         arrays["episode"][frames] = index
     for array in arrays.values():
@@ -188,5 +204,6 @@ def _describe(episodes: list[Episode], config: Collection) -> Description:
         frames=sum(len(episode.state) for episode in episodes),
         seed=config.seed,
         noise_levels=NOISE_LEVELS,
+        varied=config.varied,
         success_rate=sum(episode.success for episode in episodes) / len(episodes),
     )

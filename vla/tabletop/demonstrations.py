@@ -10,6 +10,7 @@ state.npy     float32 [N, 4]             the robot's state, in physical units
 actions.npy   float32 [N, G, T, 4]       what the expert would really do from here for *every* goal,
                                          in physical units
 blocks.npy    float32 [N, 4, 3]          the blocks' centres in the table frame [m]
+boxes.npy     float32 [N, 4, 4]          the blocks in the picture: left, top, right and bottom, in [0, 1]
 episode.npy   int32 [N]                  index of the episode; its frames are contiguous
 goal.npy      int32 [N]                  index of the goal that the episode pursued
 ============  =========================  ===============================================================
@@ -22,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION = "dataset.json"
 
 
@@ -61,6 +62,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
     # Noise on the executed actions, as a share of the action bound; one level an episode.
     noise_levels: tuple[float, ...]
+    # Share of the frames that are drawn in a random look.
+    varied: float
     # Share of the episodes in which the noisy expert reached its goal.
     success_rate: float
 
@@ -72,6 +75,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "state": ("float32", (n, len(self.state))),
             "actions": ("float32", (n, len(self.goals), self.horizon, width)),
             "blocks": ("float32", (n, len(self.blocks), 3)),
+            "boxes": ("float32", (n, len(self.blocks), 4)),
             "episode": ("int32", (n,)),
             "goal": ("int32", (n,)),
         }
@@ -86,6 +90,7 @@ class Demonstrations:
     state: NDArray[np.float32]
     actions: NDArray[np.float32]
     blocks: NDArray[np.float32]
+    boxes: NDArray[np.float32]
     episode: NDArray[np.int32]
     goal: NDArray[np.int32]
 

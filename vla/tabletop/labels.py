@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.tabletop.commands import COLOURS, GOALS
+from vla.tabletop.looks import PLAIN, Look, turned
 
 SCENE = Path(__file__).with_name("tabletop.xml")
 
@@ -31,16 +32,17 @@ class Camera(NamedTuple):
     block_half: float
 
 
-def boxes(blocks: NDArray[np.floating]) -> NDArray[np.float32]:
+def boxes(blocks: NDArray[np.floating], look: Look = PLAIN) -> NDArray[np.float32]:
     """Return the smallest boxes around upright blocks, hidden ones too.
 
     Args:
         blocks: float [..., 3], the blocks' centres in the table frame [m], in front of the camera
+        look: where the camera is moved and turned to
 
     Returns:
         float32 [..., 4], left, top, right and bottom as shares of the picture's edge, in [0, 1]
     """
-    camera = _front()
+    camera = _camera(look)
     signs = np.stack(np.meshgrid(*[(-1, 1)] * 3), axis=-1).reshape(8, 3)
     corners = np.asarray(blocks, np.float64)[..., None, :] + signs * camera.block_half  # [..., 8, 3]
     right, up, back = np.moveaxis((corners - camera.position) @ camera.axes.T, -1, 0)
@@ -48,6 +50,15 @@ def boxes(blocks: NDArray[np.floating]) -> NDArray[np.float32]:
     y = 0.5 - 0.5 * up / (-back * camera.half_edge)
     edges = np.stack([x.min(-1), y.min(-1), x.max(-1), y.max(-1)], axis=-1)
     return edges.clip(0, 1).astype(np.float32)
+
+
+def _camera(look: Look) -> Camera:
+    front = _front()
+    return front._replace(
+        position=front.position + look.shift,
+        axes=turned(front.axes, look.turn),
+        half_edge=front.half_edge * look.zoom,
+    )
 
 
 @cache

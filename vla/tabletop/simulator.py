@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vla.tabletop.commands import COLOURS, GOALS, Goal
+from vla.tabletop.looks import DISTRACTORS, PLAIN, Look, turned
 
 SCENE = Path(__file__).with_name("tabletop.xml")
 CAMERA = "front"
@@ -97,6 +98,8 @@ class Tabletop:
         self._data = mujoco.MjData(self._model)
         self._view = mujoco.MjData(self._model)  # what is drawn: a copy, so that drawing leaves no trace
         self._renderers: dict[int, mujoco.Renderer] = {}
+        self._plain = mujoco.MjModel.from_xml_path(str(SCENE))  # what looks are made from
+        self._look = PLAIN
         self._substeps = round(1 / (CONTROL_HZ * self._model.opt.timestep))
         if abs(self._substeps * self._model.opt.timestep * CONTROL_HZ - 1) > 1e-9:
             raise ValueError(f"timestep {self._model.opt.timestep} s does not divide 1 / {CONTROL_HZ} Hz")
@@ -216,6 +219,17 @@ class Tabletop:
         renderer.update_scene(self._view, camera=CAMERA)
         return renderer.render()
 
+    @property
+    def look(self) -> Look:
+        """How the scene is drawn; it stays through `reset` until it is set again."""
+        return self._look
+
+    @look.setter
+    def look(self, look: Look) -> None:
+        if look != self._look:
+            _apply(self._model, self._plain, look)
+            self._look = look
+
     def snapshot(self) -> Snapshot:
         """Keep this moment, to ``restore`` it later, as often as wanted."""
         physics = np.empty(mujoco.mj_stateSize(self._model, _PHYSICS))
@@ -247,6 +261,37 @@ def _lay_blocks(random: np.random.Generator) -> NDArray[np.float64]:
             break
     along = random.uniform(*BLOCK_X, len(COLOURS))
     return np.stack([along, across, np.full(len(COLOURS), BLOCK_HALF)], axis=1)
+
+
+def _apply(model: mujoco.MjModel, plain: mujoco.MjModel, look: Look) -> None:
+    """Give a model the look of the plain one with these changes; nothing that physics reads is touched."""
+    gain = look.light * np.array(look.tint)
+    for part in ("ambient", "diffuse"):
+        getattr(model.vis.headlight, part)[:] = gain * getattr(plain.vis.headlight, part)
+    model.light_diffuse[:] = gain * plain.light_diffuse
+    direction = plain.light_dir[0] + (*look.lamp, 0.0)
+    model.light_dir[0] = direction / np.linalg.norm(direction)
+    camera = model.camera(CAMERA).id
+    model.cam_pos[camera] = plain.cam_pos[camera] + look.shift
+    axes = np.empty(9)
+    mujoco.mju_quat2Mat(axes, plain.cam_quat[camera])
+    mujoco.mju_mat2Quat(model.cam_quat[camera], turned(axes.reshape(3, 3).T, look.turn).T.flatten())
+    model.cam_fovy[camera] = 2 * np.degrees(
+        np.arctan(look.zoom * np.tan(np.radians(plain.cam_fovy[camera]) / 2))
+    )
+    model.mat_rgba[:] = plain.mat_rgba
+    for name, colour in zip(("wood", "mat", "edge"), look.table or (), strict=False):
+        model.mat_rgba[model.material(name).id, :3] = colour
+    for name, colour in zip(COLOURS, look.blocks or (), strict=False):
+        model.mat_rgba[model.material(name).id, :3] = colour
+    for index in range(DISTRACTORS):
+        geom = model.geom(f"distractor{index}").id
+        shown = index < len(look.distractors)
+        model.geom_rgba[geom] = (*look.distractors[index].colour, 1.0) if shown else (0.0, 0.0, 0.0, 0.0)
+        if shown:
+            thing = look.distractors[index]
+            model.geom_size[geom] = thing.size
+            model.geom_pos[geom] = (thing.x, thing.y, thing.size)
 
 
 def _renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:

@@ -10,7 +10,7 @@ from vla.checkpoint import Config, Frame
 from vla.models import Batch
 from vla.tabletop.commands import GOALS, HELD_OUT, PHRASES, SKILLS, Goal, held_out, phrase
 from vla.tabletop.demonstrations import Demonstrations
-from vla.tabletop.labels import TARGETS, boxes
+from vla.tabletop.labels import TARGETS
 from vla_runtime.actions import normalise
 from vla_runtime.errors import SpecError
 from vla_runtime.preprocessing import normalise_pictures
@@ -149,7 +149,7 @@ class Batches:
             skill=torch.from_numpy(self._skills[goals.flatten()]),
             target=torch.from_numpy(TARGETS[goals.flatten()]),
             objects=torch.from_numpy(data.blocks[rows]),
-            boxes=torch.from_numpy(boxes(data.blocks[rows])).unsqueeze(1),
+            boxes=torch.from_numpy(data.boxes[rows]).unsqueeze(1),
         )
 
 
