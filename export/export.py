@@ -26,7 +26,7 @@ from export.flat import flattened
 from export.lower import Lowered
 from export.package import package
 from export.quantise import quantised
-from export.saturate import saturated
+from export.saturate import saturating
 from export.source import Source
 from export.target import Target
 from export.trace import trace
@@ -132,8 +132,7 @@ def _compile(
     """
     target = _target(source, options)
     flat, layout = flattened(source)
-    module = flat if target.format == "eager" else saturated(flat, source.action)
-    model: Any = module.to(target.device)
+    model: Any = flat.to(target.device)
     _say(f"{target.format} in {target.precision}: {source.name} ({source.architecture}) of {options.policy}")
     makers = {"torchscript": trace, "pt2": package, "eager": eager.save}
     answers = answered(model, layout, target, [Batch.example(source, layout, target.device)])
@@ -218,7 +217,7 @@ def _describe(
         cameras=source.cameras,
         tokenizer=source.tokenizer,
         state=source.state,
-        action=source.action,
+        action=saturating(source.action),
         safety=source.safety,
         artifact=artifact,
         history=source.history,

@@ -1,7 +1,7 @@
 """Action spaces: what the policy returns to a chunk of actions that a robot understands, and back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,14 @@ import torch
 
 from vla_runtime.artifact import Outputs
 from vla_runtime.errors import PolicyFailed
-from vla_runtime.safety import Robot, SafetyReport, enforce, enforce_discrete
+from vla_runtime.safety import (
+    Robot,
+    SafetyReport,
+    enforce,
+    enforce_discrete,
+    saturate,
+    wanted_beyond,
+)
 from vla_runtime.spec import (
     ActionSpace,
     BinnedSpace,
@@ -87,9 +94,11 @@ def to_chunk(output: Outputs, state: np.ndarray, previous: np.ndarray, spec: Pol
         indices, probabilities, report = enforce_discrete(probabilities, confidence, space, safety)
         return ActionChunk(indices, space, report, confidence, output.attention, probabilities, extras)
     measured = measured_by(space, state, spec.state)
-    actions = unnormalise(output.actions, space) + np.where(relative(space), measured, np.float32(0))
-    robot = Robot(measured, previous)
-    actions, report = enforce(space.valid_rotations(actions), output.confidence, robot, space, safety)
+    given = unnormalise(output.actions, space) + np.where(relative(space), measured, np.float32(0))
+    wanted = space.valid_rotations(given)
+    actions = saturate(wanted, space) if space.saturating else wanted
+    actions, report = enforce(actions, output.confidence, Robot(measured, previous), space, safety)
+    report = replace(report, saturated=wanted_beyond(wanted, space))
     return ActionChunk(actions, space, report, output.confidence, output.attention, None, extras)
 
 

@@ -37,9 +37,10 @@ BATCH = Metric("vla_batch_requests", "histogram", "count")
 COMMANDS = Metric("vla_command_cache_total", "counter", "count", ("result",))
 DEADLINES = Metric("vla_deadline_misses_total", "counter", "count")
 INTERVENTIONS = Metric("vla_safety_interventions_total", "counter", "count", ("action",))
+SATURATION = Metric("vla_saturated_share", "histogram", "share")
 ERRORS = Metric("vla_request_errors_total", "counter", "count", ("code",))
 MEMORY = Metric("vla_memory_bytes", "gauge", "B", ("kind", "worker"))
-CATALOGUE = (STAGE, BATCH, COMMANDS, DEADLINES, INTERVENTIONS, ERRORS, MEMORY)
+CATALOGUE = (STAGE, BATCH, COMMANDS, DEADLINES, INTERVENTIONS, SATURATION, ERRORS, MEMORY)
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class Meter:
         for status, count in Counter(answer.chunk.safety.status for answer in answered).items():
             if status != "ok":
                 yield Reading(INTERVENTIONS, count, (status,))
+        shares = [share for a in answered if (share := a.chunk.safety.saturated) is not None]
+        if shares:
+            yield Reading(SATURATION, sum(shares) / len(shares))
         yield from _failures([answer for answer in answers if isinstance(answer, RequestError)])
         yield from self._memory()
 

@@ -1,6 +1,5 @@
-"""The last step before an action leaves: finite, inside its bounds, no jump between consecutive actions."""
+"""The last step before an action leaves: finite, inside its bounds, no jump, nowhere it must not lead."""
 
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +19,8 @@ class SafetyReport:
     status: Literal["ok", "clamped", "held"]
     # One line a broken limit: which dimension, by how much.
     violations: tuple[str, ...]
+    # Share of the values that the policy wanted beyond their bounds; None where it has no such values.
+    saturated: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def enforce(
 
     Within the limits the chunk is returned as it came. Otherwise the spec's mode decides: `clamp` moves every
     value to the nearest allowed one, `hold` replaces the chunk by standing still, `reject` refuses. A chunk
-    that is not finite or not confident enough can't be clamped: it is held where the spec says how, else
-    refused.
+    that is not finite, not confident enough or can't keep all limits can't be clamped: it is held where the
+    spec says how, else refused.
 
     Args:
         actions: float32 [T, A], physical units
@@ -58,6 +59,7 @@ def enforce(
     """
     fatal = _unclampable(actions, confidence, space, safety)
     limited = actions if fatal else _limit(actions, robot, space, safety)
+    fatal = fatal or _contradictions(limited, space)
     violations = fatal or _differences(actions, limited, space)
     if not violations:
         return limited, SafetyReport("ok", ())
@@ -67,6 +69,17 @@ def enforce(
     if safety.mode == "reject" or held is None:
         raise _unsafe(violations)
     return np.broadcast_to(held, actions.shape), SafetyReport("held", violations)
+
+
+def wanted_beyond(actions: np.ndarray, space: ContinuousSpace) -> float:
+    """Return the share of a chunk's values, float32 [T, A], that lie beyond their bounds."""
+    margin = TOLERANCE * (space.high - space.low)
+    return float(((actions < space.low - margin) | (actions > space.high + margin)).mean())
+
+
+def saturate(actions: np.ndarray, space: ContinuousSpace) -> np.ndarray:
+    """Cut values at their bounds, float32 [T, A]; one that is not finite stays as it is."""
+    return np.where(np.isfinite(actions), np.clip(actions, space.low, space.high), actions)
 
 
 def enforce_discrete(
@@ -138,18 +151,82 @@ def _unconfident(confidence: float | None, safety: Safety) -> tuple[str, ...]:
 
 
 def _limit(actions: np.ndarray, robot: Robot, space: ContinuousSpace, safety: Safety) -> np.ndarray:
+    """Move every action to the nearest one within all limits: float32 [T, A], NaN where none is."""
     limited = np.clip(actions, space.low, space.high)
-    if safety.max_step is None:
+    if safety.max_step is None and safety.position_limits is None and safety.max_from_state is None:
         return limited
-    steps = np.array([np.inf if step is None else step for step in safety.max_step], np.float32)
+    steps = _column(safety.max_step)
     absolute = np.array([dimension.meaning == "absolute" for dimension in space.dimensions])
     # From the reported pose, else from the previous action; without either the first action is free.
     posed = absolute & np.isfinite(robot.measured)
     before = np.where(posed, robot.measured, robot.previous)
     before = np.where(np.isfinite(before), np.clip(before, space.low, space.high), limited[0])
-    for previous, action in itertools.pairwise([before, *limited]):
-        np.clip(action, previous - steps, previous + steps, out=action)
+    places = _Places(robot, space, safety)
+    for action in limited:
+        low, high = places.interval(steps)
+        low = np.maximum.reduce([low, before - steps, space.low])
+        high = np.minimum.reduce([high, before + steps, space.high])
+        rounding = TOLERANCE * (space.high - space.low)
+        possible = low <= high + rounding
+        action[:] = np.where(possible, np.clip(action, np.minimum(low, high), high), np.nan)
+        places.move(action)
+        before = action
     return limited
+
+
+class _Places:
+    """Where a chunk leads, from the reported state on, in each dimension that has a limit on it."""
+
+    def __init__(self, robot: Robot, space: ContinuousSpace, safety: Safety) -> None:
+        meanings = [dimension.meaning for dimension in space.dimensions]
+        # What one action of 1 adds to the place; 0 for an absolute action, which is the place.
+        rates = {"delta": 1.0, "velocity": 1.0 / space.control_hz}
+        self._rate = np.array([rates.get(str(meaning), 0.0) for meaning in meanings])
+        self._moving = (self._rate > 0) & np.isfinite(robot.measured)
+        known = np.isfinite(robot.measured)
+        self._place = np.where(known, robot.measured, 0).astype(np.float64)
+        boxes = safety.position_limits or (None,) * space.width
+        self._box = np.array([(-np.inf, np.inf) if box is None else box for box in boxes]).T
+        far = np.where(known, _column(safety.max_from_state), np.inf)
+        self._near = np.array([self._place - far, self._place + far])
+
+    def interval(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lowest and highest next action that leads nowhere it must not: float64 [A] each."""
+        # A robot outside its box may stay where it is, or come back.
+        low = np.maximum(np.minimum(self._box[0], self._place), self._near[0])
+        high = np.minimum(np.maximum(self._box[1], self._place), self._near[1])
+        rate = np.where(self._moving, self._rate, 1)
+        down, up = self._braked(self._place - low, steps), self._braked(high - self._place, steps)
+        return np.where(self._moving, -down / rate, low), np.where(self._moving, up / rate, high)
+
+    def move(self, action: np.ndarray) -> None:
+        """Follow one action, float32 [A]."""
+        self._place = np.where(self._moving, self._place + self._rate * action, self._place)
+
+    def _braked(self, room: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Return the largest change of place that can still be slowed down within the room, float64 [A].
+
+        With at most `s` less from each action to the next, v + (v - s) + (v - 2s) + ... is at most
+        v (v + s) / 2s.
+        """
+        step = np.where(np.isfinite(steps), steps, 0) * self._rate
+        slowed = (step > 0) & np.isfinite(room)
+        finite = np.where(slowed, np.maximum(room, 0), 0)
+        return np.where(
+            slowed, np.minimum(room, np.sqrt(step * step / 4 + 2 * step * finite) - step / 2), room
+        )
+
+
+def _column(limits: tuple[float | None, ...] | None) -> np.ndarray:
+    """Return one limit a dimension as float64, infinity where there is none."""
+    return np.array([np.inf if limit is None else limit for limit in limits or (None,)])
+
+
+def _contradictions(limited: np.ndarray, space: ContinuousSpace) -> tuple[str, ...]:
+    columns = zip(space.names, limited.T, strict=True)
+    return tuple(
+        f"{name} can't keep all its limits at once" for name, values in columns if np.isnan(values).any()
+    )
 
 
 def _differences(actions: np.ndarray, limited: np.ndarray, space: ContinuousSpace) -> tuple[str, ...]:

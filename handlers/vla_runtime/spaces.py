@@ -189,6 +189,9 @@ class ContinuousSpace(Vector, frozen=True, kw_only=True, tag_field="kind", tag="
     # Rate at which the robot is to execute them [Hz].
     control_hz: float
     rotations: tuple[Rotation, ...] = ()
+    # Whether a value beyond its bounds means the bound: of a policy that was trained on actions which end
+    # there. It is cut without being called a violation.
+    saturating: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

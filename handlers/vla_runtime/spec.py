@@ -142,6 +142,11 @@ class Safety(Part, frozen=True):
     # first action is limited from the reported state (absolute dimensions that name it), else from the
     # request's `previous`.
     max_step: tuple[float | None, ...] | None = None
+    # Where deltas and velocities may lead, [low, high] one a dimension that names its state [its unit]: a
+    # workspace box, joint limits. A robot that is outside may stay or come back.
+    position_limits: tuple[tuple[float, float] | None, ...] | None = None
+    # How far from the reported state a chunk may lead, one a dimension that names its state [its unit].
+    max_from_state: tuple[float | None, ...] | None = None
     # The action that replaces a whole chunk when it is held [action unit]; null in a dimension whose meaning
     # says what standing still is; a name in a discrete space.
     hold_action: tuple[float | None, ...] | str | None = None
@@ -399,7 +404,7 @@ def _check_discrete(space: DiscreteSpace, safety: Safety, example: Example) -> N
 
 
 def _check_limits(space: ContinuousSpace, safety: Safety, confident: bool) -> None:
-    for name in ("max_step", "hold_action"):
+    for name in ("max_step", "position_limits", "max_from_state", "hold_action"):
         values = getattr(safety, name)
         require(
             values is None or (not isinstance(values, str) and len(values) == space.width),
@@ -409,14 +414,47 @@ def _check_limits(space: ContinuousSpace, safety: Safety, confident: bool) -> No
         safety.min_confidence is None or confident,
         "safety.min_confidence needs an artifact that returns 'confidence'",
     )
-    for name, step in zip(space.names, safety.max_step or (), strict=False):
-        require(step is None or step > 0, f"safety.max_step of {name} must be positive, got {step}")
+    for name in ("max_step", "max_from_state"):
+        for dimension, value in zip(space.dimensions, getattr(safety, name) or (), strict=False):
+            require(
+                value is None or value > 0,
+                f"safety.{name} of {dimension.name} must be positive, got {value}",
+            )
+            _check_limited(f"safety.{name}", dimension, value, space)
+    for dimension, pair in zip(space.dimensions, safety.position_limits or (), strict=False):
         require(
-            step is None or name not in space.rotating,
-            f"safety.max_step limits {name}, a part of a rotation, which would no longer be one",
+            pair is None or pair[0] < pair[1],
+            f"safety.position_limits of {dimension.name} needs low < high, got {pair}",
         )
+        _check_limited("safety.position_limits", dimension, pair, space)
+    _check_places(space, safety)
     if safety.mode == "hold" or safety.min_confidence is not None or safety.hold_action is not None:
         _check_hold(space, safety)
+
+
+def _check_limited(limit: str, dimension: Dimension, value: object, space: ContinuousSpace) -> None:
+    require(
+        value is None or dimension.name not in space.rotating,
+        f"{limit} limits {dimension.name}, a part of a rotation, which would no longer be one",
+    )
+
+
+def _check_places(space: ContinuousSpace, safety: Safety) -> None:
+    """A limit on where a dimension leads needs to know where it is, and holding must not lead elsewhere."""
+    moving = ("delta", "velocity")
+    for name, meanings in {"position_limits": moving, "max_from_state": (*moving, "absolute")}.items():
+        declared = safety.hold_action if isinstance(safety.hold_action, tuple) else (None,) * space.width
+        columns = zip(space.dimensions, getattr(safety, name) or (), declared, strict=False)
+        for dimension, limit, held in columns:
+            require(
+                limit is None or (dimension.state is not None and dimension.meaning in meanings),
+                f"safety.{name} of {dimension.name} needs a dimension of the state in `state` and one of the "
+                f"meanings {', '.join(meanings)}, got {dimension.state!r} and {dimension.meaning!r}",
+            )
+            require(
+                limit is None or held is None or (held == 0 and dimension.meaning in moving),
+                f"safety.hold_action of {dimension.name} must be null: safety.{name} limits where it leads",
+            )
 
 
 def _check_hold(space: ContinuousSpace, safety: Safety) -> None:

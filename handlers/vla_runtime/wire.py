@@ -13,6 +13,7 @@ from vla_runtime.errors import InvalidValue, MalformedBody, RequestError, TooLar
 from vla_runtime.explanation import overlay
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer
+from vla_runtime.safety import SafetyReport
 from vla_runtime.spec import PolicySpec
 
 JSON = "application/json"
@@ -163,7 +164,7 @@ def answer_body(answer: Answer, spec: PolicySpec, queue_ms: float) -> dict[str, 
         "action_names": chunk.space.names,
         "control_hz": chunk.space.control_hz,
         "confidence": chunk.confidence,
-        "safety": {"status": chunk.safety.status, "violations": chunk.safety.violations},
+        "safety": _safety(chunk.safety),
         "timing_ms": {
             "queue": round(queue_ms, 3),
             **{stage: round(value, 3) for stage, value in answer.timing_ms.items()},
@@ -173,6 +174,11 @@ def answer_body(answer: Answer, spec: PolicySpec, queue_ms: float) -> dict[str, 
         "version": spec.version,
         **extras,
     }
+
+
+def _safety(report: SafetyReport) -> dict[str, Any]:
+    saturated = None if report.saturated is None else round(report.saturated, 4)
+    return {"status": report.status, "violations": report.violations, "saturated": saturated}
 
 
 def _actions(chunk: ActionChunk) -> list[Any]:

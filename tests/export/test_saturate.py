@@ -1,47 +1,40 @@
 """Actions end at their bounds where bounds normalise them, and nowhere else."""
 
-import math
-from typing import Any
-
 import msgspec
 import pytest
-import torch
 from making import vector
-from torch import Tensor, nn
 
-from export.saturate import saturated
-from vla_runtime.spec import ContinuousSpace
+from export.saturate import saturating
+from vla_runtime.spec import ContinuousSpace, DiscreteSpace
 
 SPACE = vector(
     ContinuousSpace, delta_x=("m", -0.03, 0.03), gripper=("1", 0.0, 1.0), horizon=1, control_hz=10.0
 )
-SAID = torch.tensor([[[1.2, -3.0]], [[-0.4, 0.9]], [[math.nan, 1.0001]]])
+RELATIVE = tuple(
+    msgspec.structs.replace(d, meaning="absolute", state="x", relative=True) for d in SPACE.dimensions
+)
 
 
-class Fixed(nn.Module):
-    """Answers the same, whatever it sees."""
-
-    def act(self, *_: Tensor) -> dict[str, Tensor]:
-        return {"actions": SAID, "confidence": torch.ones(3)}
+def test_bounds_that_normalise_are_where_the_policy_ends() -> None:
+    assert saturating(SPACE) == msgspec.structs.replace(SPACE, saturating=True)
 
 
-def answer(space: Any) -> dict[str, Tensor]:
-    return saturated(Fixed(), space).act(*[torch.zeros(3)] * 5)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalisation": "quantiles"},
+        {"normalisation": "mean_std"},
+        {"statistics": msgspec.structs.replace(SPACE.statistics, low=(-1.0, 0.0), high=(1.0, 2.0))},
+        {"dimensions": RELATIVE},
+    ],
+)
+def test_others_reach_beyond_their_bounds(change: dict) -> None:
+    space = msgspec.structs.replace(SPACE, **change)
+
+    assert saturating(space) == space
 
 
-def test_overshoot_of_a_bound_means_the_bound() -> None:
-    outputs = answer(SPACE)
+def test_symbols_have_no_bounds() -> None:
+    space = DiscreteSpace(vocabulary=("a", "b"), horizon=1, control_hz=1.0)
 
-    assert outputs["actions"][:2].tolist() == [[[1.0, -1.0]], [[pytest.approx(-0.4), pytest.approx(0.9)]]]
-    assert outputs["actions"][2, 0].isnan().tolist() == [True, False]  # left to the safety limits
-    assert outputs["confidence"].tolist() == [1, 1, 1]
-
-
-def test_dimension_that_is_not_normalised_ends_at_its_own_bounds() -> None:
-    outputs = answer(msgspec.structs.replace(SPACE, passthrough=("gripper",)))
-
-    assert outputs["actions"][:2].tolist() == [[[1.0, 0.0]], [[pytest.approx(-0.4), pytest.approx(0.9)]]]
-
-
-def test_other_statistics_reach_beyond_the_bounds() -> None:
-    assert answer(msgspec.structs.replace(SPACE, normalisation="quantiles"))["actions"] is SAID
+    assert saturating(space) is space

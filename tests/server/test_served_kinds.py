@@ -75,7 +75,7 @@ def test_quaternions_leave_valid_and_doubt_is_held(server: TorchServe) -> None:
     action = np.array(sure.json()["actions"][0])
     assert np.linalg.norm(action[1:]) == pytest.approx(1, abs=1e-6)
     assert action[4] / action[1] == pytest.approx(2 / 1.1, rel=1e-5)
-    assert sure.json()["safety"] == {"status": "ok", "violations": []}
+    assert sure.json()["safety"] == {"status": "ok", "violations": [], "saturated": 0.0}
     assert doubtful.json()["actions"] == [[0, 0, 0, 0, 1]] * 2
     assert doubtful.json()["safety"]["violations"] == ["confidence 0.098 is below 0.5"]
 

@@ -116,12 +116,47 @@ def test_doubtful_discrete_chunk_is_held(
 
     assert [action["name"] for action in answer["actions"]] == ["stop", "stop"]
     assert answer["actions"][0]["probabilities"] == [0, 0, 0, 0, 0, 1]
-    assert answer["safety"] == {"status": "held", "violations": [violation]}
+    assert answer["safety"] == {"status": "held", "violations": [violation], "saturated": None}
 
 
 def test_discrete_chunk_without_a_safe_action_is_refused() -> None:
     with pytest.raises(UnsafeAction, match=r"outside its safety limits: the logits are not finite$"):
         to_chunk(outputs(np.full((2, 6), math.inf)), NOTHING, UNKNOWN, spec(SYMBOLS))
+
+
+@pytest.mark.parametrize(("saturating", "status"), [(True, "ok"), (False, "clamped")])
+def test_what_the_policy_wanted_beyond_its_bounds_is_counted(saturating: bool, status: str) -> None:
+    policy = spec(space(saturating=saturating))
+
+    answer = body(policy, outputs([[1.5, 1.0], [-0.5, -1.00001]]))
+
+    np.testing.assert_allclose(answer["actions"], [[0.03, 1], [-0.015, 0]], atol=1e-7)
+    assert answer["safety"]["saturated"] == 0.5
+    assert answer["safety"]["status"] == status
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_means_no_bound(value: float) -> None:
+    policy = spec(space(saturating=True), Safety(hold_action=(0.0, 1.0)))
+
+    answer = body(policy, outputs([[value, 0], [0, 0]]))
+
+    assert answer["safety"]["status"] == "held"
+    assert answer["safety"]["violations"] == ["x is not finite"]
+
+
+def test_confidence_that_is_too_low_is_said() -> None:
+    safety = Safety(min_confidence=0.5, hold_action=(0.0, 1.0))
+    policy = spec(space(), safety, outputs=("actions", "confidence"))
+
+    answer = body(policy, outputs([[0.5, 0], [0, 0]], confidence=0.25))
+
+    assert answer["safety"] == {
+        "status": "held",
+        "violations": ["confidence 0.250 is below 0.5"],
+        "saturated": 0.0,
+    }
+    assert (answer["confidence"], answer["actions"]) == (0.25, [[0, 1], [0, 1]])
 
 
 def test_extras_are_shown_as_declared() -> None:

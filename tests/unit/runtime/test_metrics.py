@@ -18,6 +18,7 @@ from vla_runtime.metrics import (
     ERRORS,
     INTERVENTIONS,
     MEMORY,
+    SATURATION,
     STAGE,
     Meter,
     Reading,
@@ -29,8 +30,9 @@ from vla_runtime.safety import SafetyReport
 ROOT = Path(__file__).parents[3]
 
 
-def answer(status: Literal["ok", "clamped", "held"] = "ok") -> Answer:
-    chunk = ActionChunk(np.zeros((2, 2), np.float32), space(), SafetyReport(status, ()), None, None)
+def answer(status: Literal["ok", "clamped", "held"] = "ok", saturated: float | None = None) -> Answer:
+    report = SafetyReport(status, (), saturated)
+    chunk = ActionChunk(np.zeros((2, 2), np.float32), space(), report, None, None)
     return Answer(chunk, {"preprocess": 2.0, "inference": 8.0, "postprocess": 0.5}, batch_size=3)
 
 
@@ -67,6 +69,13 @@ def test_batch_of_right_answers(policy: Policy) -> None:
         Reading(STAGE, 0.004, ("queue",)),
     ]
     assert readings(meter, [], []) == []
+
+
+def test_what_policies_want_beyond_their_bounds_is_no_intervention(policy: Policy) -> None:
+    counted = readings(Meter(policy), [answer(saturated=0.5), answer(saturated=0.0), answer()], [])
+
+    assert Reading(SATURATION, 0.25) in counted
+    assert INTERVENTIONS not in {reading.metric for reading in counted}
 
 
 def test_command_is_encoded_once_and_then_found(policy: Policy, tiny_folder: Path) -> None:
