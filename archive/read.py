@@ -32,6 +32,8 @@ class Archive:
     # Name and version under which it is served.
     name: str
     version: str
+    # The handler's file: `vla_handler.py` in what export writes.
+    handler: str
     # What it takes on a disk once unpacked [bytes].
     unpacked_bytes: int
     # Its policy.json and the example in it; None: an archive of something else than a policy.
@@ -55,11 +57,12 @@ class Archive:
         try:
             model = json.loads(contents.read(MANIFEST))["model"]
             name, version = model["modelName"], model["modelVersion"]
+            handler = model.get("handler", "")
             policy = json.loads(contents.read(POLICY)) if POLICY in contents.members else None
             example = _example(contents, policy["example"]) if policy else None
         except (KeyError, TypeError, ValueError) as error:
             raise ArchiveError(f"{path} is not a TorchServe archive ({error}); export it again") from error
-        return cls(path.resolve(), name, version, contents.unpacked_bytes, policy, example)
+        return cls(path.resolve(), name, version, handler, contents.unpacked_bytes, policy, example)
 
 
 def read_policy(path: Path) -> dict[str, Any]:

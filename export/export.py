@@ -84,7 +84,7 @@ class Options:
     # the root mean square in bfloat16 and int8 (default 0.05).
     tolerance: float | None = None
     # A batch that takes longer is given up, and its worker replaced [s].
-    response_timeout_s: int = 8
+    response_timeout_s: int = 5
     # What decoding a request's pictures may cost.
     limits: Limits = field(default_factory=Limits)
 

@@ -1,18 +1,24 @@
 """`python -m server`: serves one archive in the foreground until SIGTERM or Ctrl-C."""
 
 import argparse
+import contextlib
 import shlex
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 
 from archive.errors import ArchiveError
-from server.errors import ServerError
+from server.errors import ServerError, Stopped
+from server.gate.gate import Gate
 from server.java import JavaNotFound
-from server.process import Memory, TorchServe
+from server.process import PORTS, Memory, TorchServe
 from server.warm_up import warm_up
+
+# How often readiness is asked, and how long requests that were taken may take when it stops [s].
+POLL_S, DRAIN_TIMEOUT_S = 1.0, 10.0
 
 
 def main() -> int:
@@ -24,18 +30,22 @@ def main() -> int:
         server = TorchServe(
             options.archive or [Path("model_store/vla.mar")],
             port=options.port,
-            host=options.host,
+            inference_port=options.port + len(PORTS),
+            metrics_port=options.port + len(PORTS) + 1,
             startup_timeout_s=options.startup_timeout_s,
             memory=Memory(options.heap_mib, options.direct_memory_mib),
             gpus=options.gpus,
             on_log=_say,
         )
+        gate = Gate(server, options.port, options.port + 2, options.host, "127.0.0.1")
         for archive in server.archives:
             _say(f"starting {archive.name} {archive.version} from {archive.path} with {server.java}")
         with server:
             warm_up(server, options.warm_up_requests)
-            _say(_greeting(server))
-            status = server.wait()
+            with gate:
+                gate.show_ready(True)
+                _say(_greeting(server, gate.url))
+                status = _wait(server, gate)
     except (ArchiveError, ServerError, JavaNotFound) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -50,18 +60,35 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _greeting(server: TorchServe) -> str:
-    served = [f"{server.url}/predictions/{a.name} ({a.name} {a.version})" for a in server.archives]
+def _wait(server: TorchServe, gate: Gate) -> int:
+    """Serve until TorchServe ends by itself, and return its status; a signal drains the gate and exits."""
+    try:
+        while (status := server.poll()) is None:
+            time.sleep(POLL_S)
+            gate.show_ready(server.ready())
+    except SystemExit:
+        with contextlib.suppress(Stopped):
+            gate.drain(DRAIN_TIMEOUT_S)
+        raise
+    return status
+
+
+def _greeting(server: TorchServe, url: str) -> str:
+    served = [f"{url}/predictions/{a.name} ({a.name} {a.version})" for a in server.archives]
     lines = [
         f"ready: {', '.join(served)};"
-        f" management {server.management_url}, metrics {server.metrics_url}; Ctrl-C stops it"
+        f" management {server.management_url}, metrics http://127.0.0.1:{server.port + 2}/metrics;"
+        " Ctrl-C stops it"
     ]
     if example := server.archive.example:
         images = [
             f"-F {field}=@{_example_file(file, data)}" for field, (file, data) in example.images.items()
         ]
         fields = [f"-F {shlex.quote(f'{field}={text}')}" for field, text in example.fields.items()]
-        lines += ["try it:", " ".join(["  curl", *images, *fields, server.predictions_url])]
+        lines += [
+            "try it:",
+            " ".join(["  curl", *images, *fields, f"{url}/predictions/{server.archive.name}"]),
+        ]
     return "\n".join(lines)
 
 
@@ -97,7 +124,7 @@ def _parse() -> argparse.Namespace:
         "--port",
         type=int,
         default=8080,
-        help="inference port; + 1 is management, + 2 metrics, + 3 and + 4 gRPC, all four on loopback",
+        help="port for requests; on loopback + 1 is management, + 2 metrics, + 3 to + 6 TorchServe's own",
     )
     add("--host", default="127.0.0.1", help="address of the inference port")
     add("--startup-timeout-s", type=float, default=300.0, help="give up when not ready after this time [s]")

@@ -15,7 +15,7 @@ from types import FrameType
 from archive.digest import verify_digest
 from archive.errors import ArchiveError
 from server.errors import ServerError, Stopped
-from server.gate import Gate
+from server.gate.gate import Gate
 from server.java import JavaNotFound
 from server.process import Memory, TorchServe
 from server.warm_up import warm_up
@@ -80,9 +80,10 @@ def _serve(server: TorchServe, gate: Gate, drain_delay_s: float, drain_timeout_s
 
 
 def _require_alive(server: TorchServe, gate: Gate) -> None:
-    for name, status in (("TorchServe", server.poll()), ("the gate", gate.poll())):
-        if status is not None:
-            raise Stopped(f"{name} ended by itself with status {status}")
+    if (status := server.poll()) is not None:
+        raise Stopped(f"TorchServe ended by itself with status {status}")
+    if not gate.alive():
+        raise Stopped("the gate ended by itself")
 
 
 def _digests(archives: Sequence[Path], expected: Sequence[str] | None) -> list[str]:

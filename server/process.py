@@ -70,6 +70,8 @@ class TorchServe:
         *,
         port: int = 8080,
         host: str = "127.0.0.1",
+        inference_port: int | None = None,
+        metrics_port: int | None = None,
         startup_timeout_s: float = 300.0,
         memory: Memory = Memory(),
         model_api: bool = False,
@@ -81,6 +83,9 @@ class TorchServe:
         self.archive = self.archives[0]
         self.host = host
         self.port = port
+        # Where requests and scrapes go; elsewhere than at `port` and `port` + 2 where a gate has those.
+        self.inference_port = port if inference_port is None else inference_port
+        self.metrics_port = port + 2 if metrics_port is None else metrics_port
         self.startup_timeout_s = startup_timeout_s
         self.memory = memory
         self.model_api = model_api
@@ -96,7 +101,7 @@ class TorchServe:
     @property
     def url(self) -> str:
         """Address of the inference API, as a client on this machine reaches it."""
-        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.inference_port}"
 
     @property
     def predictions_url(self) -> str:
@@ -111,7 +116,7 @@ class TorchServe:
     @property
     def metrics_url(self) -> str:
         """Where Prometheus scrapes; on loopback."""
-        return f"http://127.0.0.1:{self.port + 2}/metrics"
+        return f"http://127.0.0.1:{self.metrics_port}/metrics"
 
     @property
     def pid(self) -> int:
@@ -183,7 +188,7 @@ class TorchServe:
         return self._process
 
     def _start(self) -> None:
-        _require_free(self.host, self.port)
+        self._require_free()
         # Worker sockets, unpacked archives and the working directory: never shared between instances.
         self._folder = Path(tempfile.mkdtemp(prefix="vla-serve-"))
         config = self._folder / "config.properties"
@@ -203,6 +208,11 @@ class TorchServe:
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read_log, args=(self._process.stdout,), daemon=True)
         self._reader.start()
+
+    def _require_free(self) -> None:
+        ports = (self.inference_port, self.port + 1, self.metrics_port, self.port + 3, self.port + 4)
+        for place, (port, use) in enumerate(zip(ports, PORTS, strict=True)):
+            bind("127.0.0.1" if place else self.host, port, use, port - self.port).close()
 
     def _command(self, folder: Path, config: Path) -> list[str]:
         # The `torchserve` launcher is not used: it dies on SIGTERM and leaves Java and the workers behind.
@@ -231,7 +241,7 @@ class TorchServe:
 
     def _overrides(self) -> str:
         settings = {
-            "inference_address": f"http://{self.host}:{self.port}",
+            "inference_address": f"http://{self.host}:{self.inference_port}",
             "management_address": self.management_url,
             "metrics_address": self.metrics_url.removesuffix("/metrics"),
             "grpc_inference_port": self.port + 3,
@@ -300,25 +310,38 @@ def _opened(paths: Sequence[Path]) -> tuple[Archive, ...]:
 
 
 def free_port() -> int:
-    """Return a port that is free together with the following ones that an instance needs."""
+    """Return a port that is free together with the following ones that an instance and its gate need."""
     for port in random.sample(range(20_000, 32_000, 20), k=100):  # below the range of outgoing connections
         with contextlib.suppress(PortTaken):
-            _require_free("127.0.0.1", port)
+            for offset in range(len(PORTS) + 2):
+                bind("127.0.0.1", port + offset, "", offset).close()
             return port
     raise PortTaken("no free range of ports between 20000 and 32000")
 
 
-def _require_free(host: str, first: int) -> None:
-    if not 0 < first <= 65_535 - len(PORTS):
-        raise PortTaken(f"port must be from 1 to {65_535 - len(PORTS)}, got {first} (--port)")
-    for offset, use in enumerate(PORTS):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host if offset == 0 else "127.0.0.1", first + offset))
-            except OSError as error:
-                option = "--port" if offset == 0 else f"--port + {offset}"
-                raise PortTaken(
-                    f"port {first + offset} ({use}, {option}) can't be used: {error.strerror}; "
-                    "stop what listens there, or choose another --port"
-                ) from error
+def bind(host: str, port: int, use: str, offset: int) -> socket.socket:
+    """Return a socket that is bound and does not listen yet.
+
+    Args:
+        host: its address
+        port: its port
+        use: what it is for
+        offset: from `--port`, for the message
+
+    Raises:
+        PortTaken: something else has it.
+    """
+    if not 0 < port <= 65_535 - len(PORTS) + offset:
+        raise PortTaken(f"port must be from 1 to {65_535 - len(PORTS)}, got {port - offset} (--port)")
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        option = f"--port + {offset}" if offset else "--port"
+        raise PortTaken(
+            f"port {port} ({use}, {option}) can't be used: {error.strerror}; "
+            "stop what listens there, or choose another --port"
+        ) from error
+    return bound

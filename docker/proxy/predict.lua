@@ -1,43 +1,11 @@
 -- One request to /predictions or /explanations: its body in time, a replica's answer, errors as JSON.
+local body = require("body")
 local errors = require("errors")
 
--- Longest time for a whole body [s]. nginx itself limits only the pauses between its pieces.
-local BODY_S = 10
 -- nginx itself waits 20 s for an answer, and 1 s for a connection: an earlier timeout was no taken request.
 local TAKEN_S = 10
 -- How often a request is asked when replicas die under it.
 local ATTEMPTS = 3
-
--- Reads the body. Returns nothing, or the status of the refusal.
-local function read_body()
-    local left = tonumber(ngx.var.http_content_length)
-    if not left then
-        return 411
-    elseif left == 0 then
-        return nil
-    end
-    local socket = ngx.req.socket()
-    if not socket then
-        return 400
-    end
-    local deadline = ngx.now() + BODY_S
-    ngx.req.init_body()
-    while left > 0 do
-        ngx.update_time()
-        local remaining_ms = (deadline - ngx.now()) * 1000
-        if remaining_ms <= 0 then
-            return 408
-        end
-        socket:settimeout(math.min(remaining_ms, 5000))
-        local data, problem = socket:receiveany(math.min(left, 65536))
-        if not data then
-            return problem == "timeout" and 408 or 400
-        end
-        ngx.req.append_body(data)
-        left = left - #data
-    end
-    ngx.req.finish_body()
-end
 
 -- Whether the policy itself wrote this error; its JSON says more than the proxy could.
 local function policys_own(answer)
@@ -82,13 +50,14 @@ end
 
 local function reply(answer)
     local status = answer.status
+    if status == 429 then
+        return errors.refuse(429)
+    end
     if died(answer) then
         return errors.refuse(nobody(answer) and 503 or 500)
     end
     if status >= 400 and not policys_own(answer) then
-        -- So TorchServe says that the model's queue is full.
-        local full = status == 503 and answer.body:find("has no worker to serve", 1, true)
-        return errors.refuse(full and 429 or status)
+        return errors.refuse(status)
     end
     ngx.status = status
     ngx.header.content_type = answer.header["Content-Type"]
@@ -97,7 +66,8 @@ local function reply(answer)
     ngx.print(answer.body)
 end
 
-local refused = read_body()
+local _ = ngx.var.id -- before any request to a replica, which would else get an id of its own
+local refused = body.read()
 if refused then
     errors.refuse(refused)
     ngx.flush(true)

@@ -188,13 +188,22 @@ def test_headers_that_command_torchserve_are_dropped(open_proxy: Running) -> Non
     assert seen["x-request-start"].startswith("t=")
 
 
-def test_age_that_the_client_states_is_kept(open_proxy: Running) -> None:
-    start = f"t={time.time() - 1:.3f}"
+@pytest.mark.parametrize("off_s", [-3600, 3600])
+def test_a_clients_clock_says_nothing_about_age(
+    open_proxy: Running, lasting_replica: Running, off_s: float
+) -> None:
+    stated = {"X-Request-Start": f"t={time.time() + off_s:.3f}"}
+    for url in (open_proxy.predictions_url, lasting_replica.predictions_url):
+        before_s = time.time()
+        stamped = post(url, headers=stated).json()["seen"]["x-request-start"]
 
-    assert (
-        post(open_proxy.predictions_url, headers={"X-Request-Start": start}).json()["seen"]["x-request-start"]
-        == start
-    )
+        assert before_s - 0.01 <= float(stamped.removeprefix("t=")) <= time.time()
+
+
+def test_one_id_from_the_proxy_to_the_answer(open_proxy: Running) -> None:
+    answer = post(open_proxy.predictions_url)
+
+    assert answer.headers["X-Request-Id"] == answer.json()["request_id"]
 
 
 def test_api_keys(lasting_replica: Running, folder: Path) -> None:

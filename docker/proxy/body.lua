@@ -1,0 +1,53 @@
+-- The bodies of requests, each whole and in time before a replica sees it.
+local body = {}
+
+-- Longest time for a whole body [s]; where many are under way, slow ones make room for fast ones. nginx itself limits
+-- only the pauses between a body's pieces.
+local BODY_S, CROWDED_S = 10, 2
+local CROWD = 64
+-- Bodies under way in this worker.
+local reading = 0
+
+local function read_pieces(socket, left)
+    ngx.update_time()
+    local began, paused = ngx.now(), 0
+    ngx.req.init_body()
+    while left > 0 do
+        -- In short waits, so that a crowd that gathers meanwhile is seen.
+        socket:settimeout(500)
+        local data, problem = socket:receiveany(math.min(left, 65536))
+        ngx.update_time()
+        if data then
+            ngx.req.append_body(data)
+            left, paused = left - #data, 0
+        elseif problem == "timeout" then
+            paused = paused + 0.5
+        else
+            return 400
+        end
+        if left > 0 and (ngx.now() - began > (reading > CROWD and CROWDED_S or BODY_S) or paused >= 5) then
+            return 408
+        end
+    end
+    ngx.req.finish_body()
+end
+
+-- Reads the request's body. Returns nothing, or the status of the refusal.
+function body.read()
+    local left = tonumber(ngx.var.http_content_length)
+    if not left then
+        return 411
+    elseif left == 0 then
+        return nil
+    end
+    local socket = ngx.req.socket()
+    if not socket then
+        return 400
+    end
+    reading = reading + 1
+    local done, refused = pcall(read_pieces, socket, left)
+    reading = reading - 1
+    return not done and 400 or refused
+end
+
+return body

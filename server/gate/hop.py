@@ -1,0 +1,104 @@
+"""What all connections of the gate share: TorchServe, limits, counters, readiness, the drain."""
+
+import asyncio
+from collections.abc import Callable, Set
+from typing import Protocol
+
+from server.gate.counters import Counters
+from server.gate.refusal import JSON, NOT_READY, Answer, Refusal, not_found
+from server.gate.torchserve import Exchange, Upstream
+
+SWEEP_S = 0.25
+MOST_CONNECTIONS = 4096
+# Of requests that are not complete yet, together [bytes].
+MOST_BUFFERED = 256 << 20
+# What is cut off first where there is too much.
+UNFINISHED = ("idle", "head", "body")
+PING = b"GET /ping HTTP/1.1\r\nHost: torchserve\r\n\r\n"
+READY = Answer(200, JSON, b'{"status": "ready"}\n')
+
+
+class Connected(Protocol):
+    """A client's connection, as the hop sees it."""
+
+    phase: str
+    since_s: float
+    until_s: float
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of an unfinished request."""
+        ...
+
+    def time_out(self) -> None:
+        """Its phase is over."""
+        ...
+
+    def close(self) -> None:
+        """Close at once."""
+        ...
+
+
+class Hop:
+    """The gate's state, on its event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, inference_port: int, ours: Set[str]) -> None:
+        self.loop = loop
+        self.upstream = Upstream(inference_port)
+        # Models whose workers read MessagePack.
+        self.ours = ours
+        self.counters = Counters()
+        self.ready = self.draining = False
+        self.drained = asyncio.Event()
+        self._clients: set[Connected] = set()
+
+    def add(self, client: Connected) -> None:
+        """Know a connection; where there are too many, the one that has waited longest is cut off."""
+        self._clients.add(client)
+        if len(self._clients) > 2 * MOST_CONNECTIONS:
+            client.close()
+        elif len(self._clients) > MOST_CONNECTIONS:
+            self._cut_oldest()
+
+    def remove(self, client: Connected) -> None:
+        """Forget a connection."""
+        self._clients.discard(client)
+        if self.draining and not self._clients:
+            self.drained.set()
+
+    def sweep(self) -> None:
+        """End every phase that is over; of unfinished requests keep only what memory allows."""
+        now_s = self.loop.time()
+        for client in [client for client in self._clients if client.until_s < now_s]:
+            client.time_out()
+        while sum(c.buffered for c in self._clients if c.phase in UNFINISHED) > MOST_BUFFERED:
+            self._cut_oldest()
+
+    def drain(self) -> None:
+        """Take no new request; `drained` is set when all that were taken are answered."""
+        self.draining, self.ready = True, False
+        for client in [client for client in self._clients if client.phase == "idle"]:
+            client.close()
+        if not self._clients:
+            self.drained.set()
+
+    def own(self, path: str, done: Callable[[Answer | Refusal | None], None]) -> Exchange | None:
+        """Answer what is not a model's."""
+        if path == "/health/live":
+            return self.upstream.ask(PING, done)
+        if path == "/health/ready":
+            done(READY if self.ready else NOT_READY)
+        else:
+            done(not_found())
+        return None
+
+    def close(self) -> None:
+        """Cut every connection."""
+        for client in list(self._clients):
+            client.close()
+        self.upstream.close()
+
+    def _cut_oldest(self) -> None:
+        unfinished = [client for client in self._clients if client.phase in UNFINISHED]
+        if unfinished:
+            min(unfinished, key=lambda client: client.since_s).time_out()
