@@ -29,7 +29,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all check export train evaluate loadtest bench gpu-check demos clean java rendering nginx image image-run test-image deploy-check FORCE
+.PHONY: help run test test-all check export train evaluate loadtest bench gpu-check demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ check: .venv/.dev ## check format, lint and types
 
 export: .venv/.train model_store/.checkpoint ## export CHECKPOINT to ARCHIVE
 	$(PYTHON) -m export $(CHECKPOINT) --output $(ARCHIVE) $(ARGS)
+
+golden: build/golden/.installed ## record anew what the real LeRobot answers, for the tests (5 GB to install)
+	HF_HUB_OFFLINE=1 build/golden/bin/python tests/golden/make_lerobot.py $(ARGS)
 
 demos: .venv/.train rendering ## collect demonstrations in the simulator
 	$(PYTHON) -m vla.tabletop $(ARGS)
@@ -113,6 +116,12 @@ $(PYTHON):
 
 .venv/.dev: .venv/.train
 	$(PIP) install -e '.[dev]'
+	@touch $@
+
+# LeRobot pins packages that contradict ours: an environment of its own.
+build/golden/.installed: tests/golden/requirements.txt
+	$(SYSTEM_PYTHON) -m venv build/golden
+	build/golden/bin/python -m pip --disable-pip-version-check install -r $<
 	@touch $@
 
 # No torch: a load generator on a host of its own needs none.

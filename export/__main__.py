@@ -2,6 +2,7 @@
 
 python -m export my_robot/policy.py:make --output model_store/mine.mar
 python -m export checkpoints/command_attention
+python -m export --from lerobot outputs/act --names meta/info.json --margin 0.5 --output model_store/act.mar
 """
 
 import sys

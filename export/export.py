@@ -23,6 +23,7 @@ from export.batch import Batch
 from export.errors import ExportError
 from export.find import find
 from export.flat import flattened
+from export.foreign.facts import Facts
 from export.lower import Lowered
 from export.package import package
 from export.quantise import quantised
@@ -58,7 +59,8 @@ FILES: dict[Format, str] = {
 class Options:
     """What to export, and how it is to be served."""
 
-    # Your policy as `policy.py:make` (docs/your-own-policy.md), or the folder of a checkpoint.
+    # Your policy as `policy.py:make` (docs/your-own-policy.md), or the folder of a checkpoint; with --from,
+    # the folder of another library's (docs/import.md).
     policy: tyro.conf.Positional[str]
     # The archive to write; its name without `.mar` is the model's name in the URL.
     output: Path = Path("model_store/vla.mar")
@@ -87,6 +89,8 @@ class Options:
     response_timeout_s: int = 5
     # What decoding a request's pictures may cost.
     limits: Limits = field(default_factory=Limits)
+    # With --from: what the folder does not say.
+    facts: Facts = field(default_factory=Facts)
 
 
 def export(options: Options) -> PolicySpec:
@@ -99,7 +103,7 @@ def export(options: Options) -> PolicySpec:
         SpecError: the source lacks something or contradicts itself.
         ExportError: there is no such source, or the artifact does not do what the model does.
     """
-    return archived(find(options.policy), options, release=True)
+    return archived(find(options.policy, options.facts), options, release=True)
 
 
 def archived(source: Source, options: Options, *, release: bool = False) -> PolicySpec:

@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from export.foreign.facts import Facts
 from export.source import Source
 
 GUIDE = "docs/your-own-policy.md says how a policy becomes a source"
 WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".ts", ".pkl", ".npz"}
 
 
-def find(name: str) -> Source:
-    """Return the source of `policy.py:make`, or of a folder with one of our checkpoints.
+def find(name: str, facts: Facts | None = None) -> Source:
+    """Return the source of `policy.py:make`, or of a folder with a checkpoint of ours or, told so, another's.
 
     Raises:
         ExportError: it is neither; the message says what it looks like, and what takes it.
         SpecError: the source contradicts itself.
     """
+    if facts and facts.origin:
+        return _foreign(Path(name), facts)
     path, colon, function = name.rpartition(":")
     if colon and path.endswith(".py"):
         return _call(Path(path), function)
@@ -32,6 +35,18 @@ def find(name: str) -> Source:
     from export.native import make  # noqa: PLC0415 - the one module that knows `vla`
 
     return make(found)
+
+
+def _foreign(folder: Path, facts: Facts) -> Source:
+    """Read another library's folder, and say what is to be known of the result."""
+    if not folder.is_dir():
+        raise ExportError(f"there is no folder {folder}: name the one with config.json and model.safetensors")
+    from export.lerobot import make  # noqa: PLC0415 - only where it is asked for
+
+    source = make(folder, facts)
+    for note in source.provenance["imported"]["notes"]:
+        print(f"note: {note}", flush=True)
+    return source
 
 
 def _of_file(path: Path) -> str:
@@ -61,8 +76,8 @@ def _check_folder(folder: Path) -> None:
         raise ExportError(f"{path} holds no object: it is no checkpoint's")
     if "input_features" in config or (folder / "policy_preprocessor.json").is_file():
         raise ExportError(
-            f"{folder} looks like a LeRobot policy of type {config.get('type')!r}, which is not read "
-            f"directly yet: rebuild its module in a policy.py and export policy.py:make; {GUIDE}"
+            f"{folder} looks like a LeRobot policy of type {config.get('type')!r}: python -m export "
+            f"--from lerobot {folder} --names meta/info.json reads it, as docs/import.md shows"
         )
     if "model_type" in config or "architectures" in config:
         kind = config.get("model_type") or config["architectures"]

@@ -131,11 +131,14 @@ class Vector(Part, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def shift(self) -> np.ndarray:
-        """What normalisation subtracts: float32 [dimensions], physical units."""
+        """What normalisation subtracts: float64 [dimensions], physical units.
+
+        In float32 a constant dimension's epsilon would vanish beside its value.
+        """
         low, high = self._range()
         # In openpi and LeRobot the epsilon widens a range at its upper end.
         shift = low if self.normalisation == "mean_std" else (low + high + self.epsilon) / 2
-        return np.where(self._passed, np.float32(0), shift).astype(np.float32)
+        return np.where(self._passed, 0.0, shift)
 
     @cached_property
     def scale(self) -> np.ndarray:

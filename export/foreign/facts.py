@@ -1,0 +1,147 @@
+"""What a folder from elsewhere does not say, and has to be told: names, limits, rate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import tyro
+
+from export.errors import ExportError
+from export.foreign.processors import read_json
+from vla_runtime.spaces import Meaning, Part
+from vla_runtime.spec import Dimension
+
+# The unit of a dimension of which nobody says one.
+UNIT = "dataset unit"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a policy made elsewhere does not say of itself; see docs/import.md."""
+
+    # Which library wrote the folder; without it, a folder is one of our own checkpoints.
+    origin: Annotated[Literal["lerobot"] | None, tyro.conf.arg(name="from")] = None
+    # JSON with the names of the dimensions, or the training dataset's meta/info.json.
+    names: Path | None = None
+    # Safety limits where the names file has none: the training data's range, widened at both ends by this
+    # share of it. An action beyond is clamped, and the answer says so.
+    margin: float | None = None
+    # Rate at which the robot executes the actions [Hz], unless the names file says it.
+    control_hz: float | None = None
+    # Name of the policy in answers and metrics; the policy's type by default.
+    name: str | None = None
+
+
+class Named(Part, frozen=True):
+    """A dimension in a names file: a name, and what else is known of it; see `Dimension`."""
+
+    name: str
+    unit: str = UNIT
+    low: float | None = None
+    high: float | None = None
+    meaning: Meaning | None = None
+    state: str | None = None
+
+
+class Names(Part, frozen=True):
+    """A names file."""
+
+    action: tuple[str | Named, ...]
+    state: tuple[str | Named, ...] = ()
+    control_hz: float | None = None
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A vector of the policy of which only its width and statistics are known."""
+
+    # As the names file calls it: `state` or `action`.
+    what: str
+    width: int
+    # The training data's range, None where no statistics say it.
+    low: tuple[float, ...] | None
+    high: tuple[float, ...] | None
+
+
+def read_names(facts: Facts) -> Names:
+    """Read the names file, in our form or as a LeRobot dataset's `meta/info.json`.
+
+    Raises:
+        ExportError: none was given, or it is neither.
+    """
+    if facts.names is None:
+        raise ExportError(
+            "the folder does not name the dimensions of its state and action: give --names FILE, the "
+            "training dataset's meta/info.json or a file as docs/import.md shows"
+        )
+    found = read_json(facts.names)
+    if "features" in found:
+        return _of_dataset(found, facts.names)
+    try:
+        return msgspec.convert(found, Names)
+    except msgspec.ValidationError as error:
+        raise ExportError(f"{facts.names}: {error}; docs/import.md shows such a file") from error
+
+
+def dimensions(names: Sequence[str | Named], feature: Feature, margin: float | None) -> tuple[Dimension, ...]:
+    """Name the dimensions of a vector, and bound them.
+
+    Raises:
+        ExportError: there are more or fewer names than dimensions, or a limit is known from nowhere.
+    """
+    if len(names) != feature.width:
+        raise ExportError(
+            f"the names file has {len(names)} names for the {feature.width} dimensions of the {feature.what}"
+        )
+    given = [Named(name=name) if isinstance(name, str) else name for name in names]
+    return tuple(_dimension(named, feature, place, margin) for place, named in enumerate(given))
+
+
+def control_hz(facts: Facts, names: Names) -> float:
+    """Return the rate at which actions are executed [Hz].
+
+    Raises:
+        ExportError: it was not told.
+    """
+    rate = facts.control_hz or names.control_hz
+    if not rate:
+        raise ExportError("nothing says how often the robot executes an action: give --control-hz")
+    return rate
+
+
+def _of_dataset(info: dict[str, Any], path: Path) -> Names:
+    features = info["features"]
+    action, state = (_feature_names(features, key, path) for key in ("action", "observation.state"))
+    if not action:
+        raise ExportError(f"{path} has no names of the feature 'action'")
+    return Names(action=action, state=state, control_hz=info.get("fps"))
+
+
+def _feature_names(features: dict[str, Any], key: str, path: Path) -> tuple[str, ...]:
+    names = features.get(key, {}).get("names") or ()
+    if isinstance(names, dict):  # {"motors": [...]}
+        names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
+    if not all(isinstance(name, str) for name in names):
+        raise ExportError(f"{path} has names of {key!r} that are no texts")
+    return tuple(names)
+
+
+def _dimension(named: Named, feature: Feature, place: int, margin: float | None) -> Dimension:
+    low, high = named.low, named.high
+    if low is None or high is None:
+        if margin is None or feature.low is None or feature.high is None:
+            raise ExportError(
+                f"nothing says the limits of {named.name} of the {feature.what}: give `low` and `high` in "
+                "the names file"
+                + (", or --margin to take the training data's range" if feature.low is not None else "")
+            )
+        first, last = feature.low[place], feature.high[place]
+        # A constant has no range of its own.
+        reach = margin * (last - first) if last > first else max(margin, 1e-3) * max(abs(first), 1.0)
+        low = first - reach if low is None else low
+        high = last + reach if high is None else high
+    return Dimension(
+        name=named.name, unit=named.unit, low=low, high=high, meaning=named.meaning, state=named.state
+    )

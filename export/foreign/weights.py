@@ -1,0 +1,159 @@
+"""Weights of another library into a module of ours, by an explicit table."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from export.errors import ExportError
+
+WEIGHTS = "model.safetensors"
+# Suffixes of files whose reading can run code.
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+# How a ZIP file and a bare pickle, the two forms of torch.save, begin.
+PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Table:
+    """What becomes of each key of a file: the first prefix that it begins with decides."""
+
+    # (prefix of a key, prefix of the module's parameter in its place)
+    taken: tuple[tuple[str, str], ...]
+    # (prefix of a key, why the policy does not need it)
+    ignored: tuple[tuple[str, str], ...] = ()
+
+    def target(self, key: str) -> str | None:
+        """Return the parameter that a key belongs to, None for a key of no entry."""
+        found = next(((old, new) for old, new in self.taken if key.startswith(old)), None)
+        return found and found[1] + key.removeprefix(found[0])
+
+    def key(self, target: str) -> str:
+        """Return the key of a file that fills a parameter."""
+        old, new = next((old, new) for old, new in self.taken if target.startswith(new))
+        return old + target.removeprefix(new)
+
+    def needless(self, key: str) -> bool:
+        """Whether a key is named as ignored."""
+        return any(key.startswith(prefix) for prefix, _ in self.ignored)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module with its weights, and the keys of the file that it does not need."""
+
+    model: nn.Module
+    ignored: tuple[str, ...]
+
+
+def load_weights(folder: Path, table: Table, build: Callable[[], nn.Module]) -> Loaded:
+    """Build a module and fill it from a folder's `model.safetensors`, in float32.
+
+    Args:
+        folder: of the checkpoint
+        table: where each key goes
+        build: makes the module; called on the meta device, so that nothing is initialised for nothing
+
+    Raises:
+        ExportError: there is no such file, it is none, or a key is unknown, missing or of another shape.
+    """
+    path = _weights_file(folder)
+    with torch.device("meta"):
+        model = build().eval()
+    try:
+        with safe_open(path, "pt") as file:
+            keys = sorted(file.keys())
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+            places = _placed(path, shapes, table, model)
+            state = {target: file.get_tensor(key).float() for target, key in places.items()}
+    except SafetensorError as error:
+        raise ExportError(f"{path} can't be read as safetensors: {error}") from error
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(requires_grad=False)
+    return Loaded(model, tuple(key for key in keys if table.needless(key)))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a small safetensors file.
+
+    Raises:
+        ExportError: there is no such file, or it is none.
+    """
+    if not path.is_file():
+        raise ExportError(f"{path} is missing")
+    _refuse_pickle(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+    except SafetensorError as error:
+        raise ExportError(f"{path} can't be read as safetensors: {error}") from error
+
+
+def _weights_file(folder: Path) -> Path:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in PICKLES)
+        if pickles:
+            raise ExportError(
+                f"{folder} has its weights in {pickles[0]}, a pickle, which can run code when it is read: "
+                f"save them as {WEIGHTS}"
+            )
+        raise ExportError(f"{folder} has no {WEIGHTS}")
+    _refuse_pickle(path)
+    return path
+
+
+def _refuse_pickle(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(9)
+        # The length of a safetensors header can begin like a pickle; its ninth byte opens the header.
+        if start.startswith(PICKLED) and start[8:] != b"{":
+            raise ExportError(
+                f"{path} is a pickle by its first bytes, which can run code when it is read: "
+                "save the weights with safetensors"
+            )
+
+
+def _placed(path: Path, shapes: dict[str, tuple[int, ...]], table: Table, model: nn.Module) -> dict[str, str]:
+    """Return the key of every parameter and buffer of the model, each used once."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    places: dict[str, str] = {}
+    unknown, doubled = [], []
+    for key in shapes:
+        if table.needless(key):
+            continue
+        target = table.target(key)
+        if target not in wanted:
+            unknown.append(key)
+        elif target in places:
+            doubled.append(key)
+        else:
+            places[target] = key
+    missing = sorted(table.key(name) for name in wanted.keys() - places.keys())
+    shaped = [
+        f"{key} {list(shapes[key])} instead of {list(wanted[target])}"
+        for target, key in places.items()
+        if shapes[key] != wanted[target]
+    ]
+    faults = [
+        _listed("unknown keys", unknown),
+        _listed("keys for a place that is taken", doubled),
+        _listed("missing keys", missing),
+        _listed("other shapes", shaped),
+    ]
+    if any(faults):
+        raise ExportError(f"{path} does not fit its config.json: {'; '.join(filter(None, faults))}")
+    return places
+
+
+def _listed(what: str, keys: Iterable[str]) -> str:
+    """Return a count and the first few; empty for none."""
+    found = list(keys)
+    if not found:
+        return ""
+    more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f"{what} ({len(found)}): {', '.join(found[:SHOWN])}{more}"
