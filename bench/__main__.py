@@ -5,7 +5,12 @@ import sys
 
 from loadtest.extra import needed
 
-PROGRAMS = {"gpu": "bench.gpu.check", "overlap": "bench.overlap", "formats": "bench.formats"}
+PROGRAMS = {
+    "compare": "bench.compare.comparison",
+    "formats": "bench.formats",
+    "gpu": "bench.gpu.check",
+    "overlap": "bench.overlap",
+}
 
 if __name__ == "__main__":
     named = PROGRAMS.get(sys.argv[1]) if len(sys.argv) > 1 else None

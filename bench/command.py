@@ -1,6 +1,6 @@
 """How close the served policy comes to the policy alone; writes a report with plots.
 
-`python -m bench gpu` checks a GPU host instead.
+`python -m bench gpu` checks a GPU host instead, `python -m bench compare` compares architectures.
 """
 
 import sys

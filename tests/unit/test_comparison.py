@@ -9,10 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from bench.compare.comparison import RESULT, Comparison, ComparisonFailed, compare, kept
+from bench.compare.report import Result, markdown, write
 from vla import checkpoint
-from vla.evaluation import comparison
-from vla.evaluation.comparison import Comparison, ComparisonFailed, compare
-from vla.evaluation.comparison_report import Result, markdown, write
 from vla.evaluation.report import Rate
 from vla.tabletop.collection import Collection, collect
 
@@ -29,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_one_command_compares(data: Path, tmp_path: Path) -> None:
     options = ["--architectures", "realtime", "--preset", "tiny", "--minutes", "0.02", "--episodes", "2"]
-    command = [sys.executable, "-m", "vla.evaluation", "compare", "--data", data, "--out", tmp_path, *options]
+    command = [sys.executable, "-m", "bench", "compare", "--data", data, "--out", tmp_path, *options]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
     assert run.returncode == 0, run.stdout + run.stderr
@@ -50,6 +49,8 @@ def test_one_command_compares(data: Path, tmp_path: Path) -> None:
     )
     assert sorted(written["latency_ms"]) == ["1", "8"]
     assert 100 < written["peak_mib"] < 4000
+    assert written["privileged"] == []
+    assert "validation error" in (tmp_path / "realtime" / "log.txt").read_text()
 
 
 def result(name: str = "clip", *, success: int = 9, excluded: bool = True, **changes: object) -> Result:
@@ -73,6 +74,7 @@ def result(name: str = "clip", *, success: int = 9, excluded: bool = True, **cha
         success=rates | ({"excluded": Rate(5, 10)} if excluded else {}),
         latency_ms={1: 9.26, 8: 40.0},
         peak_mib=340.4,
+        privileged=("target", "boxes") if name == "clip" else (),
     )
     return msgspec.structs.replace(made, **changes)
 
@@ -82,12 +84,14 @@ def test_tables_say_what_was_measured() -> None:
 
     assert lines[0] == (
         "6 minutes of training on one core each, batches of 32 frames with 8 commands, preset default, "
-        "seed 0."
+        "seed 0. Privileged labels are what an architecture learns from besides pictures, states, commands "
+        "and actions: the simulator knows them, a robot does not record them."
     )
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")
     ]
-    assert cells[0] == ["`clip`", "3.89", "7.8", "340", "9.3 / 40.0", "1000"]
+    assert cells[0] == ["`clip`", "3.89", "7.8", "340", "9.3 / 40.0", "1000", "target, boxes"]
+    assert cells[1][-1] == "none"
     assert cells[2] == ["`clip`", "90", "100", "50", "10", "0"]
     assert cells[3] == ["`rt2`", "20", "100", "-", "10", "0"]
     assert cells[4] == ["`clip`", "2.00 / 0.20", "2.00 / 0.10", "5.00 / 0.30", "2.00 / 0.90", "words"]
@@ -95,10 +99,10 @@ def test_tables_say_what_was_measured() -> None:
 
 
 def test_what_is_heeded_is_what_is_missed_when_it_is_gone() -> None:
-    told = result()
+    plain = result()
 
-    assert told.heeds("shuffled")
-    assert not told.heeds("blank")
+    assert plain.heeds("shuffled")
+    assert not plain.heeds("blank")
 
 
 def test_report_is_read_back(tmp_path: Path) -> None:
@@ -109,26 +113,25 @@ def test_report_is_read_back(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_kept_unless_it_is_of_other_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     asked = Comparison(architectures=("clip", "rt2"), out=tmp_path, minutes=6.0)
     for name in asked.architectures:
         (tmp_path / name).mkdir()
-        (tmp_path / name / comparison.RESULT).write_bytes(msgspec.json.encode(result(name)))
-    trained: list[str] = []
-    monkeypatch.setattr(comparison, "_commands", lambda _, name: trained.append(name))
-    monkeypatch.setattr(comparison, "_measure", lambda _, name, __: result(name))
+        (tmp_path / name / RESULT).write_bytes(msgspec.json.encode(result(name)))
 
+    assert kept(asked) == {"clip": result("clip"), "rt2": result("rt2")}
     assert compare(asked) == [result("clip"), result("rt2")]
-    assert trained == []
-    compare(replace(asked, minutes=7.0, jobs=1))
-    assert trained == ["clip", "rt2"]
+    assert kept(replace(asked, minutes=7.0)) == {}
+    assert kept(replace(asked, architectures=("rt2", "flow"))) == {"rt2": result("rt2")}
+    (tmp_path / "rt2" / RESULT).write_text('{"architecture": "rt2"}')
+    assert list(kept(asked)) == ["clip"]
 
 
 def test_failed_step_is_named(tmp_path: Path) -> None:
     asked = Comparison(architectures=("clip",), data=tmp_path / "none", out=tmp_path / "out")
 
-    with pytest.raises(ComparisonFailed, match=r"(?s)^vla\.training of clip ended with status 1:\n.*none"):
+    with pytest.raises(ComparisonFailed, match=r"^training of clip failed: .*none.* is missing"):
         compare(asked)
 
 

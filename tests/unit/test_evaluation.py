@@ -11,9 +11,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vla.evaluation.__main__ import Evaluation, evaluate, write
 from vla.evaluation.conditions import CONDITIONS, trials
 from vla.evaluation.episodes import Setup, observe, run_all, run_episode
+from vla.evaluation.evaluate import Evaluation, evaluate, write
 from vla.evaluation.policies import ArchivedPolicy, ExpertPolicy, RandomPolicy
 from vla.evaluation.render import animate, contact_sheet, record
 from vla.evaluation.report import Rate, largest_difference

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from vla.evaluation.__main__ import Evaluation
 from vla.evaluation.conditions import CONDITIONS, Trial
 from vla.evaluation.episodes import Episode
+from vla.evaluation.evaluate import Evaluation
 from vla.evaluation.report import Rate, Threshold, largest_difference, markdown, misses, summarise
 from vla.tabletop.commands import GOALS, Goal
 

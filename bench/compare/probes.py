@@ -19,7 +19,7 @@ from vla_runtime.policy import Answer, Policy
 from vla_runtime.preprocessing import normalise_pictures
 
 # held_out: the trained goals in held-out phrasings; excluded: the goals that training excluded;
-# shuffled: told another goal than the actions pursue; blank: a grey picture.
+# shuffled: commanded another goal than the actions pursue; blank: a grey picture.
 Probe = Literal["held_out", "excluded", "shuffled", "blank"]
 
 # Frames, and commands of each, that the validation error is taken over.
@@ -51,14 +51,14 @@ def validation_errors(folder: Path, data: Path) -> dict[Probe, tuple[float, ...]
         excluded,
     )
     plain = batches.validation(FRAMES, COMMANDS)
-    told: dict[Probe, Batch] = {
+    probes: dict[Probe, Batch] = {
         "held_out": plain,
         "shuffled": batches.validation(FRAMES, COMMANDS, shuffled=True),
         "blank": plain._replace(images=_blank(plain, config)),
     }
     if excluded:
-        told["excluded"] = batches.validation(FRAMES, COMMANDS, excluded=True)
-    return {probe: action_error(batches, model, "cpu", batch) for probe, batch in told.items()}
+        probes["excluded"] = batches.validation(FRAMES, COMMANDS, excluded=True)
+    return {probe: action_error(batches, model, "cpu", batch) for probe, batch in probes.items()}
 
 
 def _blank(batch: Batch, config: checkpoint.Config) -> torch.Tensor:

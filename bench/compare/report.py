@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from vla.evaluation.probes import Probe
+from bench.compare.probes import Probe
 from vla.evaluation.report import Rate, table
 
 # By how much an ablation must raise the validation error to say that the policy heeds what it takes away.
@@ -45,6 +45,8 @@ class Result(msgspec.Struct, frozen=True):
     latency_ms: dict[int, float]
     # Most memory that a process which runs it has had resident [MiB].
     peak_mib: float
+    # Labels that it learns from and only the simulator knows, see `vla.models.Batch`.
+    privileged: tuple[str, ...]
 
     def error(self, probe: Probe) -> dict[str, float]:
         """Return a probe's error by unit: the mean over the dimensions that have it."""
@@ -56,8 +58,8 @@ class Result(msgspec.Struct, frozen=True):
 
     def heeds(self, ablation: Probe) -> bool:
         """Whether the ablation clearly raises the error in the first unit: what it takes away counts."""
-        told, ablated = (next(iter(self.error(probe).values())) for probe in ("held_out", ablation))
-        return ablated >= CLEARLY * told
+        plain, ablated = (next(iter(self.error(probe).values())) for probe in ("held_out", ablation))
+        return ablated >= CLEARLY * plain
 
 
 def write(folder: Path, results: Sequence[Result]) -> str:
@@ -81,7 +83,9 @@ def markdown(results: Sequence[Result]) -> str:
     units = " / ".join(results[0].error("held_out"))
     parts = [
         f"{how['minutes']:g} minutes of training on one core each, batches of {how['batch']} frames with "
-        f"{how['commands']} commands, preset {how['preset']}, seed {how['seed']}.",
+        f"{how['commands']} commands, preset {how['preset']}, seed {how['seed']}. Privileged labels are what "
+        "an architecture learns from besides pictures, states, commands and actions: the simulator knows "
+        "them, a robot does not record them.",
         table([_COST, *map(_cost, results)]),
         f"Success in percent of {results[0].success['held_out'].episodes} episodes a column, an observation "
         f"every {how['replan']} actions. New combinations, never commanded in training: {excluded}.",
@@ -93,7 +97,15 @@ def markdown(results: Sequence[Result]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_COST = ["architecture", "parameters [M]", "archive [MB]", "memory [MiB]", "latency 1 / 8 [ms]", "steps"]
+_COST = [
+    "architecture",
+    "parameters [M]",
+    "archive [MB]",
+    "memory [MiB]",
+    "latency 1 / 8 [ms]",
+    "steps",
+    "privileged labels",
+]
 _SUCCESS = [
     "architecture",
     "held-out phrasings",
@@ -113,6 +125,7 @@ def _cost(result: Result) -> list[str]:
         f"{result.peak_mib:.0f}",
         " / ".join(f"{value:.1f}" for value in result.latency_ms.values()),
         str(result.steps),
+        ", ".join(result.privileged) or "none",
     ]
 
 

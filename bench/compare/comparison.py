@@ -1,16 +1,17 @@
-"""`python -m vla.evaluation compare`: every architecture on the same demonstrations with the same budget.
+"""`python -m bench compare`: every architecture on the same demonstrations with the same budget.
 
-The budget is time on one core: a large architecture makes fewer steps in it. Some goals are never commanded
-in training, so that these combinations of task and colour are new in the evaluation. Each architecture goes
-the way of any policy, by the same commands: `vla.training`, `export`, `vla.evaluation`.
+The budget is time on one core, by the clock: a large architecture makes fewer steps in it. Some goals are
+never commanded in training, so that these combinations of task and colour are new in the evaluation. Each
+architecture goes the way of any policy: it is trained, exported, and its archive evaluated.
 """
 
+import contextlib
 import os
-import shlex
 import shutil
-import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,21 +21,28 @@ import msgspec
 import tyro
 from tqdm import tqdm
 
-from vla.evaluation import comparison_report, probes
-from vla.evaluation.comparison_report import Result
+from bench.compare import probes, report
+from bench.compare.report import Result
+from export.export import Options, export
+from vla.evaluation.conditions import Condition
+from vla.evaluation.evaluate import Evaluation, evaluate, write
 from vla.evaluation.report import Rate
 from vla.models import ARCHITECTURES, module_of
 from vla.tabletop.commands import GOALS, parse
+from vla.training.imitation import train
+from vla.training.settings import Settings
 
 RESULT, LOG = "result.json", "log.txt"
 # In the trained goals; a further one, `excluded`, has held-out phrasings of the goals that training excluded.
-CONDITIONS = ("held_out", "seen", "shuffled", "blank")
+CONDITIONS: tuple[Condition, ...] = ("held_out", "seen", "shuffled", "blank")
 # Batch sizes whose latency is measured.
 BATCH_SIZES = (1, 8)
+# What keeps a process to one core: OpenMP, and Mesa's renderer.
+ONE_CORE = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 
 
 class ComparisonFailed(RuntimeError):
-    """A step of an architecture failed; the message says which, and ends with what it printed."""
+    """A step of an architecture failed; the message says which and why, and where its log is."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Comparison:
     data: Path = Path("data/tabletop")
     # Folder of the comparison: the report, and for each a checkpoint, an archive and a log.
     out: Path = Path("runs/comparison")
-    # Time that each trains on one core [min].
+    # Time that each trains on one core, by the clock [min].
     minutes: float = 8.0
     # Frames in a batch, and commands of each.
     batch: int = 32
@@ -100,12 +108,12 @@ def compare(comparison: Comparison) -> list[Result]:
         SpecError, DatasetError: checkpoint and demonstrations do not fit.
     """
     comparison.out.mkdir(parents=True, exist_ok=True)
-    found = {} if comparison.fresh else _kept(comparison)
+    found = {} if comparison.fresh else kept(comparison)
     todo = [name for name in comparison.architectures if name not in found]
     cores = len(os.sched_getaffinity(0))
     bar = tqdm(total=len(todo), unit="architecture", desc="train and evaluate", disable=None)
-    with bar, ThreadPoolExecutor(comparison.jobs or cores) as pool:
-        tasks = {pool.submit(_commands, comparison, name): name for name in todo}
+    with bar, _environment(ONE_CORE), _processes(comparison.jobs or cores) as pool:
+        tasks = [pool.submit(make, comparison, name) for name in todo]
         try:
             for task in as_completed(tasks):
                 task.result()
@@ -119,79 +127,99 @@ def compare(comparison: Comparison) -> list[Result]:
     return [found[name] for name in comparison.architectures]
 
 
-def _kept(comparison: Comparison) -> dict[str, Result]:
-    """Return what `out` has already of these settings."""
+def kept(comparison: Comparison) -> dict[str, Result]:
+    """Return what `out` has already of these settings, by architecture."""
     found = {}
     for name in comparison.architectures:
         path = comparison.out / name / RESULT
-        if path.is_file():
+        with contextlib.suppress(
+            FileNotFoundError, msgspec.ValidationError
+        ):  # of another version of this code
             result = msgspec.json.decode(path.read_bytes(), type=Result)
             if result.settings == comparison.plain():
                 found[name] = result
     return found
 
 
-def _commands(comparison: Comparison, name: str) -> None:
-    """Train, export and evaluate one architecture on one core."""
+def make(comparison: Comparison, name: str) -> None:
+    """Train, export and evaluate one architecture, in a process that does nothing else.
+
+    Raises:
+        ComparisonFailed: see there.
+    """
     folder = comparison.out / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    training = {
-        "architecture": name,
-        "preset": comparison.preset,
-        "data": comparison.data,
-        "out": folder / "checkpoint",
-        "minutes": comparison.minutes,
-        "batch": comparison.batch,
-        "commands": comparison.commands,
-        "learning-rate": comparison.learning_rate,
-        "counterfactual": 0.8,
-        "seed": comparison.seed,
-        "threads": 1,
-    }
-    _run(folder, "vla.training", training, excluded_goals=comparison.excluded_goals)
-    _run(folder, "export", {"output": folder / "vla.mar"}, folder / "checkpoint")
-    episodes = {
-        "archive": folder / "vla.mar",
-        "episodes": comparison.episodes,
-        "replan": comparison.replan,
-        "robots": 1,
-        "out": folder / "trained",
-    }
-    evaluation = "vla.evaluation", episodes, "--no-pictures"
-    _run(folder, *evaluation, conditions=CONDITIONS, goals=comparison.trained_goals)
+    step = "training"
+    with (folder / LOG).open("w") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    try:
+        train(_training(comparison, name))
+        step = "export"
+        export(Options(str(folder / "checkpoint"), folder / "vla.mar"))
+        step = "evaluation"
+        for evaluation in _evaluations(comparison, name):
+            evaluation.out.mkdir()
+            write(evaluation, evaluate(evaluation))
+    except Exception as error:
+        traceback.print_exc()
+        raise ComparisonFailed(f"{step} of {name} failed: {error} (log: {folder / LOG})") from None
+
+
+def _training(comparison: Comparison, name: str) -> Settings:
+    return Settings(
+        architecture=name,
+        preset=comparison.preset,
+        data=comparison.data,
+        out=comparison.out / name / "checkpoint",
+        minutes=comparison.minutes,
+        batch=comparison.batch,
+        commands=comparison.commands,
+        learning_rate=comparison.learning_rate,
+        counterfactual=0.8,
+        excluded_goals=comparison.excluded_goals,
+        seed=comparison.seed,
+        threads=1,
+    )
+
+
+def _evaluations(comparison: Comparison, name: str) -> Iterator[Evaluation]:
+    """Yield that of the goals that training commands, then that of those that it excludes."""
+    folder = comparison.out / name
+    pursued = {"trained": (CONDITIONS, comparison.trained_goals)}
     if comparison.excluded_goals:
-        episodes["out"] = folder / "excluded"
-        _run(folder, *evaluation, conditions=("held_out",), goals=comparison.excluded_goals)
-
-
-def _run(
-    folder: Path, program: str, options: dict[str, Any], *more: object, **lists: tuple[str, ...]
-) -> None:
-    """Run one of our programs on one core; what it prints goes into the log.
-
-    Args:
-        folder: of the architecture
-        program: its module
-        options: name -> value
-        more: further words
-        lists: name -> values
-    """
-    command = [sys.executable, "-m", program, *map(str, more)]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
-    for name, values in lists.items():
-        command += [f"--{name.replace('_', '-')}", *values] if values else []
-    one_core = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-    with (folder / LOG).open("ab") as log:
-        log.write(f"$ {shlex.join(command)}\n".encode())
-        log.flush()
-        ended = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | one_core, check=False
+        pursued["excluded"] = (("held_out",), comparison.excluded_goals)
+    for part, (conditions, goals) in pursued.items():
+        yield Evaluation(
+            archive=folder / "vla.mar",
+            conditions=conditions,
+            goals=goals,
+            episodes=comparison.episodes,
+            replan=comparison.replan,
+            robots=1,
+            out=folder / part,
+            pictures=False,
         )
-    if ended.returncode:
-        end = (folder / LOG).read_text(errors="replace")[-2000:]
-        raise ComparisonFailed(f"{program} of {folder.name} ended with status {ended.returncode}:\n{end}")
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    """Make a pool of processes, each for one task."""
+    return ProcessPoolExecutor(count, get_context("spawn"), max_tasks_per_child=1)
 
 
 def _measure(comparison: Comparison, name: str, cores: int) -> Result:
@@ -199,7 +227,7 @@ def _measure(comparison: Comparison, name: str, cores: int) -> Result:
     folder = comparison.out / name
     checkpoint = folder / "checkpoint"
     # A process of its own: the most memory that it has had is that of this policy.
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+    with _processes(1) as process:
         latency_ms, peak_mib = process.submit(
             probes.latency_and_memory, folder / "vla.mar", BATCH_SIZES, cores
         ).result()
@@ -221,6 +249,7 @@ def _measure(comparison: Comparison, name: str, cores: int) -> Result:
         success=success,
         latency_ms=latency_ms,
         peak_mib=peak_mib,
+        privileged=getattr(module_of(name).Model, "privileged", ()),
     )
 
 
@@ -230,14 +259,18 @@ def _success(folder: Path) -> dict[str, Rate]:
     return {row["condition"]: msgspec.convert(row["total"], Rate) for row in written["summaries"]}
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, or 1 and a message where that can't be done."""
-    program = "python -m vla.evaluation compare"
     try:
-        comparison = tyro.cli(Comparison, prog=program, args=arguments)
+        comparison = tyro.cli(Comparison, prog="python -m bench compare", args=arguments)
         results = compare(comparison)
-    except (ComparisonFailed, ValueError, OSError) as error:  # also SpecError and DatasetError
+    except (
+        ComparisonFailed,
+        BrokenExecutor,
+        ValueError,
+        OSError,
+    ) as error:  # also SpecError and DatasetError
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(comparison_report.write(comparison.out, results))
+    print(report.write(comparison.out, results))
     return 0
