@@ -35,7 +35,8 @@ def make_archive(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """A server whose model answers with the names of the request's fields."""
-    yield from serve(write_archive(tmp_path_factory.mktemp("echo")))
+    with serve(write_archive(tmp_path_factory.mktemp("echo"))) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +58,8 @@ def policy_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def served_policy(policy_archive: Path) -> Iterator[TorchServe]:
     """A server of the default checkpoint's archive."""
-    yield from serve(policy_archive)
+    with serve(policy_archive) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What tests make: archives around a handler's source, checkpoints of random weights, servers."""
 
+import contextlib
 import dataclasses
 import json
 import zipfile
@@ -51,12 +52,18 @@ def write_archive(folder: Path, handler: str = ECHO, name: str = "echo") -> Path
     return path
 
 
+@contextlib.contextmanager
 def serve(archive: Path) -> Iterator[TorchServe]:
-    """Serve an archive on free ports for the life of a fixture."""
+    """Serve an archive on free ports; an exception in the meantime tells the end of the server's log."""
     with TorchServe(archive, port=free_port(), startup_timeout_s=STARTUP_TIMEOUT_S) as server:
         running.append(server)
-        yield server
-        running.remove(server)
+        try:
+            yield server
+        except Exception as error:
+            error.add_note(server.log_tail(80))
+            raise
+        finally:
+            running.remove(server)
 
 
 def write_checkpoint(folder: Path, architecture: str = "command_attention") -> Path:

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from export.verify import Parity, verify
 from vla import checkpoint
 from vla_runtime.images import Limits
 from vla_runtime.policy import Answer, Policy
-from vla_runtime.spec import Camera, PolicySpec
+from vla_runtime.spec import Camera, ContinuousSpace, PolicySpec
 
 ROOT = Path(__file__).parents[2]
 LAYOUT = Layout(
@@ -51,9 +53,8 @@ class Sound(nn.Module):
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         return self.words(input_ids), attention_mask.bool()
 
-    def act(
-        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
+    def act(self, *inputs: Tensor) -> dict[str, Tensor]:
+        images, command, command_mask, state, _ = inputs
         said = (command * command_mask.unsqueeze(-1)).sum(1)
         features = torch.cat([self.see(images), said, state], -1)
         return {"actions": self.head(features).unflatten(-1, (LAYOUT.horizon, LAYOUT.action))}
@@ -102,7 +103,7 @@ class NotFinite(Sound):
         return super().see(images) / 0
 
 
-def check(model: nn.Module, path: Path) -> Parity:
+def check(model: Sound, path: Path) -> Parity:
     trace(model.eval(), LAYOUT, path, TARGET)
     return verify(model, torch.jit.load(str(path)), LAYOUT, TARGET, tolerance=1e-4)
 
@@ -156,6 +157,7 @@ def test_archive_describes_itself(tiny_folder: Path, tiny_checkpoint: Path) -> N
     weights = hashlib.sha256((tiny_checkpoint / "model.safetensors").read_bytes()).hexdigest()
 
     assert spec.provenance["checkpoint_sha256"]["model.safetensors"] == weights
+    assert isinstance(spec.action, ContinuousSpace)
     assert spec.provenance["statistics_sha256"]["action"] == spec.action.statistics.sha256()
     assert spec.provenance["parity"]["largest_difference"] <= 1e-4
     assert spec.provenance["versions"]["torch"] == importlib.metadata.version("torch")
@@ -169,6 +171,7 @@ def test_archive_describes_itself(tiny_folder: Path, tiny_checkpoint: Path) -> N
 
 def test_archive_answers_as_the_eager_checkpoint(tiny_folder: Path, tiny_checkpoint: Path) -> None:
     """From the request's bytes to physical units, beside the model computed by hand."""
+    model: Any
     config, model = checkpoint.load(tiny_checkpoint)
     policy = Policy.load(tiny_folder)
     request = policy.example_row(tiny_folder)
@@ -290,7 +293,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_incomplete_checkpoint_is_refused(
-    tiny_checkpoint: Path, tmp_path: Path, break_it: object, message: str
+    tiny_checkpoint: Path, tmp_path: Path, break_it: Callable[[Path], None], message: str
 ) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
     break_it(folder)

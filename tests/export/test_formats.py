@@ -27,9 +27,10 @@ from export.target import Target
 from export.trace import trace
 from export.verify import verify
 from vla import checkpoint
-from vla_runtime.errors import SpecError
+from vla_runtime.actions import ActionChunk
+from vla_runtime.errors import RequestError, SpecError
 from vla_runtime.policy import Answer, Policy
-from vla_runtime.spec import DiscreteSpace, Extra, Format, PolicySpec, Precision, Safety
+from vla_runtime.spec import ContinuousSpace, DiscreteSpace, Extra, Format, PolicySpec, Precision, Safety
 
 # The .pt2 takes tens of seconds to build: `make test` builds one, `make test-all` all.
 ARCHIVES = (
@@ -51,6 +52,11 @@ def archive(request, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     return unpack(path, folder / "unpacked")
 
 
+def chunk_of(answer: Answer | RequestError) -> ActionChunk:
+    assert isinstance(answer, Answer), answer
+    return answer.chunk
+
+
 # Largest difference from the eager model in float32, normalised.
 ALLOWED: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.05}
 
@@ -58,6 +64,7 @@ ALLOWED: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.05}
 def test_archive_answers_as_the_eager_model(archive: Path, tiny_checkpoint: Path) -> None:
     """Alone and in batches of 1, 3 and 4, the sizes that nobody traced among them."""
     config, model = checkpoint.load(tiny_checkpoint)
+    assert isinstance(config.action, ContinuousSpace)
     policy = Policy.load(archive)
     request = dict(policy.example_row(archive))
     commands = ["push the red block", "lift it", "reach the green cube", "go"]
@@ -130,9 +137,8 @@ class Mixed(nn.Module):
         words = self.words(input_ids) * attention_mask.unsqueeze(-1).float()
         return self.norm(self.read(words)[0]), attention_mask.bool()
 
-    def act(
-        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
+    def act(self, *inputs: Tensor) -> dict[str, Tensor]:
+        images, command, _, state, _ = inputs
         seen = self.see(images[:, 0]).flatten(2).transpose(1, 2)
         fused, weights = self.fuse(command @ self.mix, seen, seen)
         actions = self.head(torch.cat([fused.mean(1), state], -1)).unflatten(
@@ -247,9 +253,8 @@ class Planner(Sound):
         self.head = nn.Linear(4 + 3 + sizes.state, sizes.horizon * sizes.action)
         self.skill = nn.Linear(4, config.skills)
 
-    def act(
-        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
+    def act(self, *inputs: Tensor) -> dict[str, Tensor]:
+        images, command, command_mask, state, noise = inputs
         said = (command * command_mask.unsqueeze(-1)).sum(1)
         logits = self.head(torch.cat([self.see(images), said, state], -1))
         skills = torch.softmax(self.skill(said), -1)
@@ -288,14 +293,16 @@ def test_discrete_policy_from_checkpoint_to_answer(
     ]
     policy = Policy.load(unpack(tmp_path / "vla.mar", tmp_path / "unpacked"))
     row = dict(policy.example_row(tmp_path / "unpacked"))
-    same, again, other = policy.infer([row, row, {**row, "seed": 1}])
-    assert all(isinstance(answer, Answer) for answer in (same, again, other))
-    np.testing.assert_allclose(same.chunk.probabilities, spec.example.actions, atol=1e-6)
-    np.testing.assert_allclose(same.chunk.probabilities, again.chunk.probabilities, atol=1e-6)
-    assert np.abs(same.chunk.probabilities - other.chunk.probabilities).max() > 1e-3
-    assert same.chunk.chosen == spec.example.names
-    assert same.chunk.extras["skill"]["name"] in ("pick", "place")
-    assert 0.5 <= same.chunk.extras["score"] <= 1
+    chunks = [chunk_of(answer) for answer in policy.infer([row, row, {**row, "seed": 1}])]
+    same, again, other = (np.asarray(chunk.probabilities) for chunk in chunks)
+    np.testing.assert_allclose(same, spec.example.actions, atol=1e-6)
+    np.testing.assert_allclose(same, again, atol=1e-6)
+    assert np.abs(same - other).max() > 1e-3
+    assert chunks[0].chosen == spec.example.names
+    extras = chunks[0].extras
+    assert extras
+    assert extras["skill"]["name"] in ("pick", "place")
+    assert 0.5 <= extras["score"] <= 1
 
 
 @pytest.mark.parametrize("architecture", ["realtime", "clip"])
@@ -335,7 +342,7 @@ def test_an_eager_module_is_compiled_by_its_worker(tmp_path: Path) -> None:
         Policy.load(unpack(tmp_path / f"{name}.mar", tmp_path / name)) for name in ("plain", "compiled")
     ]
     rows = [{"image": png(grey(value))} for value in (20, 51, 90)]
-    one, other = ([answer.chunk.actions for answer in policy.infer(rows)] for policy in policies)
+    one, other = ([chunk_of(answer).actions for answer in policy.infer(rows)] for policy in policies)
     np.testing.assert_allclose(one, other, atol=1e-6)
 
     with pytest.raises(ExportError, match="--compile is for format 'eager' alone, got 'torchscript'"):

@@ -5,8 +5,10 @@ A new name in `vla.models.ARCHITECTURES` is tested here without another line.
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from export.export import Options, export
 from vla import checkpoint
 from vla.models import ARCHITECTURES
 from vla_runtime.policy import Answer, Policy
-from vla_runtime.spec import Format
+from vla_runtime.spec import ContinuousSpace, Format
 
 # What transformers warns of its own properties when a trace looks inside its models.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -39,7 +41,7 @@ class Exported:
     policy: Policy
 
 
-def cases() -> list[object]:
+def cases() -> Sequence[object]:
     """Return (architecture, format) of all, those that take long marked as slow."""
     quick = [(name, "torchscript") for name in ARCHITECTURES] + [(name, "pt2") for name in PACKAGED]
     slow = [(name, "pt2") for name in ARCHITECTURES if name not in PACKAGED]
@@ -61,7 +63,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Exported(made_from, archive, Policy.load(unpack(archive, folder / "unpacked")))
 
 
-def requests_of(count: int) -> list[dict[str, object]]:
+def requests_of(count: int) -> list[dict[str, Any]]:
     """Return requests that differ in picture, command, state and seed, as the example's policy takes them."""
     commands = ("push the red block", "lift it", "reach the green cube", "go", "please grab the yellow one")
     return [
@@ -82,7 +84,14 @@ def png(seed: int) -> bytes:
     return file.getvalue()
 
 
-def answers(policy: Policy, asked: list[dict[str, object]]) -> list[Answer]:
+def scale(policy: Policy) -> np.ndarray:
+    """Return what normalisation divides the actions by: float32 [A]."""
+    space = policy.spec.action
+    assert isinstance(space, ContinuousSpace)
+    return space.scale
+
+
+def answers(policy: Policy, asked: list[dict[str, Any]]) -> list[Answer]:
     """Answer requests as one batch."""
     found = policy.infer(asked)
     assert all(isinstance(answer, Answer) for answer in found), found
@@ -96,7 +105,7 @@ def test_archive_answers_as_the_model_alone_and_in_batches(exported: Exported) -
 
     for count in (1, 3, BUCKETS[-1]):
         got = np.stack([answer.chunk.actions for answer in answers(exported.policy, asked[:count])])
-        difference = np.abs(got - expected[:count]) / exported.policy.spec.action.scale
+        difference = np.abs(got - expected[:count]) / scale(exported.policy)
         assert difference.max() <= TOLERANCE
     assert np.ptp(expected, axis=0).max() > 1e-3  # the requests are told apart
 
@@ -106,14 +115,12 @@ def test_server_answers_as_the_policy_in_process(exported: Exported) -> None:
     (expected,) = answers(exported.policy, [asked])
     files = {name: (name, value) if name == "image" else (None, value) for name, value in asked.items()}
 
-    for server in serve(exported.archive):
+    with serve(exported.archive) as server:
         answer = requests.post(server.predictions_url, files=files, timeout=60)
 
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert body["policy"] == exported.policy.spec.name
-    difference = (
-        np.abs(np.array(body["actions"]) - expected.chunk.actions) / exported.policy.spec.action.scale
-    )
+    difference = np.abs(np.array(body["actions"]) - expected.chunk.actions) / scale(exported.policy)
     assert difference.max() <= TOLERANCE
     assert body.get("extras", {}).keys() == (expected.chunk.extras or {}).keys()

@@ -105,7 +105,7 @@ def test_server_that_answers_wrong_shapes_misses_on_content(policy_archive: Path
             more = ONE_ACTION_SHORT.encode() if name == "vla_runtime/wire.py" else b""
             bad.writestr(name, good.read(name) + more)
 
-    for server in serve(broken):
+    with serve(broken) as server:
         run, report = load_test(server, tmp_path, adversaries=0)
 
     assert run.returncode == 1, run.stdout + run.stderr
@@ -129,7 +129,7 @@ def kill_under_load(server: TorchServe) -> None:
 def test_server_that_is_killed_misses_with_the_time_of_the_outage(
     policy_archive: Path, tmp_path: Path
 ) -> None:
-    for server in serve(policy_archive):
+    with serve(policy_archive) as server:
         killer = Thread(target=kill_under_load, args=(server,))
         killer.start()
         run, report = load_test(server, tmp_path, adversaries=0, warm_up_s=0, duration_s=12)

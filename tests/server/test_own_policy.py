@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def expected(source: Source, front: np.ndarray, wrist: np.ndarray, words: list[i
         "wrist": (torch.tensor(wrist).permute(2, 0, 1) / 127.5 - 1)[None],
     }
     ids = torch.tensor([words + [0] * (12 - len(words))])
-    model: torch.nn.Module = source.model
+    model: Any = source.model
     with torch.inference_mode():
         command = model.encode_command(ids, (torch.arange(12) < len(words)).long()[None])
         raw = model.act(images, command, torch.zeros(1, 0), torch.zeros(1, 0))["actions"][0].numpy()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,7 +35,7 @@ def policy(policy_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Po
 
 
 @pytest.fixture(scope="module")
-def example(policy_archive: Path) -> dict[str, object]:
+def example(policy_archive: Path) -> dict[str, Any]:
     """The archived example as multipart fields."""
     with zipfile.ZipFile(policy_archive) as archive:
         example = json.loads(archive.read("policy.json"))["example"]
@@ -46,7 +47,7 @@ def example(policy_archive: Path) -> dict[str, object]:
         }
 
 
-def post(server: TorchServe, fields: dict[str, object], **options: object) -> requests.Response:
+def post(server: TorchServe, fields: dict[str, Any], **options: Any) -> requests.Response:
     """Post fields as multipart: bytes as a file, the rest as text."""
     files = {
         name: (name, value) if isinstance(value, bytes) else (None, value) for name, value in fields.items()
@@ -87,9 +88,7 @@ def test_answer_has_the_contract_and_equals_in_process(
     np.testing.assert_allclose(body["actions"], policy.spec.example.actions, atol=1e-4)
 
 
-def test_json_and_msgpack_give_the_same_actions(
-    served_policy: TorchServe, example: dict[str, object]
-) -> None:
+def test_json_and_msgpack_give_the_same_actions(served_policy: TorchServe, example: dict[str, Any]) -> None:
     multipart = post(served_policy, example).json()["actions"]
     state = json.loads(example["state"])
     image = base64.b64encode(example["image"]).decode()
@@ -122,7 +121,7 @@ def together(tasks: list[Callable[[], requests.Response]]) -> list[requests.Resp
         return list(pool.map(run, tasks))
 
 
-def noisy(image: object, seed: int) -> bytes:
+def noisy(image: bytes, seed: int) -> bytes:
     """Return the example's picture with noise of its own: distinct, and still a scene."""
     pixels = np.asarray(Image.open(io.BytesIO(image)), np.int16)
     noise = np.random.default_rng(seed).integers(-40, 41, pixels.shape)
@@ -132,7 +131,7 @@ def noisy(image: object, seed: int) -> bytes:
 
 
 def test_concurrent_clients_share_batches_and_get_their_own_answers(
-    served_policy: TorchServe, example: dict[str, object]
+    served_policy: TorchServe, example: dict[str, Any]
 ) -> None:
     commands = (
         "push the red block",
@@ -174,7 +173,7 @@ BAD = [
 
 
 def test_bad_requests_fail_alone_in_their_batch(
-    served_policy: TorchServe, policy: Policy, example: dict[str, object]
+    served_policy: TorchServe, policy: Policy, example: dict[str, Any]
 ) -> None:
     tasks, wanted = [], []
     for index in range(CLIENTS):
