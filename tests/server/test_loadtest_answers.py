@@ -45,7 +45,7 @@ def broken(archive: Path, folder: Path, member: str, more: str) -> Path:
 
 
 def test_policy_that_answers_all_requests_alike_misses(policy_archive: Path, tmp_path: Path) -> None:
-    for server in serve(broken(policy_archive, tmp_path, "vla_runtime/wire.py", CONSTANT)):
+    with serve(broken(policy_archive, tmp_path, "vla_runtime/wire.py", CONSTANT)) as server:
         run, report = load_test(server, tmp_path, adversaries=0, duration_s=2)
 
     assert run.returncode == 1, run.stdout + run.stderr
@@ -56,7 +56,7 @@ def test_policy_that_answers_all_requests_alike_misses(policy_archive: Path, tmp
 
 @pytest.mark.parametrize("more", [SWAPPED, STALE], ids=["rows swapped", "an earlier batch again"])
 def test_policy_that_is_wrong_only_in_batches_misses(policy_archive: Path, tmp_path: Path, more: str) -> None:
-    for server in serve(broken(policy_archive, tmp_path, "vla_runtime/policy.py", more)):
+    with serve(broken(policy_archive, tmp_path, "vla_runtime/policy.py", more)) as server:
         run, report = load_test(
             server, tmp_path, adversaries=0, scenario="burst", robots=6, warm_up_s=0, duration_s=4
         )
