@@ -191,6 +191,7 @@ class TorchServe:
         self._require_free()
         # Worker sockets, unpacked archives and the working directory: never shared between instances.
         self._folder = Path(tempfile.mkdtemp(prefix="vla-serve-"))
+        require_room(self.archives)
         config = self._folder / "config.properties"
         config.write_text((ROOT / "config.properties").read_text() + self._overrides())
         self._process = subprocess.Popen(
@@ -307,6 +308,22 @@ def _opened(paths: Sequence[Path]) -> tuple[Archive, ...]:
                     "another file name, which is its name in the URL"
                 )
     return archives
+
+
+def require_room(archives: Sequence[Archive]) -> None:
+    """Check that archives can be unpacked where TorchServe does it, in the folder for temporary files.
+
+    Raises:
+        ArchiveError: there is not enough room.
+    """
+    folder = Path(tempfile.gettempdir())
+    need, free = sum(archive.unpacked_bytes for archive in archives), shutil.disk_usage(folder).free
+    if need > free:
+        names = " and ".join(archive.path.name for archive in archives)
+        raise ArchiveError(
+            f"{names} need {need / 1e6:.0f} MB unpacked, and {folder} has {free / 1e6:.0f} MB free: mount a "
+            "larger volume there, or name a folder with more room by TMPDIR"
+        )
 
 
 def free_port() -> int:

@@ -20,6 +20,7 @@ from archive.digest import verify_digest
 from archive.errors import ArchiveError
 from archive.read import Archive
 from server.errors import ServerError, SwapError
+from server.process import require_room
 from server.warm_up import post_example
 
 WARM_UP_REQUESTS = 20
@@ -172,8 +173,10 @@ def main() -> int:
     options = _parse()
     try:
         verify_digest(options.archive, options.sha256)
+        new = Archive.open(options.archive)
+        require_room([new])
         swap = Swap(
-            new=Archive.open(options.archive),
+            new=new,
             inference_url=f"http://127.0.0.1:{options.port}",
             management_url=f"http://127.0.0.1:{options.port + 1}",
             model=options.model or _served(options.port + 1, options.archive),

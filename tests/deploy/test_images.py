@@ -6,9 +6,12 @@ Needs IMAGE and PROXY_IMAGE, and ENGINE (docker or podman) where they are: `make
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ import requests
 from closed_loop import Load
 from replicas import ROOT, STARTUP_TIMEOUT_S
 
+from archive.digest import digest
 from archive.read import Archive
 from server.process import free_port
 
@@ -28,6 +32,7 @@ HARDENED = [
     *("--cap-drop=ALL", "--security-opt", "no-new-privileges", "--pids-limit=512", "--memory=3g"),
 ]
 LARGEST_IMAGE_MB = 800
+CHECKPOINT = ROOT / "checkpoints" / "command_attention"
 
 pytestmark = pytest.mark.skipif(not (IMAGE and PROXY_IMAGE), reason="no images given: run `make test-image`")
 
@@ -64,9 +69,9 @@ class Container:
 
 
 @contextmanager
-def container(image: str, name: str, *options: object) -> Iterator[Container]:
+def container(image: str, name: str, *options: object, command: Sequence[str] = ()) -> Iterator[Container]:
     engine("rm", "-f", name, check=False)
-    engine("run", "-d", "--name", name, *HARDENED, *options, image)
+    engine("run", "-d", "--name", name, *HARDENED, *options, image, *command)
     try:
         yield Container(name)
     finally:
@@ -153,6 +158,48 @@ def test_readmes_request_is_answered_by_a_hardened_container(deployment: Deploym
             == "0"
         )
     assert requests.get(deployment.url + "/metrics", timeout=10).status_code == 404
+
+
+def test_swap_under_load_loses_nothing(deployment: Deployment, store: Path) -> None:
+    new = store / "next.mar"
+    command = [sys.executable, "-m", "export", CHECKPOINT, "--output", new, "--version", "2.0"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    new.with_name("next.mar.sha256").write_text(digest(new))
+    for file in (new, new.with_name("next.mar.sha256")):
+        file.chmod(0o644)
+    example = Archive.open(store / "vla.mar").example
+    assert example is not None
+    with Load(f"{deployment.url}/predictions/vla", files=example.images, data=example.fields) as load:
+        load.wait_for(100)
+        said = deployment.server.sh("python -m server.swap /models/next.mar")
+        load.wait_for(100)
+
+    assert said.endswith("vla 2.0 serves; 1.0 is removed")
+    assert set(load.outcomes) == {200}
+    assert load.views == [["1.0", "2.0"]] * 16
+    versions = deployment.server.sh(
+        "python -c \"import requests; print(requests.get('http://127.0.0.1:8091/models/vla/all').text)\""
+    )
+    assert re.findall(r'"modelVersion": "([^"]*)"', versions) == ["2.0"]
+
+
+def test_an_archive_larger_than_memory_for_files_starts(store: Path, tmp_path: Path) -> None:
+    """600 MB unpacked, beside a tmpfs of 512 MiB."""
+    large = store / "large.mar"
+    shutil.copy(store / "vla.mar", large)
+    with (tmp_path / "ballast").open("wb") as file:
+        file.truncate(600_000_000)
+    with zipfile.ZipFile(large, "a") as mar:
+        mar.write(tmp_path / "ballast", "ballast", zipfile.ZIP_STORED)
+    large.with_name("large.mar.sha256").write_text(digest(large))
+    name = f"vla-test-{os.getpid()}-large"
+    options = ("-v", f"{store}:/models:ro", "--entrypoint", "python")
+    serve = ("-m", "server.container", "--archive", "/models/large.mar")
+    try:
+        with container(IMAGE, name, *options, command=serve) as server:
+            wait_until(lambda: healthy(server), server)
+    finally:
+        large.unlink()
 
 
 def test_stop_under_load_loses_nothing(deployment: Deployment, store: Path) -> None:
