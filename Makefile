@@ -124,11 +124,15 @@ build/golden/.installed: tests/golden/requirements.txt
 	build/golden/bin/python -m pip --disable-pip-version-check install -r $<
 	@touch $@
 
-# No torch: a load generator on a host of its own needs none.
 .venv/.bench: .venv/.train
 	$(PIP) install -e '.[bench]'
 	@touch $@
 
+.venv/.peers: .venv/.bench
+	$(PIP) install -e '.[peers]'
+	@touch $@
+
+# No torch: a load generator on a host of its own needs none.
 .venv/.loadtest: pyproject.toml | .venv/.paths
 	$(PIP) install -e '.[loadtest]'
 	@touch $@

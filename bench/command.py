@@ -3,6 +3,7 @@
 `python -m bench gpu` checks a GPU host instead, `python -m bench compare` compares architectures.
 """
 
+import dataclasses
 import sys
 import tempfile
 import time
@@ -18,7 +19,11 @@ from bench.measure import FULL, QUICK, ceilings, measure
 from bench.policies import Name, random_archive
 from bench.report import Report, blocks, missed
 from loadtest import document
+from loadtest.extra import needed
 from vla_runtime.spec import Precision
+
+# Packages of the peers, which processes of their own import.
+PEERS = ("fastapi", "uvicorn", "mosec")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Options:
     output: Path = Path("runs/bench")
     # Under a minute on a small policy of random weights: tests that the benchmark works, no figures to quote.
     quick: bool = False
+    # Compare with FastAPI and mosec around the same policy instead, which `make .venv/.peers` installs.
+    peers: bool = False
     # Exit with status 1 when a target is missed.
     check: bool = False
 
@@ -48,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         args=arguments,
     )
+    if options.peers:
+        return _compare(options)
     began = time.monotonic()
     depth = QUICK if options.quick else FULL
     machine = fingerprint()
@@ -64,6 +73,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in document.write(options.output / "report", report, "Benchmark", written):
         _say(f"wrote {path}")
     return int(options.check and bool(missed(report)))
+
+
+def _compare(options: Options) -> int:
+    """Compare the first archive's server with its peers."""
+    with needed("peers", *PEERS):
+        from bench.peers.compare import blocks as compared  # noqa: PLC0415
+        from bench.peers.compare import compare  # noqa: PLC0415
+    (archive, *_) = options.archives or _default_archives(dataclasses.replace(options, random=()))
+    turns, seconds = (1, 0.5) if options.quick else (3, 3.0)
+    machine = fingerprint()
+    found = compare(archive, _say, turns=turns, seconds=seconds)
+    about = ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None)
+    written = [f"{about}; load average at the end {fingerprint()['load_average']}.", *compared(found)]
+    print(document.markdown("Peers", written))
+    for path in document.write(options.output / "peers", (machine, found), "Peers", written):
+        _say(f"wrote {path}")
+    return 0
 
 
 def _default_archives(options: Options) -> tuple[Path, ...]:

@@ -24,8 +24,8 @@ def needed(extra: str, *started: str) -> Iterator[None]:
         if package == extra:
             raise
         print(
-            f"error: {package} is not installed: `make .venv/.{extra}` brings all that `python -m {extra}` "
-            f"needs, or `pip install -e '.[{extra}]'`",
+            f"error: {package} is not installed: `make .venv/.{extra}` brings what this needs, or "
+            f"`pip install -e '.[{extra}]'`",
             file=sys.stderr,
         )
         sys.exit(WRONG_COMMAND)

@@ -31,17 +31,19 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
         ("matplotlib", "bench", []),
         ("torch", "bench", ["--quick"]),
         ("torch", "bench", ["gpu"]),
+        ("fastapi", "bench", ["--peers"]),
     ],
 )
 def test_program_without_its_packages_says_so_in_one_line(
     missing: str, program: str, options: list[str]
 ) -> None:
     ended = run("-c", WITHOUT, missing, program, *options)
+    extra = "peers" if "--peers" in options else program
 
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == [
-        f"error: {missing} is not installed: `make .venv/.{program}` brings all that `python -m {program}` "
-        f"needs, or `pip install -e '.[{program}]'`"
+        f"error: {missing} is not installed: `make .venv/.{extra}` brings what this needs, or "
+        f"`pip install -e '.[{extra}]'`"
     ]
 
 
