@@ -42,6 +42,7 @@ def test_batch_gives_each_frame_the_action_of_each_of_its_commands(settings):
     assert batch.commands_per_frame == 3
     assert batch.images.shape == (6, 1, 3, 32, 32)
     dataset, config = drawn.dataset, drawn.config
+    assert config.state
     tokenizer = config.command_tokenizer()
     said = {
         tuple(tokenizer(form.format(colour=colour))[0][: batch.input_ids.shape[1]]): goal

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from PIL.GifImagePlugin import GifImageFile
 
 from vla.evaluation.conditions import CONDITIONS, trials
 from vla.evaluation.episodes import Setup, observe, run_all, run_episode
@@ -23,7 +24,7 @@ from vla.tabletop.simulator import Tabletop
 from vla_client import ActionChunk, InvalidAnswer, Observation, PolicyError, SafetyReport
 from vla_client.observation import encode
 from vla_runtime.errors import InvalidValue
-from vla_runtime.policy import Policy
+from vla_runtime.policy import Answer, Policy
 
 NAMES = ("delta_x", "delta_y", "delta_z", "gripper")
 
@@ -49,8 +50,9 @@ class Told:
 
     def infer(self, observation):
         self.commands.add(observation.command)
-        colour = re.search("red|green|blue|yellow", observation.command)[0]
-        return chunk(expert_action(self.env, Goal(self.env.goal.task, colour)), batch_size=2)
+        colour = re.search("red|green|blue|yellow", observation.command)
+        assert colour, observation.command
+        return chunk(expert_action(self.env, Goal(self.env.goal.task, colour[0])), batch_size=2)
 
 
 class Refusing:
@@ -60,7 +62,7 @@ class Refusing:
         self.failure = failure
         self.left = 3
 
-    def infer(self, _):
+    def infer(self, observation):
         if self.left == 0:
             raise self.failure
         self.left -= 1
@@ -118,6 +120,7 @@ def test_expert_succeeds_on_every_task(env):
         episode = run_episode(env, ExpertPolicy(env), trial, Setup())
         assert (episode.success, episode.outcome, episode.error) == (True, trial.goal.colour, None)
         assert episode.steps == len(episode.latency_ms) == env.steps
+        assert episode.first is not None
         assert episode.first.shape == (1, 4)
 
 
@@ -126,6 +129,7 @@ def test_replanning_asks_once_a_chunk(env):
     episode = run_episode(env, ExpertPolicy(env, horizon=8), trial, Setup(replan=4))
     assert episode.success
     assert len(episode.latency_ms) == -(-episode.steps // 4)
+    assert episode.first is not None
     assert episode.first.shape == (8, 4)
 
 
@@ -189,6 +193,7 @@ def test_archived_policy_answers_as_the_runtime_does(tiny_archive, tiny_folder):
     observation = Observation(encode(picture, "png"), "push the red block", [0.1, 0.5], seed=3)
     row = {"image": observation.image, "command": "push the red block", "state": [0.1, 0.5], "seed": 3}
     [expected] = Policy.load(tiny_folder).infer([row])
+    assert isinstance(expected, Answer)
     with ArchivedPolicy(tiny_archive) as policy:
         answer = policy.infer(observation)
         np.testing.assert_array_equal(answer.actions, expected.chunk.actions)
@@ -208,6 +213,7 @@ def test_pictures(env, tmp_path):
     animate(recordings, tmp_path / "a.gif")
     contact_sheet(recordings, tmp_path / "a.png")
     with PIL.Image.open(tmp_path / "a.gif") as animation:
+        assert isinstance(animation, GifImageFile)
         assert animation.size == (2 * 250 + 10, 314)
         assert animation.info["duration"] == 100
         assert 2 <= animation.n_frames <= max(len(r.frames) for r in recordings)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from export.errors import ExportError
 from export.find import find
 from export.foreign.facts import Facts
+from vla_runtime.spec import ContinuousSpace
 
 NORMALIZER = "policy_preprocessor_step_3_normalizer_processor.safetensors"
 
@@ -238,6 +239,7 @@ def test_a_names_file_bounds_and_explains(sound: Path, tmp_path: Path) -> None:
 
     source = find(str(sound), Facts(origin="lerobot", names=tmp_path / "names.json", margin=0.0))
 
+    assert isinstance(source.action, ContinuousSpace)
     first = source.action.dimensions[0]
     assert (first.name, first.unit, first.low, first.high, first.state) == (
         "joint_0",
@@ -264,5 +266,6 @@ def test_identity_needs_no_statistics(sound: Path, tmp_path: Path) -> None:
 
     source = find(str(folder), Facts(origin="lerobot", names=folder / "names.json"))
 
+    assert isinstance(source.action, ContinuousSpace)
     assert source.action.normalisation == "identity"
     assert source.cameras[0].values == "zero_to_one"

@@ -1,6 +1,7 @@
 """What single architectures do beside the contract that `test_models` tests."""
 
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from vla.models import Sizes, build, module_of
 @pytest.mark.parametrize("architecture", ["diffusion", "flow"])
 def test_the_same_noise_gives_the_same_chunk_alone_and_in_a_batch(architecture):
     torch.manual_seed(0)
-    model = build(architecture, asdict(module_of(architecture).Config.tiny()), SIZES).eval()
+    model: Any = build(architecture, asdict(module_of(architecture).Config.tiny()), SIZES).eval()
     assert model.stochastic
     images, state, noise = observations(model, 4)
     command, mask = model.encode_command(*commands(4))
@@ -29,7 +30,7 @@ def test_the_same_noise_gives_the_same_chunk_alone_and_in_a_batch(architecture):
 
 def test_rows_of_a_batch_take_different_skills():
     torch.manual_seed(0)
-    model = build("hierarchical", asdict(module_of("hierarchical").Config.tiny()), SIZES).eval()
+    model: Any = build("hierarchical", asdict(module_of("hierarchical").Config.tiny()), SIZES).eval()
     for layer in (model.perception.text_encoder.embedding, model.skill_head[0], model.skill_head[-1]):
         nn.init.normal_(layer.weight)
     answer = act(model, 32)
@@ -41,7 +42,7 @@ def test_rows_of_a_batch_take_different_skills():
 
 def test_the_chosen_skill_alone_controls():
     torch.manual_seed(0)
-    model = build("hierarchical", asdict(module_of("hierarchical").Config.tiny()), SIZES).eval()
+    model: Any = build("hierarchical", asdict(module_of("hierarchical").Config.tiny()), SIZES).eval()
     before = act(model, 8)
     chosen = int(before["skill"][0])
     with torch.no_grad():
@@ -54,7 +55,7 @@ def test_the_chosen_skill_alone_controls():
 
 def test_the_matched_box_lies_in_the_picture_and_tells_its_score():
     torch.manual_seed(0)
-    model = build("grounded", asdict(module_of("grounded").Config.tiny()), SIZES).eval()
+    model: Any = build("grounded", asdict(module_of("grounded").Config.tiny()), SIZES).eval()
     answer = act(model, 5)
     left_top, right_bottom = answer["box"].chunk(2, dim=-1)
     assert (left_top >= 0).all()
@@ -67,13 +68,13 @@ def test_the_matched_box_lies_in_the_picture_and_tells_its_score():
 def test_rt2_learns_action_tokens_that_decode_to_the_actions():
     torch.manual_seed(0)
     module = module_of("rt2")
-    model = build("rt2", asdict(module.Config.tiny()), SIZES)
+    model: Any = build("rt2", asdict(module.Config.tiny()), SIZES)
     images, state, _ = observations(model, 2)
     batch = batch_of(images, state, *commands(2), torch.rand(2, SIZES.horizon, SIZES.action) * 2 - 1)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(80):
         optimiser.zero_grad()
-        sum(model.loss(batch).values()).backward()
+        torch.stack(list(model.loss(batch).values())).sum().backward()
         optimiser.step()
     with torch.inference_mode():
         answer = model.eval().act(images, *model.encode_command(*commands(2)), state, torch.zeros(2, 0, 0))
@@ -87,7 +88,7 @@ def test_recomputing_saves_memory_and_changes_no_gradient():
     for recompute in (True, False):
         torch.manual_seed(0)
         config = asdict(module_of("memory_efficient").Config.tiny()) | {"recompute": recompute}
-        model = build("memory_efficient", config, SIZES).train()
+        model: Any = build("memory_efficient", config, SIZES).train()
         images, state, _ = observations(model, 2)
         batch = batch_of(images, state, *commands(2), torch.ones(2, SIZES.horizon, SIZES.action))
         kept = {}
@@ -97,7 +98,7 @@ def test_recomputing_saves_memory_and_changes_no_gradient():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-            loss = sum(model.loss(batch).values())
+            loss = torch.stack(list(model.loss(batch).values())).sum()
         remembered.append(sum(kept.values()))
         loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -116,7 +117,7 @@ def test_clip_takes_a_local_checkpoint(tmp_path, image_size):
     original.save_pretrained(tmp_path)
     sizes = Sizes(**(asdict(SIZES) | {"image_size": image_size}))
     config = asdict(module_of("clip").Config.tiny()) | {"checkpoint": str(tmp_path)}
-    model = build("clip", config, sizes).eval()
+    model: Any = build("clip", config, sizes).eval()
     assert (model.config.text_inner, model.config.vision_layers, model.config.checkpoint) == (24, 2, None)
     ids, _ = commands(3)
     with torch.inference_mode():

@@ -107,11 +107,12 @@ def test_boundaries_hold() -> None:
 def parts(file: Path) -> Iterator[tuple[int, str]]:
     """Yield (line, part) of every part of `vla` that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(file.read_text(), str(file))):
-        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
         yield from ((node.lineno, name.split(".")[1]) for name in names if name.startswith("vla."))
 
 

@@ -146,7 +146,9 @@ def test_loss_reaches_image_state_and_command(model):
     state.requires_grad_()
     batch = batch_of(images, state, ids, mask, torch.randn(6, SIZES.horizon, SIZES.action))
     torch.stack(list(model.loss(batch).values())).sum().backward()
+    assert images.grad is not None
     assert images.grad.abs().amax((1, 2, 3, 4)).min() > 0
+    assert state.grad is not None
     assert state.grad.abs().sum() > 0
     words = [value for value in model.parameters() if value.shape[0] == SIZES.vocabulary]
     assert len(words) == 1
@@ -181,7 +183,7 @@ def test_privileged_labels_are_declared(model):
     def loss(**labels) -> float:
         torch.manual_seed(0)
         with torch.inference_mode():
-            return sum(model.loss(batch._replace(**labels)).values()).item()
+            return float(torch.stack(list(model.loss(batch._replace(**labels)).values())).sum())
 
     learned = {name for name, label in other.items() if loss(**{name: label}) != loss()}
     assert learned == set(getattr(model, "privileged", ()))

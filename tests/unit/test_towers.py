@@ -1,6 +1,7 @@
 """What architectures share: towers that stay maps, encoders that ignore padding, attention that sums to 1."""
 
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,13 @@ from vla.models import Sizes, build, module_of
 from vla.models.parts.attention import Attention, Block
 from vla.models.parts.published_towers import MOMENTUM, MobileNet, ResNet
 from vla.models.parts.text import AttentionPooling, BagOfWords, Lstm, TextTransformer
-from vla.models.parts.towers import Convolutions, encode_images
+from vla.models.parts.towers import Convolutions, Tower, encode_images
 
 SIZES = Sizes(cameras=2, image_size=64, context_length=16, vocabulary=60, state=4, horizon=3, action=2)
 RESNET = {"hidden_sizes": [4, 8, 16, 32], "embedding_size": 4, "depths": [2, 2, 2, 2], "layer_type": "basic"}
 
 
-def centre_of_change(tower: nn.Module, x: int, y: int, edge: int) -> tuple[float, float]:
+def centre_of_change(tower: Tower, x: int, y: int, edge: int) -> tuple[float, float]:
     """Return the mean place of the cells that a small square at (x, y) changes [pixels]."""
     picture = torch.zeros(1, 1, 3, 64, 64)
     picture[..., y - 2 : y + 2, x - 2 : x + 2] = 3.0
@@ -71,7 +72,7 @@ def test_running_statistics_are_those_of_many_batches():
 def test_a_tower_takes_a_local_checkpoint(tmp_path, architecture, original, options):
     original.save_pretrained(tmp_path)
     config = asdict(module_of(architecture).Config.tiny()) | options | {"checkpoint": str(tmp_path)}
-    model = build(architecture, config, SIZES)
+    model: Any = build(architecture, config, SIZES)
     theirs, mine = original.state_dict(), model.tower.state_dict()
     first = "embedder.embedder" if "resnet" in options.values() else "conv_stem.first_conv"
     name = f"{first}.convolution.weight"
@@ -141,7 +142,7 @@ def ask():
 
     def answer(architecture: str):
         torch.manual_seed(0)
-        model = build(architecture, asdict(module_of(architecture).Config.tiny()), SIZES).eval()
+        model: Any = build(architecture, asdict(module_of(architecture).Config.tiny()), SIZES).eval()
         nn.init.normal_(model.text_encoder.embedding.weight)
         mask = (torch.arange(16) < torch.tensor([[3], [9]])).long()
         with torch.inference_mode():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -129,6 +130,7 @@ def test_student_learns_from_its_teacher(settings, run, tmp_path):
     train(taught)
     learned = weights(tmp_path / "taught")
     assert any(not torch.equal(value, learned[name]) for name, value in weights(tmp_path / "alone").items())
+    teacher: Any
     config, teacher = checkpoint.load(run)
     batch = batches(settings).train(0, 3, 2)
     mixed = Teacher(run, config, 0.25, "cpu").mix(batch)
@@ -162,7 +164,7 @@ def test_example_is_a_held_out_frame_in_physical_units(run, settings):
     dataset = Demonstrations.load(settings.data)
     pixels = np.asarray(Image.open(run / example.images["front"]))
     (row,) = np.flatnonzero((dataset.images == pixels).all((1, 2, 3)))
-    np.testing.assert_array_equal(np.float32(example.state), dataset.state[row])
+    np.testing.assert_array_equal(np.array(example.state, np.float32), dataset.state[row])
     drawn = batches(settings, seed=settings.seed)
     assert row in drawn.frames[1]
     assert example.command == drawn.example().command

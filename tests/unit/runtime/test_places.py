@@ -6,7 +6,7 @@ import pytest
 from action_spaces import space, spec
 
 from vla_runtime.errors import SpecError, UnsafeAction
-from vla_runtime.safety import Robot, enforce
+from vla_runtime.safety import Robot, SafetyReport, enforce
 from vla_runtime.spec import Dimension, Safety, Statistics, Vector
 
 DELTA = Dimension(name="dx", unit="m", low=-0.1, high=0.1, meaning="delta", state="x")
@@ -17,11 +17,11 @@ NOTHING = np.full(2, np.nan, np.float32)
 BOX = Safety(position_limits=((-0.5, 0.5), (0.0, 0.3)))
 
 
-def limited(actions: list, here: list, safety: Safety, previous: np.ndarray = NOTHING) -> tuple:
-    safe, report = enforce(
-        np.float32(actions), None, Robot(np.float32(here), np.float32(previous)), MOVES, safety
-    )
-    return safe, report
+def limited(
+    actions: list[list[float]], here: list[float], safety: Safety, previous: np.ndarray = NOTHING
+) -> tuple[np.ndarray, SafetyReport]:
+    robot = Robot(np.array(here, np.float32), previous)
+    return enforce(np.array(actions, np.float32), None, robot, MOVES, safety)
 
 
 def test_deltas_and_velocities_end_at_the_wall() -> None:
@@ -36,11 +36,11 @@ def test_deltas_and_velocities_end_at_the_wall() -> None:
 
 
 def test_inside_the_box_nothing_changes() -> None:
-    actions = np.float32([[0.1, 1.0], [-0.1, -1.0]])
+    actions = [[0.1, 1.0], [-0.1, -1.0]]
 
-    safe, report = limited(actions.tolist(), [0.0, 0.1], BOX)
+    safe, report = limited(actions, [0.0, 0.1], BOX)
 
-    np.testing.assert_array_equal(safe, actions)
+    np.testing.assert_array_equal(safe, np.array(actions, np.float32))
     assert report.status == "ok"
 
 
@@ -60,9 +60,9 @@ def test_poses_stay_near_the_reported_state() -> None:
     poses = space(dimensions=(POSE, msgspec.structs.replace(POSE, name="other", state=None)))
 
     safe, report = enforce(
-        np.float32([[0.5, 0.9], [-0.5, -0.9]]),
+        np.array([[0.5, 0.9], [-0.5, -0.9]], np.float32),
         None,
-        Robot(np.float32([0.2, np.nan]), NOTHING),
+        Robot(np.array([0.2, np.nan], np.float32), NOTHING),
         poses,
         Safety(max_from_state=(0.1, None)),
     )
@@ -75,7 +75,7 @@ def test_a_move_that_may_only_change_slowly_brakes_before_the_wall() -> None:
     """Steps of 0.02: a delta of 0.1 needs 0.3 m to stop."""
     safety = Safety(position_limits=((-0.5, 0.5), None), max_step=(0.02, None))
 
-    safe, _ = limited([[0.1, 0.0]] * 12, [0.0, 0.0], safety, np.float32([0.1, 0.0]))
+    safe, _ = limited([[0.1, 0.0]] * 12, [0.0, 0.0], safety, np.array([0.1, 0.0], np.float32))
 
     deltas = safe[:, 0]
     assert (np.abs(np.diff(deltas, prepend=0.1)) <= 0.02 + 1e-6).all()
@@ -86,12 +86,17 @@ def test_limits_that_contradict_each_other_hold_or_refuse() -> None:
     """It runs at the wall at full speed, and may neither stop nor go on."""
     safety = Safety(position_limits=((-0.5, 0.5), None), max_step=(0.02, None))
 
-    safe, report = limited([[0.1, 0.0]] * 2, [0.5, 0.0], safety, np.float32([0.1, 0.0]))
+    safe, report = limited([[0.1, 0.0]] * 2, [0.5, 0.0], safety, np.array([0.1, 0.0], np.float32))
 
     np.testing.assert_array_equal(safe, np.zeros((2, 2)))
     assert (report.status, report.violations) == ("held", ("dx can't keep all its limits at once",))
     with pytest.raises(UnsafeAction, match=r"limits: dx can't keep all its limits at once$"):
-        limited([[0.1, 0]], [0.5, 0], msgspec.structs.replace(safety, mode="reject"), np.float32([0.1, 0]))
+        limited(
+            [[0.1, 0]],
+            [0.5, 0],
+            msgspec.structs.replace(safety, mode="reject"),
+            np.array([0.1, 0], np.float32),
+        )
 
 
 STATE = Vector(

@@ -75,14 +75,14 @@ def policies(draw: Any) -> PolicySpec:
 def test_what_leaves_is_inside_every_limit_or_is_a_refusal(
     policy: PolicySpec, raw: list, state: tuple, previous: tuple | None, confidence: float | None
 ) -> None:
-    before = np.full(WIDTH, np.nan, np.float32) if previous is None else np.float32(previous)
-    said = outputs(np.float32(raw).reshape(STEPS, WIDTH), confidence)
+    before = np.full(WIDTH, np.nan, np.float32) if previous is None else np.array(previous, np.float32)
+    said, here = outputs(np.reshape(raw, (STEPS, WIDTH)), confidence), np.array(state, np.float32)
     try:
-        chunk = to_chunk(said, np.float32(state), before, policy)
+        chunk = to_chunk(said, here, before, policy)
     except UnsafeAction:
         assert policy.safety.mode == "reject"  # each of these dimensions says what standing still is
         return
-    check(chunk.actions, chunk.safety, policy, np.float32(state), before)
+    check(chunk.actions, chunk.safety, policy, here, before)
     least = policy.safety.min_confidence
     if least is not None and not (confidence is not None and confidence >= least):
         assert chunk.safety.status == "held"
@@ -101,7 +101,7 @@ def check(
     assert isinstance(action, ContinuousSpace)
     assert np.isfinite(actions).all()
     assert ((actions >= action.low) & (actions <= action.high)).all()
-    places = state + np.cumsum(actions[:, :2] * np.float64([1, 1 / action.control_hz]), axis=0)[:, [0, 1, 1]]
+    places = state + np.cumsum(actions[:, :2] * np.array([1, 1 / action.control_hz]), axis=0)[:, [0, 1, 1]]
     places[:, 2] = actions[:, 2]
     check_places(places, safety, state, held=report.status == "held")
     if safety.max_step and report.status != "held":
@@ -138,9 +138,7 @@ def test_symbols_that_leave_are_certain_enough_or_held(
         outputs=("logits", "confidence"),
     )
     try:
-        chunk = to_chunk(
-            outputs(np.float32(logits).reshape(2, 6), confidence), np.zeros(0), np.zeros(6), policy
-        )
+        chunk = to_chunk(outputs(np.reshape(logits, (2, 6)), confidence), np.zeros(0), np.zeros(6), policy)
     except UnsafeAction:
         assert mode == "reject"
         return
