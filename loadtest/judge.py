@@ -205,7 +205,7 @@ def _latency(robots: Sequence[Sample], name: str, bound_ms: float, doubts: Seque
     if len(values) * (100 - percent) < TAIL * 100:
         return Promise(title, promised, f"only {len(values)} right answers", "not judged")
     value = percentile(values, percent)
-    return Promise(title, promised, f"{value:.1f} ms", _verdict(value < bound_ms, doubts))
+    return Promise(title, promised, f"{value:.1f} ms", _verdict(kept=value < bound_ms, doubts=doubts))
 
 
 def _deadlines(robots: Sequence[Sample], tier: Tier, doubts: Sequence[str]) -> Promise:
@@ -214,7 +214,7 @@ def _deadlines(robots: Sequence[Sample], tier: Tier, doubts: Sequence[str]) -> P
     expired = sum(sample.outcome == EXPIRED for sample in robots)
     share = (late + expired + steps - len(robots)) / steps if steps else 0.0
     text = f"{share:.2%} of {steps} steps"
-    verdict = _verdict(share <= tier.max_deadline_misses, doubts) if steps else "not judged"
+    verdict = _verdict(kept=share <= tier.max_deadline_misses, doubts=doubts) if steps else "not judged"
     return Promise("deadline misses", f"at most {tier.max_deadline_misses:.2%}", text, verdict)
 
 
@@ -223,20 +223,20 @@ def _content(samples: Sequence[Sample], findings: Sequence[str]) -> Promise:
     kinds = ", ".join(f"{count} {kind.removeprefix(WRONG)}" for kind, count in wrong.most_common())
     text = f"{wrong.total()}{f' ({kinds})' if kinds else ''}"
     text += f", and {len(findings)} before the load" if findings else ""
-    return Promise("wrong answers", "none", text, _verdict(not wrong and not findings))
+    return Promise("wrong answers", "none", text, _verdict(kept=not wrong and not findings))
 
 
 def _failures(samples: Sequence[Sample], tier: Tier) -> Promise:
     failed = sum(sample.outcome not in (OK, EXPIRED) for sample in samples)
     share = failed / len(samples) if samples else 0.0
     text = f"{share:.2%} of {len(samples)} requests"
-    verdict = _verdict(share <= tier.max_failures) if samples else "not judged"
+    verdict = _verdict(kept=share <= tier.max_failures) if samples else "not judged"
     return Promise("failures", f"at most {tier.max_failures:.2%}", text, verdict)
 
 
 def _outages(outages: Sequence[Outage]) -> Promise:
     times = ", ".join(f"{outage.duration_s:.1f} s from {outage.start_s:.1f} s on" for outage in outages)
-    return Promise("outages", "none", times or "none", _verdict(not outages))
+    return Promise("outages", "none", times or "none", _verdict(kept=not outages))
 
 
 def _memory(memory_bytes: Sequence[float], tier: Tier) -> Promise:
@@ -244,8 +244,8 @@ def _memory(memory_bytes: Sequence[float], tier: Tier) -> Promise:
     if not memory_bytes:
         return Promise("memory", promised, "could not be read", "not judged")
     peak = max(memory_bytes) / GIB
-    return Promise("memory", promised, f"{peak:.2f} GiB", _verdict(peak <= tier.memory_gib))
+    return Promise("memory", promised, f"{peak:.2f} GiB", _verdict(kept=peak <= tier.memory_gib))
 
 
-def _verdict(kept: bool, doubts: Sequence[str] = ()) -> Verdict:
+def _verdict(*, kept: bool, doubts: Sequence[str] = ()) -> Verdict:
     return "not judged" if doubts else "kept" if kept else "missed"

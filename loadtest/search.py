@@ -71,7 +71,7 @@ def find(trial: Callable[[int], Trial], start: int, limit: int) -> Capacity:
         middle = (low + high) // 2
         low, high = (middle, high) if kept(middle) else (low, middle)
     robots, bounded = _confirm(kept, trials, low, limit)
-    return Capacity(robots, bounded, _statement(robots, bounded, trials), trials)
+    return Capacity(robots, bounded, _statement(robots, trials, bounded=bounded), trials)
 
 
 def step_of(robots: int) -> int:
@@ -110,7 +110,7 @@ def _confirm(kept: Callable[[int], bool], trials: list[Trial], robots: int, limi
     return robots, False
 
 
-def _statement(robots: int, bounded: bool, trials: Sequence[Trial]) -> str:
+def _statement(robots: int, trials: Sequence[Trial], *, bounded: bool) -> str:
     if robots == 0:
         return f"not one robot is carried: {_tally(1, trials)}"
     said = f"{robots} robots: {_tally(robots, trials)}"

@@ -108,6 +108,6 @@ def select(name: str, path: Path = FILE) -> Tier:
     return tiers[name]
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion does
     if not condition:
         raise ValueError(message)

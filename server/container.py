@@ -66,13 +66,13 @@ def _serve(server: TorchServe, gate: Gate, drain_delay_s: float, drain_timeout_s
 
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, ask_to_stop)
-    gate.show_ready(True)
+    gate.show_ready(ready=True)
     _say("ready")
     while not stop.wait(POLL_S):
         _require_alive(server, gate)
-        gate.show_ready(server.ready())
+        gate.show_ready(ready=server.ready())
     _say("stopping: not ready any more, requests that were taken are answered")
-    gate.show_ready(False)
+    gate.show_ready(ready=False)
     threading.Event().wait(drain_delay_s)  # until load balancers have noticed
     gate.drain(drain_timeout_s)
     if (status := server.poll()) is not None:

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     if not on_gpu:
         _say("no GPU that torch can use: what needs none is checked on the CPU")
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "host.json").write_text(json.dumps(host(on_gpu), indent=2))
+    (options.output / "host.json").write_text(json.dumps(host(on_gpu=on_gpu), indent=2))
     for name in PARTS:
         _run(name, options, "cuda:0" if on_gpu else "cpu")
     kept = report.write(options.output)
@@ -89,7 +89,7 @@ def _run(name: str, options: Options, device: str) -> None:
     _say(f"--- {name}: {'ok' if found['ok'] else 'FAILED'} after {found['took_s']} s")
 
 
-def host(on_gpu: bool) -> dict[str, Any]:
+def host(*, on_gpu: bool) -> dict[str, Any]:
     """Return what the figures are measured on."""
     about: dict[str, Any] = {
         "device": "CPU",

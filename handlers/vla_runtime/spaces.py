@@ -316,7 +316,7 @@ class DiscreteSpace(Part, frozen=True, kw_only=True, tag_field="kind", tag="disc
 ActionSpace: TypeAlias = ContinuousSpace | BinnedSpace | DiscreteSpace
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion does
     """Raise a `SpecError` with this message unless the condition holds."""
     if not condition:
         raise SpecError(message)

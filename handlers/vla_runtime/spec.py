@@ -282,7 +282,7 @@ class PolicySpec(Part, frozen=True):
             _check_discrete(self.action, self.safety, self.example)
         else:
             _check_states(self.action, self.state)
-            _check_limits(self.action, self.safety, "confidence" in self.artifact.outputs)
+            _check_limits(self.action, self.safety, confident="confidence" in self.artifact.outputs)
 
     @property
     def state_size(self) -> int:
@@ -403,7 +403,7 @@ def _check_discrete(space: DiscreteSpace, safety: Safety, example: Example) -> N
         space.index(name)
 
 
-def _check_limits(space: ContinuousSpace, safety: Safety, confident: bool) -> None:
+def _check_limits(space: ContinuousSpace, safety: Safety, *, confident: bool) -> None:
     for name in ("max_step", "position_limits", "max_from_state", "hold_action"):
         values = getattr(safety, name)
         require(

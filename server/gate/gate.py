@@ -25,7 +25,8 @@ HANDLER = "vla_handler.py"
 class Gate:
     """`with Gate(server, port, metrics_port) as gate:` accepts requests and hands them on to TorchServe.
 
-    It runs in a thread of its own. `GET /health/ready` answers 200 after `show_ready(True)`, 503 otherwise.
+    It runs in a thread of its own. `GET /health/ready` answers 200 after `show_ready(ready=True)`, 503
+    otherwise.
 
     Raises:
         PortTaken: on creation: one of the ports is taken.
@@ -48,7 +49,7 @@ class Gate:
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
 
-    def show_ready(self, ready: bool) -> None:
+    def show_ready(self, *, ready: bool) -> None:
         """Set what `/health/ready` answers."""
         hop = self._started.result()
         self._loop.call_soon_threadsafe(setattr, hop, "ready", ready)

@@ -21,6 +21,7 @@ def post(
     url: str,
     data: Mapping[str, str] | bytes = MappingProxyType({"command": "x"}),
     headers: dict[str, str] | None = None,
+    *,
     verify: str | bool = True,
     cert: tuple[str, str] | None = None,
 ) -> requests.Response:

@@ -89,7 +89,7 @@ def test_nothing_is_known_of_a_server_that_lets_nobody_in(server: Server) -> Non
 
 
 @pytest.mark.parametrize(("off", "right"), [(0.0, True), (0.005, True), (0.4, False)])
-def test_answer_under_load_is_held_against_the_known_one(off: float, right: bool) -> None:
+def test_answer_under_load_is_held_against_the_known_one(off: float, *, right: bool) -> None:
     request = known.Request({}, {}, [[0.1, 1.0], [0.2, 1.0], [0.3, 1.0]])
     asked = Known([request], [0.2, 0.1], 0.1, [])
     chunk = answers.read(answer([[x + off, grip] for x, grip in request.actions]).encode())

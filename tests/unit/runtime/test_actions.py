@@ -125,7 +125,7 @@ def test_discrete_chunk_without_a_safe_action_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("saturating", "status"), [(True, "ok"), (False, "clamped")])
-def test_what_the_policy_wanted_beyond_its_bounds_is_counted(saturating: bool, status: str) -> None:
+def test_what_the_policy_wanted_beyond_its_bounds_is_counted(*, saturating: bool, status: str) -> None:
     policy = spec(space(saturating=saturating))
 
     answer = body(policy, outputs([[1.5, 1.0], [-0.5, -1.00001]]))
