@@ -10,7 +10,7 @@ import msgspec
 from bench.compare.probes import Probe
 from vla.evaluation.report import Rate, table
 
-# By how much an ablation must raise the validation error to say that the policy heeds what it takes away.
+# By how much an ablation must raise the validation error to say that the policy uses what it takes away.
 CLEARLY = 1.25
 SHOWN = {"m": ("mm", 1000.0)}
 _COLOURS = {"held_out": "#2f6db3", "excluded": "#8fb8de", "shuffled": "#d98c3f", "blank": "#9a9a9a"}
@@ -56,7 +56,7 @@ class Result(msgspec.Struct, frozen=True):
             by_unit.setdefault(shown, []).append(factor * value)
         return {unit: sum(values) / len(values) for unit, values in by_unit.items()}
 
-    def heeds(self, ablation: Probe) -> bool:
+    def uses(self, ablation: Probe) -> bool:
         """Whether the ablation clearly raises the error in the first unit: what it takes away counts."""
         plain, ablated = (next(iter(self.error(probe).values())) for probe in ("held_out", ablation))
         return ablated >= CLEARLY * plain
@@ -90,7 +90,7 @@ def markdown(results: Sequence[Result]) -> str:
         f"Success in percent of {results[0].success['held_out'].episodes} episodes a column, an observation "
         f"every {how['replan']} actions. New combinations, never commanded in training: {excluded}.",
         table([_SUCCESS, *map(_success, results)]),
-        f"Mean absolute validation error [{units}], in held-out phrasings. An architecture heeds words or "
+        f"Mean absolute validation error [{units}], in held-out phrasings. An architecture uses words or "
         f"picture when taking them away raises its first error by {CLEARLY - 1:.0%} or more.",
         table([_ERROR, *map(_error, results)]),
     ]
@@ -114,7 +114,7 @@ _SUCCESS = [
     "another command",
     "blank picture",
 ]
-_ERROR = [*_SUCCESS[:2], "new combinations", "another command", "blank picture", "heeds"]
+_ERROR = [*_SUCCESS[:2], "new combinations", "another command", "blank picture", "uses"]
 
 
 def _cost(result: Result) -> list[str]:
@@ -137,7 +137,7 @@ def _success(result: Result) -> list[str]:
 def _error(result: Result) -> list[str]:
     probes: tuple[Probe, ...] = ("held_out", "excluded", "shuffled", "blank")
     taken: dict[str, Probe] = {"words": "shuffled", "picture": "blank"}
-    heeded = [name for name, probe in taken.items() if result.heeds(probe)]
+    used = [name for name, probe in taken.items() if result.uses(probe)]
     return [
         f"`{result.architecture}`",
         *(
@@ -146,7 +146,7 @@ def _error(result: Result) -> list[str]:
             else "-"
             for probe in probes
         ),
-        " and ".join(heeded) or "neither",
+        " and ".join(used) or "neither",
     ]
 
 

@@ -1,1 +1,1 @@
-"""Closed-loop evaluation: what a policy achieves, served and in-process, and whether it heeds the command."""
+"""Closed-loop evaluation: what a policy achieves, served and in-process, and whether it obeys."""

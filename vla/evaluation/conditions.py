@@ -10,7 +10,7 @@ expert           no policy: the scripted expert
 random           no policy: uniformly random actions
 ===============  ====================================================================================
 
-A policy that heeds both picture and words is near 1 on the first two and near chance on the ablations.
+A policy that uses both picture and words is near 1 on the first two and near chance on the ablations.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Trial:
     # What success is judged on.
     goal: Goal
     # What the command asks for: another goal than `goal` in `wrong_colour` and `shuffled`.
-    told: Goal
+    commanded: Goal
     command: str
 
 
@@ -56,12 +56,12 @@ def trials(
 
 def _trial(condition: Condition, goal: Goal, turn: int, seed: int) -> Trial:
     """Make the trial of a goal's turn-th episode; turns walk through the phrasings and the other colours."""
-    told = goal
+    commanded = goal
     if condition == "wrong_colour":
         others = [colour for colour in COLOURS if colour != goal.colour]
-        told = Goal(goal.task, others[turn % len(others)])
+        commanded = Goal(goal.task, others[turn % len(others)])
     elif condition == "shuffled":
         others = [other for other in GOALS if other != goal]
-        told = others[np.random.default_rng(seed).integers(len(others))]
+        commanded = others[np.random.default_rng(seed).integers(len(others))]
     say = phrase if condition == "seen" else held_out
-    return Trial(condition, seed, goal, told, say(told, turn))
+    return Trial(condition, seed, goal, commanded, say(commanded, turn))

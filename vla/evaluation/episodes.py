@@ -63,7 +63,7 @@ class Episode:
     first: NDArray[np.float32] | None
 
 
-class Watched:
+class Recorded:
     """Passes a policy's chunks on and keeps them, with the time that each took."""
 
     def __init__(self, policy: Policy) -> None:
@@ -81,7 +81,7 @@ class Watched:
 
 
 def observe(env: Tabletop, trial: Trial, setup: Setup) -> Observation:
-    """See, hear and measure what the trial's condition lets the robot see, hear and measure."""
+    """Return the observation that the trial's condition allows."""
     size = setup.image_size
     if trial.condition == "blank":
         picture = np.full((size, size, 3), GREY, np.uint8)
@@ -106,8 +106,8 @@ def run_episode(
         PolicyUnavailable, InvalidAnswer: the evaluation can't go on.
     """
     env.reset(trial.seed, trial.goal)
-    watched = Watched(policy)
-    player = ChunkPlayer(watched, setup.replan)
+    recorded = Recorded(policy)
+    player = ChunkPlayer(recorded, setup.replan)
     error = None
     try:
         while not env.over:
@@ -123,13 +123,13 @@ def run_episode(
         success=env.success and error is None,
         outcome=env.outcome(),
         steps=env.steps,
-        latency_ms=tuple(watched.latency_ms),
+        latency_ms=tuple(recorded.latency_ms),
         batch_sizes=tuple(
-            int(chunk.timing_ms["batch_size"]) for chunk in watched.chunks if "batch_size" in chunk.timing_ms
+            int(chunk.timing_ms["batch_size"]) for chunk in recorded.chunks if "batch_size" in chunk.timing_ms
         ),
-        interventions=sum(chunk.safety.status != "ok" for chunk in watched.chunks),
+        interventions=sum(chunk.safety.status != "ok" for chunk in recorded.chunks),
         error=error,
-        first=watched.chunks[0].actions if watched.chunks else None,
+        first=recorded.chunks[0].actions if recorded.chunks else None,
     )
 
 

@@ -49,7 +49,7 @@ class Summary:
     by_task: dict[str, Rate]
     # How often the goal's task first happened to the block that the command named: the original block in most
     # conditions, the other one in `wrong_colour`.
-    told: Rate
+    named_block: Rate
     # Mean length of the successful episodes [control steps]; None of none.
     steps: float | None
     requests: int
@@ -101,7 +101,7 @@ def summarise(source: str, episodes: Sequence[Episode]) -> Summary:
         source=source,
         total=_rate(episodes),
         by_task={task: _rate([e for e in episodes if e.trial.goal.task == task]) for task in TASKS},
-        told=Rate(sum(e.outcome == e.trial.told.colour for e in episodes), len(episodes)),
+        named_block=Rate(sum(e.outcome == e.trial.commanded.colour for e in episodes), len(episodes)),
         steps=float(np.mean(steps)) if steps else None,
         requests=len(latency),
         latency_mean_ms=float(np.mean(latency)) if latency else None,
@@ -166,7 +166,7 @@ def _row(summary: Summary) -> list[str]:
         summary.source,
         *(_percent(rate.value) if rate.episodes else "-" for rate in summary.by_task.values()),
         f"{_percent(summary.total.value)} [{_percent(low)}, {_percent(high)}]{failed}",
-        _percent(summary.told.value),
+        _percent(summary.named_block.value),
         "-" if summary.steps is None else f"{summary.steps:.1f}",
         f"{latency:.1f} / {summary.latency_p95_ms:.1f}" if served else "-",
         f"{batch:.1f} ({max(sizes)})" if sizes else "-",

@@ -105,8 +105,8 @@ class Model(nn.Module):
         self.read_out = QueryReadOut(
             sizes.cameras, edge, width, width, queries=config.queries, features=config.features
         )
-        known = self.read_out.size + sizes.state + 2 * width
-        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
+        inputs = self.read_out.size + sizes.state + 2 * width
+        self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the text tower: float32 [N, L + 1, width], bool [N, L + 1].

@@ -66,8 +66,8 @@ class Model(nn.Module):
             queries=config.queries,
             keypoints=config.keypoints,
         )
-        known = self.perception.flat_size + sizes.state + config.word_width
-        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
+        inputs = self.perception.flat_size + sizes.state + config.word_width
+        self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn words into queries: float32 [N, queries + 1, word_width], bool [N, queries + 1]."""

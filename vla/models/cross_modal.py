@@ -30,14 +30,14 @@ SCORE_SCALE = 8.0
 class Config:
     """Sizes of the model."""
 
-    # Channels and depth of the convolutions that make the cells.
+    # Channels and depth of the convolutions.
     channels: int = 48
     depth: int = 1
     # Width of the tokens of both sides, and heads and perceptrons of their blocks.
     width: int = 32
     heads: int = 4
     inner: int = 64
-    # Self-attention blocks over the words, and over the cells.
+    # Self-attention blocks over the words, and over the positions of the picture.
     text_layers: int = 1
     vision_layers: int = 1
     # Features that a head reports of what it sees.
@@ -95,8 +95,8 @@ class Model(nn.Module):
         self.image_to_text = Block(width, heads, inner, attends="context")
         self.pooling = AttentionPooling(width)
         self.value_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.features))
-        known = sizes.cameras * heads * (2 + config.features) + width + sizes.state
-        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
+        inputs = sizes.cameras * heads * (2 + config.features) + width + sizes.state
+        self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the text encoder: float32 [N, L, width], bool [N, L]."""

@@ -28,7 +28,7 @@ STRIDE = 8
 class Config:
     """Sizes of the model."""
 
-    # Channels and depth of the convolutions that make the cells.
+    # Channels and depth of the convolutions.
     channels: int = 48
     depth: int = 1
     # Width of the tokens of both sides, and heads and perceptrons of their blocks.
@@ -142,8 +142,8 @@ class Model(nn.Module):
         )
         levels = [Level(config, sizes) for _ in range(config.levels)]
         self.levels = nn.ModuleList(levels)
-        known = sum(level.size for level in levels) + sizes.state
-        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
+        inputs = sum(level.size for level in levels) + sizes.state
+        self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the text encoder: float32 [N, L, width], bool [N, L]."""
@@ -165,9 +165,9 @@ class Model(nn.Module):
 
     def _decode(self, image: Tensor, text: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the chunk, float32 [N, T, A], and the attention, float32 [N, C, P]."""
-        known, attention = [state], []
+        features, attention = [state], []
         for level in self.levels:
             text, image, read, weights = level(text, mask, image)
-            known.append(read)
+            features.append(read)
             attention.append(weights.mean(2))
-        return self.action_head(*known), torch.stack(attention).mean(0)
+        return self.action_head(*features), torch.stack(attention).mean(0)

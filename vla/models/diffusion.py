@@ -27,7 +27,7 @@ from vla.models.parts.read_out import Perception
 class Config:
     """Sizes of the model and of its schedule."""
 
-    # Eyes and ears; see `Perception`.
+    # Vision and text encoder; see `Perception`.
     word_width: int = 64
     channels: int = 32
     depth: int = 3
@@ -101,8 +101,8 @@ class Model(nn.Module):
             queries=config.queries,
             keypoints=config.keypoints,
         )
-        known = self.perception.flat_size + sizes.state + config.word_width
-        self.condition_head = mlp(known, 2 * config.width, 1, config.width)
+        inputs = self.perception.flat_size + sizes.state + config.word_width
+        self.condition_head = mlp(inputs, 2 * config.width, 1, config.width)
         self.denoiser = Denoiser(
             sizes, width=config.width, heads=config.heads, mlp_width=config.inner, layers=config.layers
         )
@@ -139,8 +139,8 @@ class Model(nn.Module):
     def _condition(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return float32 [B * K, width] for commands float32 [B * K, ...], and the attention."""
         view = self.perception(images, command)
-        known = torch.cat([view.flat(), state, command[:, -1]], dim=-1)
-        return self.condition_head(known), view.attention
+        features = torch.cat([view.flat(), state, command[:, -1]], dim=-1)
+        return self.condition_head(features), view.attention
 
     def _denoise(self, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
         return self.denoiser(noisy, (level + 1) / self.config.levels, condition)

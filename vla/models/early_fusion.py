@@ -110,8 +110,8 @@ class Model(nn.Module):
         self.value_projection = nn.Linear(width, config.features)
         self.positions: Tensor
         self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)
-        known = sizes.cameras * config.keypoints * (2 + config.features) + config.word_width + sizes.state
-        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
+        inputs = sizes.cameras * config.keypoints * (2 + config.features) + config.word_width + sizes.state
+        self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the text encoder: float32 [N, 1, word_width], bool [N, 1]."""

@@ -30,7 +30,7 @@ SKEW = 1.5
 class Config:
     """Sizes of the model, and the steps of its integration."""
 
-    # Eyes and ears; see `Perception`.
+    # Vision and text encoder; see `Perception`.
     word_width: int = 64
     channels: int = 32
     depth: int = 3
@@ -103,10 +103,10 @@ class Model(nn.Module):
             queries=config.queries,
             keypoints=config.keypoints,
         )
-        width, known = config.width, self.perception.flat_size + config.word_width + sizes.state
+        width, inputs = config.width, self.perception.flat_size + config.word_width + sizes.state
         self.visual_projection = nn.Linear(self.perception.query_size, width)
         self.visual_embedding = nn.Parameter(0.02 * torch.randn(sizes.cameras * config.queries, width))
-        self.state_embedding = mlp(known, 2 * width, 1, width)
+        self.state_embedding = mlp(inputs, 2 * width, 1, width)
         self.time_features = TimeFeatures()
         self.action_projection = mlp(sizes.action + TimeFeatures.size, width, 1, width)
         self.positional_embedding = nn.Parameter(0.02 * torch.randn(sizes.horizon, width))
@@ -147,8 +147,8 @@ class Model(nn.Module):
         """Return the expert's context, float32 [B * K, C * queries + 1, width], and the attention."""
         view = self.perception(images, command)
         visual = self.visual_projection(view.queries) + self.visual_embedding
-        known = self.state_embedding(torch.cat([view.flat(), command[:, -1], state], dim=-1)).unsqueeze(1)
-        return torch.cat([visual, known], dim=1), view.attention
+        features = torch.cat([view.flat(), command[:, -1], state], dim=-1)
+        return torch.cat([visual, self.state_embedding(features).unsqueeze(1)], dim=1), view.attention
 
     def _velocity(self, chunk: Tensor, time: Tensor, context: Tensor) -> Tensor:
         """Return the velocity float32 [N, T, A] of a chunk at a time float32 [N] in [0, 1]."""

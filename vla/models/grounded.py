@@ -81,8 +81,8 @@ class Model(nn.Module):
         self.tower = Convolutions(channels, STRIDE, config.depth)
         self.detection_head = nn.Linear(channels, 5)
         self.match_projection = nn.Linear(channels, width)
-        known = sizes.cameras * (2 + 4 + channels) + sizes.state + width
-        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
+        inputs = sizes.cameras * (2 + 4 + channels) + sizes.state + width
+        self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
         self.positions: Tensor
         self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)  # [P, 2]
         self.same: Tensor

@@ -34,7 +34,7 @@ class Config:
 
     # The library. A skill that no demonstration shows is never chosen until one does.
     skills: tuple[str, ...] = ("reach", "pick", "push", "place", "navigate", "open")
-    # Eyes and ears; see `Perception`.
+    # Vision and text encoder; see `Perception`.
     word_width: int = 64
     channels: int = 32
     depth: int = 3

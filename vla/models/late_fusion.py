@@ -91,8 +91,8 @@ class Model(nn.Module):
         self.slot_weight_head = mlp(config.word_width, 2 * config.word_width, 1, config.heads * slots)
         self.positions: Tensor
         self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)
-        known = config.heads * (2 + channels) + config.word_width + sizes.state
-        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
+        inputs = config.heads * (2 + channels) + config.word_width + sizes.state
+        self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the text encoder: float32 [N, 1, word_width], bool [N, 1]."""

@@ -42,7 +42,7 @@ class Config:
     heads: int = 4
     inner: int = 256
     layers: int = 2
-    # Eyes; see `Perception`.
+    # Vision; see `Perception`.
     channels: int = 32
     depth: int = 3
     queries: int = 4
@@ -85,8 +85,8 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList([Block(width, config.heads, config.inner) for _ in range(config.layers)])
         self.visual_projection = nn.Linear(self.perception.query_size, width)
         self.visual_embedding = nn.Parameter(0.02 * torch.randn(sizes.cameras * config.queries, width))
-        known = self.perception.flat_size + sizes.state + width
-        self.state_embedding = mlp(known, 2 * width, 1, width)
+        inputs = self.perception.flat_size + sizes.state + width
+        self.state_embedding = mlp(inputs, 2 * width, 1, width)
         self.action_embedding = nn.Parameter(0.5 * torch.randn(sizes.horizon * sizes.action, width))
         self.norm = nn.LayerNorm(width)
         self.action_head = nn.Linear(width, config.bins)
@@ -141,9 +141,10 @@ class Model(nn.Module):
         queries, cache = command[:, :text_begin, :width], command[:, text_begin:]
         view = self.perception(images, queries)
         visual = self.visual_projection(view.queries) + self.visual_embedding
-        known = self.state_embedding(torch.cat([view.flat(), state, queries[:, -1]], dim=-1)).unsqueeze(1)
-        actions = self.action_embedding + known  # so that they know the state before they attend to anything
-        tokens = torch.cat([visual, known, actions], dim=1)
+        features = torch.cat([view.flat(), state, queries[:, -1]], dim=-1)
+        situation = self.state_embedding(features).unsqueeze(1)
+        # Action tokens contain picture and state before they attend to anything.
+        tokens = torch.cat([visual, situation, self.action_embedding + situation], dim=1)
         mask = torch.cat([mask[:, text_begin:], torch.ones_like(tokens[..., 0], dtype=torch.bool)], dim=1)
         for block, cached in zip(self.blocks, cache.split(width, dim=-1), strict=True):
             tokens = block(tokens, cached, mask[:, None, None])

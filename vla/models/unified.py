@@ -37,7 +37,7 @@ SMALLEST = 0.02
 class Config:
     """Sizes of the model."""
 
-    # Channels and depth of the convolutions that make the cells.
+    # Channels and depth of the convolutions.
     channels: int = 48
     depth: int = 1
     # Width of all tokens, and heads and perceptrons of their blocks.

@@ -104,8 +104,8 @@ class Model(nn.Module):
         self.gate_head = mlp(config.width, 2 * config.width, 1, config.gates * heads)
         self.positions: Tensor
         self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)
-        known = (2 * sizes.cameras + 1) * config.width + 2 * config.gates + sizes.state
-        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
+        inputs = (2 * sizes.cameras + 1) * config.width + 2 * config.gates + sizes.state
+        self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the text tower: float32 [N, 1, width], bool [N, 1].

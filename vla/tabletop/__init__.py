@@ -1,6 +1,6 @@
 """The simulated tabletop robot: it makes demonstrations and takes served actions.
 
-commands.py        what the robot can be told, and how people say it
+commands.py        the goals that the robot can be given, and how people phrase them
 simulator.py       the robot and its blocks in MuJoCo
 looks.py           light, colours and camera: how a scene is drawn
 expert.py          the scripted expert

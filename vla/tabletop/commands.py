@@ -1,4 +1,4 @@
-"""What the robot can be told to do, and how people say it."""
+"""The goals that the robot can be given, and how people phrase them."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""A simulated tabletop robot: a parallel gripper over four coloured blocks, told what to do in words.
+"""A simulated tabletop robot: a parallel gripper over four coloured blocks, commanded in words.
 
 All four blocks lie in every scene, so the picture alone never tells the task. Table frame: x points away from
 the robot, y to its left, z up; the origin lies on the table top [m].

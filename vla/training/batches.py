@@ -88,18 +88,18 @@ class Batches:
         Args:
             frames: how many
             commands: how many each
-            excluded: ask for the goals that training excludes, instead of those that it does not
-            shuffled: say another goal than the one that the actions pursue, drawn at random
+            excluded: command the goals that training excludes, instead of those that it does not
+            shuffled: command another goal than the one that the actions pursue, drawn at random
         """
         random = np.random.default_rng([self.seed, VALIDATE])
         rows = random.choice(self.frames[1], frames)
         goals = _choose(random, self.goals[int(excluded)], frames, commands)
         wordings = random.integers(1 << 16, size=goals.shape)
         others = random.integers(1, len(GOALS), size=goals.shape) if shuffled else 0
-        return self._batch(rows, goals, self._phrases[1], wordings, told=(goals + others) % len(GOALS))
+        return self._batch(rows, goals, self._phrases[1], wordings, commanded=(goals + others) % len(GOALS))
 
     def example(self) -> Frame:
-        """Return the first validation frame, told what its episode pursued in a held-out phrasing."""
+        """Return the first validation frame, commanded in a held-out phrasing what its episode pursued."""
         row = int(self.frames[1][0])
         command = held_out(GOALS[int(self.dataset.goal[row])], 0)
         return Frame(self.dataset.images[row][None], command, np.array(self.dataset.state[row]))
@@ -129,13 +129,24 @@ class Batches:
         goals: np.ndarray,
         phrases: list[list[tuple[np.ndarray, np.ndarray]]],
         wordings: np.ndarray,
-        told: np.ndarray | None = None,
+        commanded: np.ndarray | None = None,
     ) -> Batch:
-        """Gather frames `rows` [B] under the goals [B, K], with these or the goals `told` in the wordings."""
+        """Gather frames and what is to be learned from them.
+
+        Args:
+            rows: int64 [B], of the data set
+            goals: int64 [B, K], that the actions pursue
+            phrases: tokens and mask of each goal's phrasings
+            wordings: int64 [B, K], which phrasing of each goal, wraps round
+            commanded: int64 [B, K], goals that the commands name; None: `goals`
+        """
         data = self.dataset
-        said = [phrases[goal] for goal in (goals if told is None else told).flat]
-        said = [forms[wording % len(forms)] for forms, wording in zip(said, wordings.flat, strict=True)]
-        ids, mask = (torch.from_numpy(np.stack(part)) for part in zip(*said, strict=True))  # [B * K, L]
+        named = goals if commanded is None else commanded
+        commands = [
+            phrases[goal][wording % len(phrases[goal])]
+            for goal, wording in zip(named.flat, wordings.flat, strict=True)
+        ]
+        ids, mask = (torch.from_numpy(np.stack(part)) for part in zip(*commands, strict=True))  # [B * K, L]
         longest = int(mask.sum(1).max())
         pictures = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2).unsqueeze(1)  # [B, 1, 3, H, W]
         actions = data.actions[rows[:, None], goals].reshape(-1, *data.actions.shape[2:])

@@ -23,7 +23,8 @@ class Teacher:
             device: where it computes
 
         Raises:
-            SpecError: the checkpoint is incomplete, or sees, feels, reads or acts otherwise than the student.
+            SpecError: the checkpoint is incomplete, or its cameras, tokenizer, state or action are not the
+                student's.
         """
         config, model = checkpoint.load(folder)
         for part in ("cameras", "tokenizer", "state", "action"):
@@ -34,12 +35,12 @@ class Teacher:
 
     @torch.no_grad()
     def mix(self, batch: Batch) -> Batch:
-        """Return the batch with the teacher's part in its actions; it looks at a frame once a command."""
-        model, told = self._model, batch.commands_per_frame
+        """Return the batch with the teacher's part in its actions; it sees a frame once for each command."""
+        model, commands_per_frame = self._model, batch.commands_per_frame
         command, mask = model.encode_command(batch.input_ids, batch.attention_mask)
         answers = torch.empty_like(batch.actions)
-        for row in range(told):
-            rows = slice(row, None, told)
+        for row in range(commands_per_frame):
+            rows = slice(row, None, commands_per_frame)
             noise = torch.randn_like(batch.actions[rows])
             answer = model.act(batch.images, command[rows], mask[rows], batch.state, noise)
             answers[rows] = answer["actions"]

@@ -180,7 +180,7 @@ def _step(settings: Settings, batch: Batch, model: Any, optimiser: AdamW, rate: 
 
 
 def validate(batches: Batches, model: Any, device: str, frames: int, commands: int) -> tuple[float, ...]:
-    """Return the mean absolute error on held-out episodes, told in held-out phrasings.
+    """Return the mean absolute error on held-out episodes, with commands in held-out phrasings.
 
     Returns:
         one number a dimension, mean over the chunk [action unit]

@@ -1,4 +1,4 @@
-"""What a training run can be told; the command line is made from it."""
+"""The settings of a training run; the command line is made from them."""
 
 import shlex
 from dataclasses import dataclass, fields

@@ -18,7 +18,7 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
 
 
 class ActionHead(nn.Module):
-    """A perceptron from all that is known to a chunk of actions."""
+    """A perceptron from features to a chunk of actions."""
 
     def __init__(self, inputs: int, hidden: int, layers: int, sizes: Sizes) -> None:
         super().__init__()
@@ -26,5 +26,5 @@ class ActionHead(nn.Module):
         self.chunk = (sizes.horizon, sizes.action)
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Turn features, each float32 [N, ...], `inputs` numbers a row together, into float32 [N, T, A]."""
+        """Turn features float32 [N, ...], `inputs` numbers a row in all, into a chunk float32 [N, T, A]."""
         return self.mlp(torch.cat(features, dim=-1)).unflatten(-1, self.chunk)

@@ -53,8 +53,8 @@ class QueryPolicy(nn.Module):
         self.read_out = QueryReadOut(
             sizes.cameras, edge, tower.channels, width, queries=config.queries, features=config.features
         )
-        known = self.read_out.size + sizes.state + width
-        self.action_head = ActionHead(known, config.hidden, config.layers, sizes)
+        inputs = self.read_out.size + sizes.state + width
+        self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode the text and make queries of it: float32 [N, queries + 1, width], bool [N, queries + 1]."""

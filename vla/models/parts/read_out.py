@@ -160,8 +160,8 @@ class View(NamedTuple):
 class Perception(nn.Module):
     """What a command makes of the pictures: the text encoder and the vision of several action heads.
 
-    Queries made from the command attend over a convolutional map: each tells where it looks and what it sees
-    there. Keypoints that ignore the command tell where the rest is.
+    Queries made from the command attend over a convolutional map: each reports where it looks and what it
+    sees there. Keypoints that do not depend on the command report where the rest is.
 
     Raises:
         ValueError: the pictures' size is no multiple of `STRIDE`.
@@ -212,8 +212,8 @@ class Perception(nn.Module):
         weights = attend(command[:, :, :-1].flatten(1, 2), self.key_projection(features))  # [B, C, K * Q, P]
         seen = soft_argmax(weights, features, self.positions).unflatten(2, (commands_per_frame, -1))
         queries = seen.transpose(1, 2).flatten(0, 1).flatten(1, 2)
-        free = torch.softmax(self.keypoint_head(features), dim=2).transpose(-1, -2) @ self.positions
-        keypoints = free.flatten(1).unsqueeze(1).expand(-1, commands_per_frame, -1).flatten(0, 1)
+        points = torch.softmax(self.keypoint_head(features), dim=2).transpose(-1, -2) @ self.positions
+        keypoints = points.flatten(1).unsqueeze(1).expand(-1, commands_per_frame, -1).flatten(0, 1)
         return View(queries, keypoints, weights)
 
     def attention_map(self, weights: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ def test_wilson_interval_at_the_ends():
     assert Rate(0, 120).interval == pytest.approx((0.0, z2 / (120 + z2)), abs=1e-12)
 
 
-def episode(success=True, steps=10, goal=GOALS[0], told=None, first=0.0, **changes):
-    trial = Trial("held_out", 100_000, goal, told or goal, "go")
+def episode(success=True, steps=10, goal=GOALS[0], commanded=None, first=0.0, **changes):
+    trial = Trial("held_out", 100_000, goal, commanded or goal, "go")
     values = {
         "outcome": goal.colour if success else None,
         "latency_ms": (4.0, 8.0),
@@ -52,13 +52,15 @@ def test_summary():
         [
             episode(steps=10),
             episode(steps=20, goal=Goal("lift", "green")),
-            episode(False, steps=50, goal=Goal("lift", "red"), told=Goal("lift", "blue"), outcome="blue"),
+            episode(
+                False, steps=50, goal=Goal("lift", "red"), commanded=Goal("lift", "blue"), outcome="blue"
+            ),
             episode(False, goal=Goal("push", "red"), error="unsafe_action"),
         ],
     )
     assert summary.total == Rate(2, 4)
     assert summary.by_task == {"reach": Rate(1, 1), "lift": Rate(1, 2), "push": Rate(0, 1)}
-    assert summary.told == Rate(3, 4)
+    assert summary.named_block == Rate(3, 4)
     assert (summary.steps, summary.requests) == (15.0, 8)
     assert (summary.latency_mean_ms, summary.latency_p95_ms) == (6.0, 8.0)
     assert summary.batch_sizes == {1: 4, 3: 4}

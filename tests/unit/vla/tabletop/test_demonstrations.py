@@ -81,8 +81,8 @@ def test_noise_moves_the_robot_but_not_the_labels() -> None:
     quiet, noisy = (demonstrate(index, seed=1, horizon=1, image_size=32) for index in (0, 24))
     for episode, follows in ((quiet, True), (noisy, False)):
         moved = np.diff(episode.state[:, 0])
-        told = episode.actions[np.arange(len(moved)), episode.goal[:-1], 0, 0]
-        assert np.allclose(moved, told, atol=4e-3) is follows
+        labelled = episode.actions[np.arange(len(moved)), episode.goal[:-1], 0, 0]
+        assert np.allclose(moved, labelled, atol=4e-3) is follows
 
 
 def test_a_reached_goal_is_followed_by_another_and_a_push_is_the_last() -> None:

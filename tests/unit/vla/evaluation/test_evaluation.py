@@ -78,14 +78,14 @@ def test_trials_are_balanced_and_share_their_scenes(condition):
     assert [trial.seed for trial in made] == list(range(100_000, 100_024))
     assert [trial.goal for trial in made] == list(GOALS) * 2
     assert {trial.condition for trial in made} == {condition}
-    assert all(trial.told.colour in trial.command for trial in made)
+    assert all(trial.commanded.colour in trial.command for trial in made)
 
 
 def test_trials_of_chosen_goals():
     chosen = (parse("lift blue"), parse("push yellow"))
     made = trials("shuffled", 6, 100_000, chosen)
     assert [trial.goal for trial in made] == list(chosen) * 3
-    assert {trial.told for trial in made} - set(chosen)  # any other goal may be told
+    assert {trial.commanded for trial in made} - set(chosen)  # any other goal may be commanded
     assert Evaluation(goals=("lift blue", "push yellow"), archive=Path("x")).pursued == chosen
     assert Evaluation(archive=Path("x")).pursued == GOALS
     with pytest.raises(ValueError, match="unknown goal 'lift pink'; valid: reach red, "):
@@ -101,15 +101,19 @@ def test_phrasings():
 
 def test_wrong_colour_tells_every_other_colour_of_the_same_task():
     made = trials("wrong_colour", 36, 100_000)
-    assert all(trial.told.task == trial.goal.task for trial in made)
-    assert {trial.told.colour for trial in made if trial.goal.colour == "red"} == {"green", "blue", "yellow"}
+    assert all(trial.commanded.task == trial.goal.task for trial in made)
+    assert {trial.commanded.colour for trial in made if trial.goal.colour == "red"} == {
+        "green",
+        "blue",
+        "yellow",
+    }
 
 
 def test_shuffled_tells_another_goal_reproducibly():
     made = trials("shuffled", 120, 100_000)
-    assert all(trial.told != trial.goal for trial in made)
+    assert all(trial.commanded != trial.goal for trial in made)
     assert made == trials("shuffled", 120, 100_000)
-    assert len({trial.told for trial in made}) == len(GOALS)
+    assert len({trial.commanded for trial in made}) == len(GOALS)
 
 
 # Episodes
@@ -138,7 +142,7 @@ def test_wrong_colour_is_judged_on_the_original_block(env):
         policy = Told(env)
         episode = run_episode(env, policy, trial, Setup())
         assert policy.commands == {trial.command}
-        assert episode.outcome == trial.told.colour != trial.goal.colour
+        assert episode.outcome == trial.commanded.colour != trial.goal.colour
         assert not episode.success
         assert episode.batch_sizes == (2,) * episode.steps
 

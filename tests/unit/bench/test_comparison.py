@@ -16,7 +16,7 @@ from vla import checkpoint
 from vla.evaluation.report import Rate
 from vla.tabletop.collection import Collection, collect
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,8 @@ def test_tables_say_what_was_measured() -> None:
 def test_what_is_heeded_is_what_is_missed_when_it_is_gone() -> None:
     plain = result()
 
-    assert plain.heeds("shuffled")
-    assert not plain.heeds("blank")
+    assert plain.uses("shuffled")
+    assert not plain.uses("blank")
 
 
 def test_report_is_read_back(tmp_path: Path) -> None:
