@@ -21,6 +21,7 @@ import tyro
 
 from bench.gpu import report
 from bench.gpu.parts import PARTS, Run
+from vla.training.provenance import commit
 
 # Time that each part may take [s]; a part ends what it has begun.
 BUDGET_S = {
@@ -97,7 +98,7 @@ def host(*, on_gpu: bool) -> dict[str, Any]:
         "torch": torch.__version__,
         "cores": len(os.sched_getaffinity(0)),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
     }
     if on_gpu:
         properties = torch.cuda.get_device_properties(0)
@@ -111,11 +112,6 @@ def host(*, on_gpu: bool) -> dict[str, Any]:
             "driver": _asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         }
     return about
-
-
-def _commit() -> str:
-    commit = _asked("git", "rev-parse", "--short", "HEAD") or "unknown"
-    return commit + ("+" if _asked("git", "status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _asked(*command: str) -> str:

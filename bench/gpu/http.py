@@ -1,8 +1,6 @@
 """TorchServe on the device: right answers, speed over HTTP, and another version swapped in under load."""
 
-import hashlib
 import importlib.util
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +14,8 @@ import numpy as np
 import requests
 import torch
 
-from archive.read import Archive
+from archive.digest import digest
+from archive.read import Archive, unpack
 from bench import bodies
 from bench.generator import Plan
 from bench.gpu.measure import answers, rows
@@ -94,8 +93,7 @@ def _difference(server: TorchServe, archive: Path, device: str) -> float:
     """Compare single requests with the same archive in this process, one batch; in normalised units."""
     asked = [{**row, "state": STATE} for row in rows(16, seed=3)]
     with tempfile.TemporaryDirectory() as folder:
-        shutil.unpack_archive(archive, folder, "zip")
-        policy = Policy.load(Path(folder), device)
+        policy = Policy.load(unpack(archive, Path(folder)), device)
         scale: Any = policy.spec.action
         right = answers(policy, asked)
     got = np.asarray([_asked(server, row) for row in asked]) / scale.scale
@@ -129,7 +127,7 @@ def _swapped(server: TorchServe, new: Path, load: _Load) -> dict[str, Any]:
     thread = threading.Thread(target=lambda: phases.append(load.phase(20.0, clients=8)))
     thread.start()
     command = [sys.executable, "-m", "server.swap", str(new), "--port", str(server.port)]
-    command += ["--sha256", hashlib.sha256(new.read_bytes()).hexdigest()]
+    command += ["--sha256", digest(new)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     thread.join()
     said = (done.stderr or done.stdout).strip().splitlines()
