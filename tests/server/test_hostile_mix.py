@@ -1,0 +1,138 @@
+"""Good and bad requests mixed at random: every good one is answered rightly, every bad one is its own 4xx."""
+
+import base64
+import io
+import json
+import random
+import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+from server.process import TorchServe
+
+CLIENTS, BAD = 24, 0.3
+JSON, MSGPACK = "application/json", "application/msgpack"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request, and what must come back."""
+
+    kind: str
+    body: bytes
+    media_type: str
+    status: int
+    # Of a refusal.
+    code: str | None
+    # float [T, A] of a good one.
+    actions: np.ndarray | None = None
+
+
+@pytest.fixture(scope="module")
+def good_rows(policy_archive: Path) -> list[dict[str, Any]]:
+    """Requests that differ in picture, command and state."""
+    with zipfile.ZipFile(policy_archive) as archive:
+        example = json.loads(archive.read("policy.json"))["example"]
+        (name,) = example["images"].values()
+        picture = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
+    rows = []
+    for index, command in enumerate([example["command"], "push the red block", "reach", "lift it now"]):
+        file = io.BytesIO()
+        picture.rotate(90 * index).save(file, ["PNG", "JPEG", "WEBP"][index % 3])
+        state = [value * (1 - 0.2 * index) for value in example["state"]]
+        rows.append({"image": file.getvalue(), "command": command, "state": state, "seed": index})
+    return rows
+
+
+def pack(row: dict[str, Any]) -> bytes:
+    return msgspec.msgpack.encode(row)
+
+
+def text(row: dict[str, Any]) -> bytes:
+    return json.dumps(row | {"image": base64.b64encode(row["image"]).decode()}).encode()
+
+
+def bad(row: dict[str, Any], draw: random.Random) -> Sent:
+    """Spoil a good request in one of many ways."""
+    image = bytearray(row["image"])
+    cut, letters = draw.randrange(1, len(image) // 2), [chr(draw.randrange(97, 123)) for _ in range(8)]
+    large = io.BytesIO()
+    Image.new("L", (draw.randrange(2100, 4000), 2100)).save(large, "PNG")
+    missing = draw.choice(["image", "command", "state"])
+    number = draw.choice([float("nan"), float("inf"), 1e30, "far", None, True, [1]])
+    spoilt = {
+        "cut short": (pack(row | {"image": bytes(image[:cut])}), MSGPACK, 400, "bad_image"),
+        "no picture": (pack(row | {"image": draw.randbytes(300)}), MSGPACK, 400, "bad_image"),
+        "empty picture": (pack(row | {"image": b""}), MSGPACK, 400, "bad_image"),
+        "too large": (pack(row | {"image": large.getvalue()}), MSGPACK, 413, "too_large"),
+        "missing": (
+            pack({k: v for k, v in row.items() if k != missing}), MSGPACK, 400, "missing_field",
+        ),
+        "unknown": (pack(row | {"".join(letters): 1}), MSGPACK, 400, "unknown_field"),
+        "surrogate": (b'{"\\udf%02x":1}' % draw.randrange(16, 256), JSON, 400, "unknown_field"),
+        "no JSON": (text(row)[: draw.randrange(1, 60)], JSON, 400, "malformed_body"),
+        "no map": (pack([row["command"]] * 3), MSGPACK, 400, "malformed_body"),
+        "twice": (b'{"seed": 1, ' + text(row)[1:], JSON, 400, "malformed_body"),
+        "state": (pack(row | {"state": [number, *row["state"][1:]]}), MSGPACK, 422, "invalid_value"),
+        "short state": (pack(row | {"state": row["state"][1:]}), MSGPACK, 422, "invalid_value"),
+        "seed": (pack(row | {"seed": draw.choice([-1, 1.5, "x"])}), MSGPACK, 422, "invalid_value"),
+        "command": (
+            pack(row | {"command": draw.choice(["", " \u200b", "word " * 90, "x" * 513, "\0"])}),
+            MSGPACK, 422, "invalid_value",
+        ),
+        "deadline": (
+            pack(row | {"deadline_ms": draw.choice([0, -5, "soon"])}), MSGPACK, 422, "invalid_value",
+        ),
+        "media type": (text(row), "text/plain", 415, "unsupported_media_type"),
+        "many values": (b'{"state": [' + b"0," * 20_000 + b"0]}", JSON, 413, "too_large"),
+    }  # fmt: skip
+    kind = draw.choice(sorted(spoilt))
+    body, media_type, status, code = spoilt[kind]
+    return Sent(kind, body, media_type, status, code)
+
+
+def post(url: str, sent: Sent) -> requests.Response:
+    return requests.post(url, data=sent.body, headers={"Content-Type": sent.media_type}, timeout=120)
+
+
+def wrong(url: str, sent: Sent) -> str | None:
+    """Send one request and say what is wrong with what comes back."""
+    answer = post(url, sent)
+    got = f"{sent.kind}: {answer.status_code} {answer.text[:200]}"
+    if answer.status_code != sent.status or answer.headers["content-type"] != JSON:
+        return got
+    if sent.actions is None:
+        return None if answer.json()["error"]["code"] == sent.code else got
+    return None if np.abs(np.float64(answer.json()["actions"]) - sent.actions).max() <= 1e-4 else got
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.slow)])
+def test_good_requests_are_right_and_bad_ones_are_their_own_refusal(
+    served_policy: TorchServe, good_rows: list[dict[str, Any]], count: int
+) -> None:
+    url, draw = served_policy.predictions_url, random.Random(count)
+    good = []
+    for row in good_rows:
+        alone = post(url, Sent("alone", pack(row), MSGPACK, 200, None))
+        actions = np.float64(alone.json()["actions"])
+        for body, media_type in ((pack(row), MSGPACK), (text(row), JSON)):
+            good.append(Sent("good", body, media_type, 200, None, actions))
+    mixed = [
+        bad(draw.choice(good_rows), draw) if draw.random() < BAD else draw.choice(good) for _ in range(count)
+    ]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        failures = [failure for failure in pool.map(partial(wrong, url), mixed) if failure]
+    print(Counter(sent.kind for sent in mixed))
+
+    assert np.abs(good[0].actions - good[2].actions).max() > 1e-3  # rightness means something
+    assert failures == []
