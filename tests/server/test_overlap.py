@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_sleeping_device_is_never_faster_than_it_can_be(tmp_path: Path) -> None:
