@@ -133,29 +133,29 @@ def _optimise(settings: Settings, batches: Batches, model: Any, stop_after: int 
     if settings.teacher:
         teacher = Teacher(settings.teacher, batches.config, settings.teacher_share, settings.device)
     begin_s, losses, step = time.monotonic() - progress.wall_s, [], progress.step
-    share = _share(settings, step, begin_s)
+    share = _share(settings, step, progress.wall_s)
     with tqdm(initial=step, total=None if settings.minutes else settings.steps, unit="step") as bar:
         while share < 1 and step != stop_after:
             rate = learning_rate(share, settings)
             losses.append(_step(settings, _draw(settings, batches, teacher, step), model, optimiser, rate))
             step += 1
             bar.update()
-            share = _share(settings, step, begin_s)
+            wall_s = time.monotonic() - begin_s
+            share = _share(settings, step, wall_s)
             if step % settings.validate_every == 0 or share == 1:
                 error = validate(batches, model, settings.device, *VALIDATION)
                 point = Point(step=step, loss=sum(losses) / len(losses), learning_rate=rate, error=error)
                 losses = []
-                progress = progress.extended(point, time.monotonic() - begin_s)
+                progress = progress.extended(point, wall_s)
                 store(settings.out, progress, model, optimiser)
                 bar.set_postfix(loss=f"{point.loss:.4f}", rate=f"{rate:.1e}", error=_short(error))
-                share = _share(settings, step, begin_s)
     return progress
 
 
-def _share(settings: Settings, step: int, begin_s: float) -> float:
+def _share(settings: Settings, step: int, wall_s: float) -> float:
     """Return how much of the run is done, in [0, 1]: of its time where that is limited, else of its steps."""
     if settings.minutes:
-        return min(1.0, (time.monotonic() - begin_s) / (60 * settings.minutes))
+        return min(1.0, wall_s / (60 * settings.minutes))
     return step / settings.steps
 
 

@@ -32,7 +32,7 @@ class Progress(Part, frozen=True):
 
     settings: dict[str, Any]
     points: tuple[Point, ...] = ()
-    # Time spent so far [s].
+    # Time spent until the last step, without the validation after it [s].
     wall_s: float = 0.0
 
     @property

@@ -23,8 +23,8 @@ class Settings:
     out: Path = Path("runs/command_attention")
     # Optimiser steps.
     steps: int = 3000
-    # Instead of `steps`: train for this long, by the clock, validations and the teacher included; 0: `steps`
-    # [min].
+    # Instead of `steps`: train for this long, by the clock, to the end of the step that reaches it. The
+    # teacher and all validations but the last are included. 0: `steps` [min].
     minutes: float = 0.0
     # Frames in a batch.
     batch: int = 64
