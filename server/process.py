@@ -135,6 +135,20 @@ class TorchServe:
         """Block until TorchServe ends by itself, and return its exit status."""
         return self._running().wait()
 
+    def capacity(self, name: str) -> tuple[int, int, int]:
+        """Return a model's largest batch, its workers, and the length of its queue; it must be ready.
+
+        Raises:
+            StartFailed: TorchServe does not say.
+        """
+        try:
+            (model,) = requests.get(f"{self.management_url}/models/{name}", timeout=5).json()
+            queue = model["jobQueueStatus"]
+            length = queue["remainingCapacity"] + queue["pendingRequests"]
+            return max(1, model["batchSize"]), max(1, model["maxWorkers"]), length
+        except (requests.RequestException, ValueError, KeyError) as error:
+            raise self._failed(f"TorchServe does not say how many requests {name} takes: {error}") from error
+
     def ready(self) -> bool:
         """Whether all workers are READY; /ping says 200 with no model loaded, and while a worker is dead."""
         return all(self._ready(archive) for archive in self.archives)

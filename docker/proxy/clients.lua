@@ -125,7 +125,7 @@ local function by_key()
     return name
 end
 
--- Sets $client, which limits and the log name, or refuses.
+-- Sets $client, which limits and the log name, and X-Client, by which replicas share what there is; or refuses.
 function clients.identify()
     local auth = ngx.var.auth
     if auth == "none" then
@@ -139,6 +139,8 @@ function clients.identify()
         end
         ngx.var.client = name
     end
+    -- A header, because nginx runs `set` again in the request to a replica.
+    ngx.req.set_header("X-Client", auth == "none" and ngx.var.remote_addr or ngx.var.client)
     if ngx.req.get_method() ~= "POST" then
         return ngx.exit(405)
     end

@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 from server.gate.head import LONGEST_HEAD, Chunks, Head, begins_wrong, read_head
 from server.gate.hop import Hop
+from server.gate.queue import Ticket
 from server.gate.refusal import FAILED, SLOW, TIMEOUT, Answer, Refusal, bad_request, expired, too_large
 from server.gate.routes import LARGEST_BODY, check, is_model, of_torchserve, prediction
 from server.gate.torchserve import Exchange
@@ -31,11 +32,11 @@ class Client(asyncio.Protocol):
         self._buffer = bytearray()
         self._head: Head | None = None
         self._chunks: Chunks | None = None
-        self._exchange: Exchange | None = None
+        self._exchange: Exchange | Ticket | None = None
         self._timer: asyncio.TimerHandle | None = None
         # When the current request's first byte came [s since the epoch].
         self._arrived_s = 0.0
-        self._ended = False
+        self._address = ""
         self.phase = "idle"
         # On the loop's clock: when the phase began, and when it is over [s].
         self.since_s = self.until_s = 0.0
@@ -49,6 +50,7 @@ class Client(asyncio.Protocol):
         """Wait for a request."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._address = str((transport.get_extra_info("peername") or ("",))[0])
         self._enter("idle", IDLE_S)
         self._hop.add(self)
 
@@ -70,9 +72,8 @@ class Client(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        """A client that has sent all may still wait for its answer."""
-        self._ended = True
-        return self.phase == "answer"
+        """A client that closes its side has hung up: nothing more is done for it."""
+        return False
 
     def close(self) -> None:
         """Close at once."""
@@ -156,7 +157,8 @@ class Client(asyncio.Protocol):
             left_s = asked.deadline_ms / 1000 - (time.time() - self._arrived_s)
             late = expired(asked.deadline_ms)
             self._timer = self._hop.loop.call_later(left_s, self._refuse, late)
-        self._exchange = self._hop.upstream.ask(asked.request, self._done)
+        client = head.headers.get("x-client") or self._address
+        self._exchange = self._hop.ask(head.path, client, asked.request, self._done)
 
     def _done(self, found: Answer | Refusal | None) -> None:
         """Pass an answer on."""
@@ -176,14 +178,17 @@ class Client(asyncio.Protocol):
         head, whole = self._head, self.phase == "answer"
         self._settle()
         self._hop.counters.answers[answer.status // 100] += 1
+        if answer.status < 300:
+            self._hop.counters.requests.add(time.time() - self._arrived_s)
         if self._transport is None:
             return
-        keep = whole and head is not None and head.keep_alive and not self._hop.draining and not self._ended
+        keep = whole and head is not None and head.keep_alive and not self._hop.draining
         headers = [b"%s: %s\r\n" % pair for pair in answer.headers]
         kind = b"Content-Type: %s\r\n" % answer.kind if answer.kind else b""
         end = b"\r\n" if keep else b"Connection: close\r\n\r\n"
         parts = [LINES[answer.status], kind, *headers, b"Content-Length: %d\r\n" % len(answer.body), end]
-        self._transport.write(b"".join([*parts, answer.body]))
+        body = b"" if head is not None and head.method == "HEAD" else answer.body
+        self._transport.write(b"".join([*parts, body]))
         if keep:
             self._next()
         elif whole:

@@ -12,6 +12,7 @@ from typing import Self
 from server.errors import Stopped
 from server.gate.client import Client
 from server.gate.hop import SWEEP_S, Hop
+from server.gate.queue import Room
 from server.gate.scrape import Scrape
 from server.process import TorchServe, bind
 
@@ -44,6 +45,7 @@ class Gate:
         self.url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         metrics = bind(metrics_host, metrics_port, "metrics", metrics_port - port)
         self._sockets = bind(host, port, "inference", 0), metrics
+        self._rooms: dict[str, Room] = {}
         self._started: Future[Hop] = Future()
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
@@ -71,6 +73,8 @@ class Gate:
             raise Stopped(f"requests were still open {timeout_s:g} s after the signal to stop") from None
 
     def __enter__(self) -> Self:
+        for archive in self._server.archives:
+            self._rooms[archive.name] = Room.of(*self._server.capacity(archive.name))
         sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._thread.start()
         self._started.result()
@@ -94,10 +98,10 @@ class Gate:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         ours = {archive.name for archive in self._server.archives if archive.handler == HANDLER}
-        hop = Hop(loop, self._server.inference_port, ours)
+        hop = Hop(loop, self._server.inference_port, ours, self._rooms)
         requests, metrics = self._sockets
         self._listening = await loop.create_server(lambda: Client(hop), sock=requests, backlog=BACKLOG)
-        scrape = Scrape(self._server.metrics_port, hop.counters)
+        scrape = Scrape(self._server.metrics_port, hop.metrics)
         scraped = await asyncio.start_server(scrape.serve, sock=metrics)
         self._started.set_result(hop)
         while not self._ended.is_set():
@@ -106,7 +110,9 @@ class Gate:
             hop.sweep()
         self._listening.close()
         scraped.close()
+        scrape.close()
         hop.close()
+        await asyncio.sleep(0)  # for the sockets to be closed
 
     async def _drain(self) -> None:
         self._listening.close()

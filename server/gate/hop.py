@@ -1,11 +1,13 @@
 """What all connections of the gate share: TorchServe, limits, counters, readiness, the drain."""
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Protocol
 
-from server.gate.counters import Counters
+from server.gate.counters import Counters, gauge
+from server.gate.queue import FairQueue, Room, Ticket
 from server.gate.refusal import JSON, NOT_READY, Answer, Refusal, not_found
+from server.gate.routes import model_of
 from server.gate.torchserve import Exchange, Upstream
 
 SWEEP_S = 0.25
@@ -42,12 +44,17 @@ class Connected(Protocol):
 class Hop:
     """The gate's state, on its event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, inference_port: int, ours: Set[str]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, inference_port: int, ours: Set[str], rooms: Mapping[str, Room]
+    ) -> None:
         self.loop = loop
         self.upstream = Upstream(inference_port)
         # Models whose workers read MessagePack.
         self.ours = ours
         self.counters = Counters()
+        self._queues = {
+            model: FairQueue(self.upstream, room, self.counters, loop.time) for model, room in rooms.items()
+        }
         self.ready = self.draining = False
         self.drained = asyncio.Event()
         self._clients: set[Connected] = set()
@@ -81,6 +88,26 @@ class Hop:
             client.close()
         if not self._clients:
             self.drained.set()
+
+    def ask(
+        self, path: str, client: str, request: bytes, done: Callable[[Answer | Refusal | None], None]
+    ) -> Exchange | Ticket | None:
+        """Hand a model's request on, in its client's turn."""
+        queue = self._queues.get(model_of(path))
+        return queue.ask(client, request, done) if queue else self.upstream.ask(request, done)
+
+    def metrics(self) -> bytes:
+        """Return the gate's metrics in Prometheus' text format."""
+        queues = self._queues.values()
+        waiting, computing = sum(q.waiting for q in queues), sum(q.computing for q in queues)
+        return b"".join(
+            [
+                self.counters.text(),
+                gauge("vla_gate_ready", "1: every worker is ready, and it does not drain.", int(self.ready)),
+                gauge("vla_gate_waiting", "Requests in the gate's queue.", waiting),
+                gauge("vla_gate_computing", "Requests within TorchServe.", computing),
+            ]
+        )
 
     def own(self, path: str, done: Callable[[Answer | Refusal | None], None]) -> Exchange | None:
         """Answer what is not a model's."""

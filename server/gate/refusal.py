@@ -35,6 +35,8 @@ class Refusal(Exception):
         error = {"code": self.code, "field": self.field, "message": self.message}
         body = json.dumps({"error": error, "request_id": request_id}).encode()
         headers = [(b"request-id", request_id.encode("latin-1"))]
+        if self.status == 405:
+            headers.append((b"allow", b"POST"))
         if self.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % self.retry_after_s))
         return Answer(self.status, JSON, body, tuple(headers))

@@ -17,6 +17,12 @@ MODEL = re.compile(r"/(predictions|explanations)/([A-Za-z0-9_.-]+)(/[A-Za-z0-9_.
 FULL = "has no worker to serve"
 
 
+def model_of(path: str) -> str:
+    """Return the name of the model that a path is of, empty where it is of none."""
+    match = MODEL.fullmatch(path)
+    return match[2] if match else ""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A request for TorchServe."""
@@ -37,7 +43,7 @@ def check(head: Head) -> None:
     Raises:
         Refusal: no such path, no such method, or a body that is too long.
     """
-    if not is_model(head.path):
+    if not is_model(head.path) and head.method != "HEAD":
         raise not_found()
     if head.method != "POST":
         raise wrong_method()

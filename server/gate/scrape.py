@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
-from server.gate.counters import Counters
 from server.gate.refusal import Answer
 from server.gate.torchserve import Upstream
 
@@ -23,9 +23,13 @@ OTHER = (
 class Scrape:
     """Answers `GET /metrics`; one request a connection."""
 
-    def __init__(self, metrics_port: int, counters: Counters) -> None:
+    def __init__(self, metrics_port: int, own: Callable[[], bytes]) -> None:
         self._upstream = Upstream(metrics_port)
-        self._counters = counters
+        self._own = own
+
+    def close(self) -> None:
+        """Close the connection to TorchServe."""
+        self._upstream.close()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection."""
@@ -46,4 +50,4 @@ class Scrape:
             answer = await answered
         finally:
             exchange.cancel()
-        return (answer.body if answer else b"") + self._counters.text()
+        return (answer.body if answer else b"") + self._own()

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from replicas import Running, proxy, replica, write_version
 
+# Tests that need no nginx.
+WITHOUT = {"test_images.py", "test_manifests.py"}
 LUA = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")
 
 
@@ -17,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = pytest.mark.skip(reason="nginx with its Lua module is not installed: scripts/nginx")
     here = Path(__file__).parent
     for item in items:
-        if item.path.parent == here and item.path.name != "test_images.py":
+        if item.path.parent == here and item.path.name not in WITHOUT:
             item.add_marker(missing)
 
 

@@ -20,7 +20,7 @@ from server.process import free_port
 ROOT = Path(__file__).parents[2]
 STARTUP_TIMEOUT_S = 180.0
 
-# Answers like a policy; fields of a request make it slow, refuse, or kill its worker.
+# Answers like a policy; fields of a request make it slow, refuse, kill its worker, or note what it computed.
 HANDLER = """
 import json, os, time
 
@@ -28,6 +28,8 @@ def handle(data, ctx):
     out = []
     for index, row in enumerate(data or []):
         time.sleep(float(row.get("sleep", b"0")))
+        if "note" in row:
+            open(row["note"].decode(), "a").write(row.get("mark", b".").decode())
         if "die_once" in row and not os.path.exists(row["die_once"].decode()):
             open(row["die_once"].decode(), "w").close()
             os._exit(1)
