@@ -35,7 +35,7 @@ def make(folder: Path) -> Source:
         example=_example(folder, config),
         state=config.state,
         tokenizer=config.tokenizer,
-        tokenizer_file=checkpoint.TOKENIZER_FOLDER / config.tokenizer.file,
+        tokenizer_file=config.tokenizer_folder / config.tokenizer.file,
         noise=(config.action.horizon, config.action.width) if stochastic else None,
         safety=config.safety,
         extras=extras,

@@ -24,8 +24,11 @@ from vla_runtime.spec import ActionSpace, Camera, Part, Safety, Tokenizer, Vecto
 from vla_runtime.spec import load as load_part
 
 CONFIG, WEIGHTS, EXAMPLE, PROVENANCE = "config.json", "model.safetensors", "example.json", "provenance.json"
-# Where the file that a checkpoint's `tokenizer` names lies.
-TOKENIZER_FOLDER = Path(__file__).parent / "assets" / "clip"
+# Where the file that a checkpoint's `tokenizer` names lies: CLIP's entries, or the text's bytes.
+TOKENIZERS = {
+    name: Path(__file__).parent / "assets" / folder
+    for name, folder in (("tokenizer.json", "clip"), ("bytes.json", "bytes"))
+}
 
 
 class Config(Part, frozen=True):
@@ -66,7 +69,18 @@ class Config(Part, frozen=True):
 
     def command_tokenizer(self) -> CommandTokenizer:
         """Return the tokenizer that the policy reads commands with."""
-        return CommandTokenizer(TOKENIZER_FOLDER, self.tokenizer)
+        return CommandTokenizer(self.tokenizer_folder, self.tokenizer)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer's file lies.
+
+        Raises:
+            SpecError: there is no such tokenizer.
+        """
+        if self.tokenizer.file not in TOKENIZERS:
+            raise SpecError(f"no tokenizer {self.tokenizer.file!r}; available: {', '.join(TOKENIZERS)}")
+        return TOKENIZERS[self.tokenizer.file]
 
 
 class Example(Part, frozen=True):

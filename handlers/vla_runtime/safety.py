@@ -68,7 +68,11 @@ def enforce(
     held = _still(robot, space, safety)
     if safety.mode == "reject" or held is None:
         raise _unsafe(violations)
-    return np.broadcast_to(held, actions.shape), SafetyReport("held", violations)
+    still = np.broadcast_to(held, actions.shape)
+    if safety.hold_keeps and violations == _unconfident(confidence, safety):
+        kept = np.isin(space.names, safety.hold_keeps)
+        still = np.where(kept, saturate(actions, space), still).astype(np.float32)
+    return still, SafetyReport("held", violations)
 
 
 def wanted_beyond(actions: np.ndarray, space: ContinuousSpace) -> float:

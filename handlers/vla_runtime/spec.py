@@ -152,6 +152,9 @@ class Safety(Part, frozen=True):
     hold_action: tuple[float | None, ...] | str | None = None
     # A chunk of lower confidence is held.
     min_confidence: float | None = None
+    # Dimensions in which a chunk that is held for its confidence alone stays as the policy gave it, within
+    # the bounds: those that a policy which abstains has learned to leave as they are, such as a gripper.
+    hold_keeps: tuple[str, ...] = ()
 
 
 class Extra(Part, frozen=True):
@@ -413,6 +416,10 @@ def _check_limits(space: ContinuousSpace, safety: Safety, *, confident: bool) ->
     require(
         safety.min_confidence is None or confident,
         "safety.min_confidence needs an artifact that returns 'confidence'",
+    )
+    unknown = [name for name in safety.hold_keeps if name not in space.names]
+    require(
+        not unknown, f"safety.hold_keeps names {', '.join(unknown)}; the action has {', '.join(space.names)}"
     )
     for name in ("max_step", "max_from_state"):
         for dimension, value in zip(space.dimensions, getattr(safety, name) or (), strict=False):

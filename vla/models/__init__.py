@@ -29,6 +29,10 @@ Attributes of the class or of the model say what the signature does not:
     privileged: tuple[str, ...]  the labels of `Batch` that `loss` learns from besides what a robot records:
                               none where it is absent
 
+    selective: bool           whether `loss` learns which commands are possible and which pictures show the
+                              scene, so that `confidence` says it; False where it is absent
+    tokenizer: str            the file of the tokenizer that it reads commands by; CLIP's where it is absent
+
 For training, `Model.loss(batch: Batch) -> dict[str, Tensor]` gives the terms to be summed. A model's `config`
 holds what it was made with, and makes the same model again without any other file. What pictures show and
 commands mean is in the training data alone: no model knows tasks or objects by name.
@@ -96,6 +100,9 @@ class Batch(NamedTuple):
     target: Tensor  # int64 [B * K], the object that each command means, index into the frame's N objects
     objects: Tensor  # float32 [B, N, 3], the objects' centres in the robot's frame [m]
     boxes: Tensor  # float32 [B, C, N, 4], the objects' left, top, right and bottom in the pictures, in [0, 1]
+    # What there is to refuse; models that learn from them are `selective`. Others get no such samples.
+    possible: Tensor  # bool [B * K], whether the command calls for a skill and an object at all
+    shown: Tensor  # bool [B], whether the pictures show the scene
 
     @property
     def commands_per_frame(self) -> int:

@@ -1,19 +1,27 @@
-"""Find the object first, then act on it: proposals, matching, and an action head that sees the match alone.
+"""Find the object first, then act on it: proposals, matching, and an action head that acts on the match.
+
+A command is read word by word, in order, and comes down to two choices: which skill, and which object. Labels
+teach both, and what follows gets the chosen entries of two tables, not the words: a skill and an object that
+were never commanded together are still two known choices. One more entry of the skills is none, for commands
+that call for nothing that can be done.
 
 Every position of a feature map proposes an object, as in the one-stage detectors of Tian et al. 2019, "FCOS:
 Fully Convolutional One-Stage Object Detection", and Zhou et al. 2019, "Objects as Points": how much it is
-one, its box, and a vector to match with. The command makes a vector of what it names; their likeness, with
-the score, says which proposal is meant, as in Minderer et al. 2022, "Simple Open-Vocabulary Object Detection
-with Vision Transformers". The action head gets the position of the match, its box and its features, not the
-picture: what it does can be explained by the box that it shows. In training labels give the boxes of all
-objects and which of them is meant.
+one, its box, and a vector to match with. Its likeness to the chosen object, with the score, says which
+proposal is meant, as in Minderer et al. 2022, "Simple Open-Vocabulary Object Detection with Vision
+Transformers". The action head gets the match, its box, its features and its place in the robot's frame, and
+keypoints that do not depend on the command, which say where hand and table appear in the picture.
+
+The policy abstains, as in El-Yaniv & Wiener 2010, "On the Foundations of Noise-free Selective
+Classification": its confidence is the probability that the command is possible times the probability that the
+pictures show the scene.
 
 There are as many proposals as positions, and the match is a distribution over them. No number of crops
 depends on the picture, which a trace would freeze.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +30,7 @@ from torch.nn import functional
 from vla.models import Batch, Sizes
 from vla.models.parts.mlp import ActionHead, mlp
 from vla.models.parts.read_out import position_grid
-from vla.models.parts.text import BagOfWords
+from vla.models.parts.text import AttentionPooling, SpelledWords
 from vla.models.parts.towers import Convolutions, edge_of, encode_images
 from vla_runtime.spec import Extra
 
@@ -32,6 +40,12 @@ STRIDE = 4
 SPREAD = 1.0
 # The match's score counts proposals this near to the best as the same object [positions].
 SAME = 2.5
+# Unit of an object's place [m]: about what the arm reaches.
+REACH = 0.2
+# An object is in the picture when its box is at least this wide and high, as shares of the picture's edge.
+SEEN = 0.03
+# Added to the spread of a picture's values before it divides them: a blank picture stays blank.
+FAINT = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,9 +54,20 @@ class Config:
 
     # Width of a word's vector and of what is matched.
     word_width: int = 64
+    # Words that are told apart, width of the convolutions over letters, layers of the transformer.
+    words: int = 32
+    letters: int = 48
+    text_layers: int = 2
+    # The letter that begins a word.
+    separator: int = 32
+    # Entries for skills and objects; those that no label names stay unused.
+    skill_codes: int = 8
+    object_codes: int = 8
     # Channels and 3 x 3 convolutions of the detector's map.
     channels: int = 32
     depth: int = 3
+    # Keypoints that do not depend on the command.
+    keypoints: int = 8
     # Width and hidden layers of the action decoder.
     hidden: int = 256
     layers: int = 2
@@ -50,38 +75,91 @@ class Config:
     @classmethod
     def tiny(cls) -> Self:
         """For tests: seconds to train, too small to be good."""
-        return cls(word_width=8, channels=8, depth=1, hidden=16, layers=1)
+        return cls(
+            word_width=8, letters=8, text_layers=1, channels=8, depth=1, keypoints=2, hidden=16, layers=1
+        )
 
     @classmethod
     def base(cls) -> Self:
         """For pictures and tasks richer than the tabletop; about four times the default's computation."""
-        return cls(word_width=128, channels=64, depth=5, hidden=512)
+        return cls(word_width=128, letters=128, text_layers=3, channels=64, depth=5, keypoints=16, hidden=512)
+
+
+class Command(NamedTuple):
+    """What N commands come down to."""
+
+    # float32 [N, 3, word_width]: what to look for, what to do, and how sure that is anything, in each entry.
+    rows: Tensor
+    # Logits: float32 [N, skill_codes + 1], the first one for none, and float32 [N, object_codes].
+    skills: Tensor
+    objects: Tensor
+
+
+class Scene(NamedTuple):
+    """What B frames show, whatever is commanded."""
+
+    features: Tensor  # float32 [B, C, P, channels]
+    objects: Tensor  # float32 [B, C, P], logits
+    boxes: Tensor  # float32 [B, C, P, 4], in [0, 1]
+    # float32 [B, C * (keypoints * 2 + 2 * channels)], the keypoints and all features pooled.
+    summary: Tensor
 
 
 class Model(nn.Module):
-    """See `vla.models` for the signature; Lc is 2: what to look for, then the summary.
+    """See `vla.models` for the signature; Lc is 3, see `Command`.
 
     `act` also returns the match: `box` float32 [B, 4], left, top, right and bottom as shares of the picture's
-    edge, `box_score` float32 [B] in [0, 1], and `box_camera` int64 [B], the camera that shows it best.
+    edge, `box_score` float32 [B] in [0, 1], `box_camera` int64 [B], the camera that shows it best, `target`
+    float32 [B, 3], its place in the robot's frame [m]; and what its confidence is the product of,
+    `command_confidence` and `picture_confidence`, float32 [B].
 
     Raises:
         ValueError: the pictures' size is no multiple of `STRIDE`.
     """
 
-    privileged: ClassVar[tuple[str, ...]] = ("target", "boxes")
+    privileged: ClassVar[tuple[str, ...]] = ("skill", "target", "objects", "boxes")
+    selective: ClassVar[bool] = True
+    tokenizer: ClassVar[str] = "bytes.json"
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
-        self.extras = {"box": Extra(), "box_score": Extra(), "box_camera": Extra()}
+        self.extras = {
+            "box": Extra(),
+            "box_score": Extra(),
+            "box_camera": Extra(),
+            "target": Extra(unit="m"),
+            "command_confidence": Extra(),
+            "picture_confidence": Extra(),
+        }
         width, channels = config.word_width, config.channels
         self.edge = edge_of(sizes.image_size, STRIDE)
-        self.text_encoder = BagOfWords(sizes.vocabulary, width)
-        self.command_head = mlp(width, 2 * width, 1, 2 * width)
+        self.text_encoder = SpelledWords(
+            sizes.vocabulary,
+            width,
+            separator=config.separator,
+            words=config.words,
+            letters=config.letters,
+            layers=config.text_layers,
+            heads=max(1, width // 16),
+            mlp_width=2 * width,
+        )
+        self.skill_pooling, self.object_pooling = AttentionPooling(width), AttentionPooling(width)
+        self.skill_head = mlp(width, 2 * width, 1, config.skill_codes + 1)
+        self.object_head = mlp(width, 2 * width, 1, config.object_codes)
+        self.skill_table = nn.Parameter(torch.randn(config.skill_codes + 1, width))
+        self.object_table = nn.Parameter(torch.randn(config.object_codes, width))
         self.tower = Convolutions(channels, STRIDE, config.depth)
+        self.local_projection = nn.Linear(channels, channels)
+        self.context_projection = nn.Linear(2 * channels, channels)
         self.detection_head = nn.Linear(channels, 5)
         self.match_projection = nn.Linear(channels, width)
-        inputs = sizes.cameras * (2 + 4 + channels) + sizes.state + width
+        self.keypoint_head = nn.Linear(channels, config.keypoints)
+        matched = sizes.cameras * (2 + 4 + channels)
+        summary = sizes.cameras * (config.keypoints * 2 + 2 * channels)
+        self.place_head = mlp(matched + summary + sizes.state, config.hidden // 2, 1, 3)
+        self.sight_head = mlp(matched + summary, config.hidden // 4, 1, 1)
+        inputs = matched + summary + 3 + sizes.state + width
         self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
         self.positions: Tensor
         self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)  # [P, 2]
@@ -90,72 +168,120 @@ class Model(nn.Module):
         self.register_buffer("same", near.float(), persistent=False)  # [P, P]
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn words into what to look for and a summary: float32 [N, 2, word_width], bool [N, 2]."""
-        command = self.command_head(self.text_encoder(input_ids, attention_mask)).unflatten(-1, (2, -1))
-        return command, torch.ones_like(command[..., 0], dtype=torch.bool)
+        """Turn words into the choices made of them: float32 [N, 3, word_width], bool [N, 3]."""
+        rows = self._read(input_ids, attention_mask).rows
+        return rows, torch.ones_like(rows[..., 0], dtype=torch.bool)
 
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """Return the chunk, the matched box and its score, and the distribution over the proposals."""
-        features, objects, boxes = self._propose(images)
-        match = self._match(features, objects, command[:, :1]).exp()  # [B, C, 1, P]
-        box, score, camera = self._best(match.squeeze(2), objects, boxes)
+        scene = self._look(images)
+        match = self._match(scene, command[:, :1]).exp()  # [B, C, 1, P]
+        box, score, camera = self._best(match.squeeze(2), scene.objects, scene.boxes)
+        actions, place, sight = self._decode(match, scene, command, state)
+        possible, seen = command[:, 2, 0], torch.sigmoid(sight)
         return {
-            "actions": self._decode(match, features, boxes, command, state),
+            "actions": actions,
             "attention": match.squeeze(2).unflatten(-1, (self.edge, self.edge)),
-            "confidence": score,
+            "confidence": possible * seen,
             "box": box,
             "box_score": score,
             "box_camera": camera,
+            "target": place * REACH,
+            "command_confidence": possible,
+            "picture_confidence": seen,
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the chunk's squared error, normalised, and what detector and matching have to learn."""
-        command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        commands_per_frame = batch.commands_per_frame
-        features, objects, boxes = self._propose(batch.images)
-        wanted = command[:, 0].unflatten(0, (-1, commands_per_frame))
-        log_match = self._match(features, objects, wanted)  # [B, C, K, P]
+        """Return the chunk's squared error, normalised, and what reading, finding and abstaining learn.
+
+        Commands that are not possible and pictures that do not show the scene teach to abstain, and the
+        actions that the batch gives them.
+        """
+        command = self._read(batch.input_ids, batch.attention_mask)
+        scene = self._look(batch.images)
+        log_match = self._match(scene, command.rows[:, 0].unflatten(0, (-1, batch.commands_per_frame)))
         state = batch.per_command(batch.state)
-        actions = self._decode(log_match.exp(), features, boxes, command, state)
-        heat = self._heat(batch.boxes)  # [B, C, N, P]
-        wanted_object = batch.target.unflatten(0, (-1, commands_per_frame))[:, None, :, None]
-        target = heat.gather(2, wanted_object.expand(-1, heat.shape[1], -1, heat.shape[3]))
-        target = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
-        nearest, nearest_object = heat.max(2)  # [B, C, P]
-        true = batch.boxes.gather(2, nearest_object.unsqueeze(-1).expand(-1, -1, -1, 4))  # [B, C, P, 4]
-        off = (boxes - true).abs().mean(-1)
+        actions, place, sight = self._decode(log_match.exp(), scene, command.rows, state)
+        possible, shown = batch.possible, batch.per_command(batch.shown)
+        boxes = _of_target(batch.boxes.transpose(1, 2), batch)  # [B * K, C, 4]
+        inside = ((boxes[..., 2:] - boxes[..., :2]).amin(-1) > SEEN).any(-1)
+        target = _of_target(batch.objects, batch) / REACH
+        named = possible & shown & inside
+        skill = functional.cross_entropy(command.skills, torch.where(possible, batch.skill + 1, 0))
+        chosen = functional.cross_entropy(command.objects, batch.target, reduction="none")
+        seeing = functional.binary_cross_entropy_with_logits(
+            sight, (shown & inside).float(), reduction="none"
+        )
         return {
             "actions": functional.mse_loss(actions, batch.actions),
-            "match": -0.1 * (target * log_match).sum(-1).mean(),
-            "objects": functional.binary_cross_entropy_with_logits(objects, nearest),
+            "place": _mean((place - target).square().mean(-1), named),
+            "skill": 0.2 * skill,
+            "object": 0.2 * _mean(chosen, possible),
+            "sight": 0.1 * _mean(seeing, possible),
+            "match": 0.1 * _mean(self._missed(log_match, batch), named),
+            **self._detection_loss(scene, batch),
+        }
+
+    def _missed(self, log_match: Tensor, batch: Batch) -> Tensor:
+        """Return the cross entropy of the match [B, C, K, P] with where its object is: float32 [B * K]."""
+        wanted = batch.target.unflatten(0, (-1, batch.commands_per_frame))[:, None, :, None]
+        heat = self._heat(batch.boxes)  # [B, C, N, P]
+        target = heat.gather(2, wanted.expand(-1, heat.shape[1], -1, heat.shape[3]))
+        target = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
+        return -(target * log_match).sum(-1).mean(1).flatten()
+
+    def _detection_loss(self, scene: Scene, batch: Batch) -> dict[str, Tensor]:
+        """Return how far scores and boxes of all proposals are off; without a scene there are no objects."""
+        heat = self._heat(batch.boxes) * batch.shown[:, None, None, None]
+        nearest, nearest_object = heat.max(2)  # [B, C, P]
+        true = batch.boxes.gather(2, nearest_object.unsqueeze(-1).expand(-1, -1, -1, 4))  # [B, C, P, 4]
+        off = (scene.boxes - true).abs().mean(-1)
+        return {
+            "objects": functional.binary_cross_entropy_with_logits(scene.objects, nearest),
             "boxes": (off * nearest).sum() / nearest.sum().clamp_min(1e-9),
         }
 
-    def _propose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features [B, C, P, channels], scores as logits [B, C, P], boxes [B, C, P, 4] in [0, 1]."""
-        features = encode_images(self.tower, images)
+    def _read(self, input_ids: Tensor, attention_mask: Tensor) -> Command:
+        """Read commands: int64 [N, L] twice, letters and mask."""
+        tokens, mask = self.text_encoder(input_ids, attention_mask)
+        skills = self.skill_head(self.skill_pooling(tokens, mask)[0])
+        objects = self.object_head(self.object_pooling(tokens, mask)[0])
+        chances = torch.softmax(skills, dim=-1)
+        look_for, to_do = torch.softmax(objects, dim=-1) @ self.object_table, chances @ self.skill_table
+        possible = (1 - chances[:, :1]).expand_as(to_do)
+        return Command(torch.stack([look_for, to_do, possible], dim=1), skills, objects)
+
+    def _look(self, images: Tensor) -> Scene:
+        """Look at frames, float32 [B, C, 3, H, W], whatever their light."""
+        mean = images.mean((2, 3, 4), keepdim=True)
+        spread = (images - mean).square().mean((2, 3, 4), keepdim=True).sqrt()
+        features = encode_images(self.tower, (images - mean) / (spread + FAINT))
+        pooled = torch.cat([features.mean(2), features.amax(2)], dim=-1)  # [B, C, 2 * channels]
+        around = self.context_projection(pooled).unsqueeze(2)
+        features = functional.relu(self.local_projection(features) + around)
         found = self.detection_head(features)
         centres = (self.positions + 1) / 2
         # How far the box's edges are from the position, from a fraction of its cell to the whole picture.
         reach = functional.softplus(found[..., 1:]) / self.edge
         boxes = torch.cat([centres - reach[..., :2], centres + reach[..., 2:]], dim=-1)
-        return features, found[..., 0], boxes.clamp(0, 1)
+        keypoints = torch.softmax(self.keypoint_head(features), dim=2).transpose(-1, -2) @ self.positions
+        summary = torch.cat([keypoints.flatten(1), pooled.flatten(1)], dim=-1)
+        return Scene(features, found[..., 0], boxes.clamp(0, 1), summary)
 
-    def _match(self, features: Tensor, objects: Tensor, wanted: Tensor) -> Tensor:
+    def _match(self, scene: Scene, wanted: Tensor) -> Tensor:
         """Return the log-probability that each proposal is what is wanted.
 
         Args:
-            features: float32 [B, C, P, channels]
-            objects: float32 [B, C, P], logits
+            scene: what is seen
             wanted: float32 [B, K, word_width]
 
         Returns:
             float32 [B, C, K, P]
         """
-        likeness = wanted.unsqueeze(1) @ self.match_projection(features).transpose(-1, -2)
-        return functional.log_softmax(likeness + functional.logsigmoid(objects).unsqueeze(2), dim=-1)
+        likeness = wanted.unsqueeze(1) @ self.match_projection(scene.features).transpose(-1, -2)
+        return functional.log_softmax(likeness + functional.logsigmoid(scene.objects).unsqueeze(2), dim=-1)
 
     def _best(self, match: Tensor, objects: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best proposal: its box float32 [B, 4], its score float32 [B], its camera int64 [B].
@@ -174,15 +300,36 @@ class Model(nn.Module):
         return box, score * (shown * self.same[position]).sum(-1).clamp_max(1), camera
 
     def _decode(
-        self, match: Tensor, features: Tensor, boxes: Tensor, command: Tensor, state: Tensor
-    ) -> Tensor:
-        """Return chunks float32 [B * K, T, A] from the mean proposal under the match [B, C, K, P]."""
-        seen = torch.cat([match @ self.positions, match @ boxes, match @ features], dim=-1)  # [B, C, K, V]
-        seen = seen.transpose(1, 2).flatten(2).flatten(0, 1)  # [B * K, C * V]
-        return self.action_head(seen, state, command[:, 1])
+        self, match: Tensor, scene: Scene, command: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Act on the mean proposal under the match [B, C, K, P].
+
+        Returns:
+            chunks float32 [B * K, T, A]; the object's place in the robot's frame, float32 [B * K, 3], in
+            units of `REACH`; logits float32 [B * K] that it is seen
+        """
+        seen = torch.cat(
+            [match @ self.positions, match @ scene.boxes, match @ scene.features], dim=-1
+        )  # [B, C, K, V]
+        seen = seen.transpose(1, 2).flatten(2)  # [B, K, C * V]
+        summary = scene.summary.unsqueeze(1).expand(-1, seen.shape[1], -1)
+        view = torch.cat([seen, summary], dim=-1).flatten(0, 1)
+        place = self.place_head(torch.cat([view, state], dim=-1))
+        return self.action_head(view, place, state, command[:, 1]), place, self.sight_head(view).squeeze(-1)
 
     def _heat(self, boxes: Tensor) -> Tensor:
         """Return how near positions are to objects: [B, C, N, 4] to float32 [B, C, N, P] in [0, 1]."""
         middle = boxes[..., :2] + boxes[..., 2:] - 1  # as `positions`, in [-1, 1]
         away = (middle.unsqueeze(-2) - self.positions).square().sum(-1) * (self.edge / 2) ** 2
         return torch.exp(-away / (2 * SPREAD**2))
+
+
+def _of_target(values: Tensor, batch: Batch) -> Tensor:
+    """Return what belongs to each command's object: [B, N, ...] -> [B * K, ...]."""
+    return batch.per_command(values)[torch.arange(len(batch.target), device=values.device), batch.target]
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Return the mean of values [N] where a mask is True; 0 where it nowhere is."""
+    weights = where.to(values.dtype)
+    return (values * weights).sum() / weights.sum().clamp_min(1)

@@ -30,6 +30,8 @@ GRASP_RADIUS = 0.017
 GRASP_CEILING = 0.025
 # The opening below which the fingers hold a block: a block leaves 0.625.
 HELD_OPENING = 0.70
+# The opening above which the fingers are open: held blocks and closed fingers are below.
+OPENED = 0.85
 # Pushing: stand this far behind the block's centre, with the fingertips at this height [m].
 PUSH_BEHIND = 0.065
 PUSH_HEIGHT = 0.016
@@ -53,6 +55,16 @@ def expert_action(env: Tabletop, goal: Goal) -> NDArray[np.float32]:
     if env.happens(goal):
         return np.array([0, 0, 0, gripper], np.float32)
     return np.clip(np.array([GAIN * x, GAIN * y, GAIN * z, gripper], np.float32), ACTION_LOW, ACTION_HIGH)
+
+
+def standing_still(state: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return the action that changes nothing: float32 [..., 4] of states float [..., 4] as in ``STATE``.
+
+    Fingers that are not open are closed or hold something: they go on closing.
+    """
+    still = np.zeros((*state.shape[:-1], 4), np.float32)
+    still[..., 3] = np.where(state[..., 3] < OPENED, CLOSED, OPEN)
+    return still
 
 
 def expert_chunk(env: Tabletop, goal: Goal, horizon: int) -> NDArray[np.float32]:

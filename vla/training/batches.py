@@ -1,4 +1,8 @@
-"""From a data set to batches: frames, several commands for each of them, and the actions these call for."""
+"""From a data set to batches: frames, several commands for each of them, and the actions these call for.
+
+For a policy that abstains, commands are drawn from the grammar of `vla.tabletop.language`, some of them
+impossible, and pictures are disturbed, some of them foreign: both call for standing still.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,17 +11,24 @@ import numpy as np
 import torch
 
 from vla.checkpoint import Config, Frame
-from vla.models import Batch
+from vla.models import Batch, module_of
 from vla.tabletop.commands import GOALS, HELD_OUT, PHRASES, SKILLS, Goal, held_out, phrase
 from vla.tabletop.demonstrations import Demonstrations
+from vla.tabletop.expert import standing_still
 from vla.tabletop.labels import TARGETS
+from vla.tabletop.language import Split, draw
+from vla.training.augmentation import disturb, foreign
 from vla_runtime.actions import normalise
 from vla_runtime.errors import SpecError
 from vla_runtime.preprocessing import normalise_pictures
 from vla_runtime.spec import ContinuousSpace, DiscreteSpace
 
 # Streams of randomness under one seed, so that step `i` draws the same batch in whatever run it happens.
-SPLIT, TRAIN, VALIDATE = range(3)
+SPLIT, TRAIN, VALIDATE, SENTENCES, CALIBRATE = range(5)
+# For a policy that abstains: share of the commands that are impossible, and of the pictures that are foreign.
+IMPOSSIBLE, FOREIGN = 0.3, 0.08
+# Where a batch has an impossible command in place of a goal's index.
+NONE = len(GOALS)
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class Batches:
     counterfactual: float
     # Goals that training never commands, and whose episodes it does not see.
     excluded: tuple[Goal, ...] = ()
+    # Sentences of each goal that are drawn from the grammar.
+    sentences: int = 3000
 
     def __post_init__(self) -> None:
         goals = tuple(tuple(goal) for goal in GOALS)
@@ -78,7 +91,26 @@ class Batches:
         kept = random.random(goals.shape) >= self.counterfactual
         goals = np.where(kept, self.dataset.goal[rows, None], goals)
         wordings = random.integers(1 << 16, size=goals.shape)
-        return self._batch(rows, goals, self._phrases[0], wordings)
+        if not self.selective:
+            return self._batch(rows, goals, self._phrases[0], wordings)
+        commanded = np.where(random.random(goals.shape) < IMPOSSIBLE, NONE, goals)
+        batch = self._batch(rows, goals, self._sentences("train"), wordings, commanded)
+        return self._disturbed(batch, rows, random)
+
+    @property
+    def selective(self) -> bool:
+        """Whether the policy learns to abstain."""
+        return bool(getattr(module_of(self.config.architecture).Model, "selective", False))
+
+    def calibration(self, frames: int, commands: int) -> Batch:
+        """Draw validation frames, disturbed and some foreign, with new sentences of the trained patterns."""
+        random = np.random.default_rng([self.seed, CALIBRATE])
+        rows = random.choice(self.frames[1], frames)
+        goals = _choose(random, self.goals[0], frames, commands)
+        commanded = np.where(random.random(goals.shape) < IMPOSSIBLE, NONE, goals)
+        wordings = random.integers(1 << 16, size=goals.shape)
+        batch = self._batch(rows, goals, self._sentences("train", CALIBRATE, 300), wordings, commanded)
+        return self._disturbed(batch, rows, random)
 
     def validation(
         self, frames: int, commands: int, *, excluded: bool = False, shuffled: bool = False
@@ -96,7 +128,8 @@ class Batches:
         goals = _choose(random, self.goals[int(excluded)], frames, commands)
         wordings = random.integers(1 << 16, size=goals.shape)
         others = random.integers(1, len(GOALS), size=goals.shape) if shuffled else 0
-        return self._batch(rows, goals, self._phrases[1], wordings, commanded=(goals + others) % len(GOALS))
+        phrases = self._sentences("test", VALIDATE, 200) if self.selective else self._phrases[1]
+        return self._batch(rows, goals, phrases, wordings, commanded=(goals + others) % len(GOALS))
 
     def example(self) -> Frame:
         """Return the first validation frame, commanded in a held-out phrasing what its episode pursued."""
@@ -123,6 +156,47 @@ class Batches:
             for say, forms in ((phrase, PHRASES), (held_out, HELD_OUT))
         )
 
+    def _sentences(
+        self, split: Split, stream: int = SENTENCES, count: int = 0
+    ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """Tokens and mask of sentences of each goal, and last of six times as many impossible commands."""
+        count = count or self.sentences
+        key = (split, stream, count)
+        if key not in self._drawn:
+            random = np.random.default_rng([self.seed, SENTENCES, stream])
+            tokenizer = self.config.command_tokenizer()
+            goals = [(goal, count) for goal in GOALS] + [(None, 6 * count)]
+            self._drawn[key] = [
+                [tokenizer(draw(random, goal, split)) for _ in range(share)] for goal, share in goals
+            ]
+        return self._drawn[key]
+
+    @cached_property
+    def _drawn(self) -> dict[tuple[str, int, int], list[list[tuple[np.ndarray, np.ndarray]]]]:
+        """Sentences that have been drawn already."""
+        return {}
+
+    def _disturbed(self, batch: Batch, rows: np.ndarray, random: np.random.Generator) -> Batch:
+        """Disturb the batch's pictures, those of frames `rows`; put foreign ones in place of some."""
+        generator = torch.Generator().manual_seed(int(random.integers(1 << 62)))
+        pictures = torch.from_numpy(self.dataset.images[rows]).permute(0, 3, 1, 2).float() / 255
+        shown = torch.from_numpy(random.random(len(rows)) >= FOREIGN)
+        disturbed = disturb(pictures, generator)
+        disturbed[~shown] = foreign(pictures[~shown], generator)
+        still = self._still(rows)[:, None].expand(-1, batch.commands_per_frame, -1, -1).flatten(0, 1)
+        acts = batch.possible & batch.per_command(shown)
+        return batch._replace(
+            images=normalise_pictures((255 * disturbed).unsqueeze(1), self.config.cameras),
+            shown=shown,
+            actions=torch.where(acts[:, None, None], batch.actions, still),
+        )
+
+    def _still(self, rows: np.ndarray) -> torch.Tensor:
+        """Return chunks that change nothing in frames `rows`: float32 [B, T, A], normalised."""
+        still = standing_still(self.dataset.state[rows])[:, None]
+        horizon = self.dataset.description.horizon
+        return torch.from_numpy(normalise(np.repeat(still, horizon, 1), self.space))
+
     def _batch(
         self,
         rows: np.ndarray,
@@ -136,9 +210,9 @@ class Batches:
         Args:
             rows: int64 [B], of the data set
             goals: int64 [B, K], that the actions pursue
-            phrases: tokens and mask of each goal's phrasings
+            phrases: tokens and mask of each goal's phrasings, and of impossible commands where there are any
             wordings: int64 [B, K], which phrasing of each goal, wraps round
-            commanded: int64 [B, K], goals that the commands name; None: `goals`
+            commanded: int64 [B, K], goals that the commands name, or `NONE`; None: `goals`
         """
         data = self.dataset
         named = goals if commanded is None else commanded
@@ -161,6 +235,8 @@ class Batches:
             target=torch.from_numpy(TARGETS[goals.flatten()]),
             objects=torch.from_numpy(data.blocks[rows]),
             boxes=torch.from_numpy(data.boxes[rows]).unsqueeze(1),
+            possible=torch.from_numpy(named.flatten() != NONE),
+            shown=torch.ones(len(rows), dtype=torch.bool),
         )
 
 

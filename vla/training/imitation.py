@@ -29,13 +29,16 @@ from vla.training.settings import Settings
 from vla.training.statistics import Statistics, Summary
 from vla_runtime import spec
 
-PAD_ID = 49407
+# File of a tokenizer -> the id that pads its tokens, and the longest command unless settings say another.
+TOKENIZERS = {"tokenizer.json": (49407, 77), "bytes.json": (0, 256)}
 # Share of the run in which the learning rate rises, and where it starts as a share of the highest.
 WARM_UP, START = 0.3, 0.04
 # Frames, and commands of each, in a validation during the run and in the one after it.
 VALIDATION, LAST_VALIDATION = (256, 2), (1024, 4)
 # Sent in place of an action that is not finite: stand still, fingers closed, so that a held block stays held.
 HOLD_ACTION = (0.0, 0.0, 0.0, 1.0)
+# What stays as the policy has it where it abstains: demonstrations show the gripper left as it is.
+KEPT = ("gripper",)
 
 
 def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Config:
@@ -70,7 +73,13 @@ def batches_of(settings: Settings, dataset: Demonstrations, config: checkpoint.C
     """Return what draws the run's batches."""
     excluded = tuple(parse(goal) for goal in settings.excluded_goals)
     return Batches(
-        dataset, config, settings.seed, settings.validation_share, settings.counterfactual, excluded
+        dataset,
+        config,
+        settings.seed,
+        settings.validation_share,
+        settings.counterfactual,
+        excluded,
+        settings.sentences,
     )
 
 
@@ -82,6 +91,8 @@ def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
     values = asdict(preset)
     if settings.pretrained:
         values["checkpoint"] = str(settings.pretrained)
+    tokenizer = getattr(module_of(settings.architecture).Model, "tokenizer", "tokenizer.json")
+    padding, longest = TOKENIZERS[tokenizer]
     state = _vector(about.state, statistics.state, settings)
     action = _vector(about.action, statistics.action, settings)
     return checkpoint.Config(
@@ -90,7 +101,7 @@ def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
         model=values,
         cameras=(spec.Camera(name=about.camera, width=about.image_size, height=about.image_size),),
         tokenizer=spec.Tokenizer(
-            file="tokenizer.json", context_length=settings.context_length, pad_id=PAD_ID
+            file=tokenizer, context_length=settings.context_length or longest, pad_id=padding
         ),
         state=spec.Vector(**state),
         action=spec.ContinuousSpace(**action, horizon=about.horizon, control_hz=about.control_hz),
@@ -210,6 +221,8 @@ def _finish(settings: Settings, batches: Batches, model: Any, progress: Progress
     """Write the checkpoint, measure it as it was written, draw the curve."""
     config, example, out = batches.config, batches.example(), settings.out
     last = progress.points[-1]
+    if batches.selective:
+        config = msgspec.structs.replace(config, safety=_abstaining(batches, model, config.safety))
     about = {
         "command_line": settings.command_line,
         "seed": settings.seed,
@@ -233,6 +246,31 @@ def _finish(settings: Settings, batches: Batches, model: Any, progress: Progress
     names, units = config.action.names, [dimension.unit for dimension in dimensions]
     draw(out / "curve.png", progress.points, names, units)
     print(f"{out}: {about['parameters']} parameters, {about['wall_s']} s, validation error {_short(error)}")
+
+
+@torch.inference_mode()
+def _abstaining(batches: Batches, model: Any, safety: spec.Safety) -> spec.Safety:
+    """Return the safety with the least confidence that is acted on.
+
+    It is the one that separates best, on frames that training did not see, what can be done from what
+    can't (Youden 1950): the share acted on of the first, less that of the second, is largest.
+    """
+    batch = batches.calibration(*LAST_VALIDATION)
+    command, mask = model.eval().encode_command(batch.input_ids, batch.attention_mask)
+    confidence = []
+    for start in range(0, len(batch.possible), 256):
+        rows = torch.arange(start, min(start + 256, len(batch.possible)))
+        frame = rows // batch.commands_per_frame
+        noise = torch.zeros_like(batch.actions[rows])
+        answer = model.act(batch.images[frame], command[rows], mask[rows], batch.state[frame], noise)
+        confidence.append(answer["confidence"])
+    confidence, acts = torch.cat(confidence), batch.possible & batch.per_command(batch.shown)
+    limits = torch.arange(1, 100) / 100
+    acted = confidence[:, None] >= limits
+    gap = acted[acts].float().mean(0) - acted[~acts].float().mean(0)
+    best = limits[gap >= gap.max() - 1e-6]
+    limit = round(float(best[len(best) // 2]), 2)
+    return msgspec.structs.replace(safety, min_confidence=limit, hold_keeps=KEPT)
 
 
 def _comparable(settings: Settings) -> dict[str, Any]:

@@ -14,15 +14,15 @@ class Settings:
     """Train a policy on demonstrations and write its checkpoint."""
 
     # Which policy: a name of `vla.models.ARCHITECTURES`.
-    architecture: str = "command_attention"
+    architecture: str = "grounded"
     # Which of the architecture's sizes.
     preset: Literal["default", "tiny", "base"] = "default"
     # Folder of the data set, as `python -m vla.tabletop` writes it.
     data: Path = Path("data/tabletop")
     # Folder of the run: the checkpoint, its training curve, and what --resume needs.
-    out: Path = Path("runs/command_attention")
+    out: Path = Path("runs/grounded")
     # Optimiser steps.
-    steps: int = 3000
+    steps: int = 2400
     # Instead of `steps`: train for this long, by the clock, to the end of the step that reaches it. The
     # teacher and all validations but the last are included. 0: `steps` [min].
     minutes: float = 0.0
@@ -31,7 +31,7 @@ class Settings:
     # Commands that each frame of a batch is trained with.
     commands: int = 8
     # Highest learning rate of the one-cycle schedule.
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     # Weight decay of AdamW.
     weight_decay: float = 0.01
     # Largest norm of the gradient.
@@ -42,16 +42,19 @@ class Settings:
     excluded_goals: tuple[str, ...] = ()
     # Rule that normalises the state and the actions.
     normalisation: Normalisation = "bounds"
-    # Longest command [tokens].
-    context_length: int = 77
+    # Longest command [tokens]; 0: 77 of CLIP's, 256 bytes.
+    context_length: int = 0
+    # Sentences of each goal that a policy that abstains is trained with.
+    sentences: int = 3000
     # Share of the episodes held out for validation.
     validation_share: float = 0.05
     # Seed of the weights, of the split and of every batch.
     seed: int = 0
     # Steps between validations, each of which also saves what --resume needs.
     validate_every: int = 200
-    # Threads that torch computes with; 0: one a core.
-    threads: int = 0
+    # Threads that torch computes with; 0: one a core. More than one gain little with networks this small, and
+    # lose much where others use the cores.
+    threads: int = 1
     # Where torch computes: cpu, cuda, cuda:1.
     device: str = "cpu"
     # Local folder of a pretrained CLIP checkpoint, for the architecture clip.
@@ -77,9 +80,11 @@ class Settings:
         return shlex.join(words)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "commands", "context_length", "validate_every"):
+        for name in ("steps", "batch", "commands", "sentences", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.context_length < 0:
+            raise ValueError(f"context_length must be 0 or more, got {self.context_length}")
         if self.minutes < 0:
             raise ValueError(f"minutes must be 0 or more, got {self.minutes}")
         if not 0 <= self.counterfactual <= 1:

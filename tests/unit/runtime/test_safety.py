@@ -58,6 +58,22 @@ EXCEEDED = ("delta_x exceeds its limit by 0.02 m",)
         ),
         (
             CHUNK,
+            0.2,
+            Safety(min_confidence=0.5, hold_action=(0, 1), hold_keeps=("gripper",)),
+            [[0, CHUNK[0, 1]], [0, CHUNK[1, 1]]],
+            "held",
+            ("confidence 0.200 is below 0.5",),
+        ),
+        (
+            NOT_A_NUMBER,
+            0.2,
+            Safety(min_confidence=0.5, hold_action=(0, 1), hold_keeps=("gripper",)),
+            [[0, 1], [0, 1]],
+            "held",
+            ("delta_x is not finite", "confidence 0.200 is below 0.5"),
+        ),
+        (
+            CHUNK,
             None,
             Safety(min_confidence=0.0, hold_action=(0, 1)),
             [[0, 1], [0, 1]],

@@ -191,6 +191,10 @@ def test_format_1_that_lacks_a_part_is_refused(tmp_path: Path, part: str) -> Non
         ({"hold_action": (0.0,)}, r"^safety\.hold_action has 1 values for the action \('x', 'gripper'\)"),
         ({"max_step": (0.1,) * 3}, r"^safety\.max_step has 3 values for the action \('x', 'gripper'\)"),
         ({"mode": "hold"}, r"^safety\.mode 'hold' needs a safety\.hold_action for x, which says neither by"),
+        (
+            {"hold_action": (0.0, 0.0), "hold_keeps": ("hand",)},
+            r"^safety\.hold_keeps names hand; the action has x, gripper",
+        ),
         ({"min_confidence": 0.5}, r"^safety\.min_confidence needs an artifact that returns 'confidence'"),
     ],
 )

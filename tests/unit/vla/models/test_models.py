@@ -68,6 +68,8 @@ def batch_of(images, state, ids, mask, actions) -> Batch:
         target=torch.arange(len(ids)) % OBJECTS,
         objects=torch.rand(len(images), OBJECTS, 3, generator=random) - 0.5,
         boxes=torch.cat([corner, corner + 0.1], dim=-1),
+        possible=torch.arange(len(ids)) % 5 > 0,
+        shown=torch.arange(len(images)) % 4 > 0,
     )
 
 

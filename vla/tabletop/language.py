@@ -1,0 +1,361 @@
+"""Commands as people say them, drawn from a grammar: those that mean a goal, and those that mean none.
+
+Sentences of the split `train` and of the split `test` share no pattern; `test` says nothing that training has
+not shown the words of, but for its kinds `never` and `unknown`.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, TASKS, Goal
+from vla.tabletop.phrasebook import BOOK, Patterns
+
+Split = Literal["train", "test"]
+# Kinds of commands that mean a goal.
+Kind = Literal["plain", "synonym", "typo", "negation", "landmark"]
+# Kinds of commands that mean none.
+Impossible = Literal[
+    "stop",
+    "forbidden",
+    "vague",
+    "no_verb",
+    "absent",
+    "unknown",
+    "other_verb",
+    "other_noun",
+    "nonsense",
+    "never",
+]
+
+# How often training draws each.
+KINDS: dict[Kind, float] = {"plain": 0.3, "synonym": 0.2, "typo": 0.15, "negation": 0.2, "landmark": 0.15}
+IMPOSSIBLE: dict[Impossible, float] = {
+    "stop": 0.1,
+    "forbidden": 0.18,
+    "vague": 0.13,
+    "no_verb": 0.05,
+    "absent": 0.12,
+    "unknown": 0.2,
+    "other_verb": 0.07,
+    "other_noun": 0.06,
+    "nonsense": 0.09,
+}
+# Share of the trained sentences that have no article, a typing error in another word, a closing sign.
+BARE, SLIP, SIGN = 0.08, 0.08, 0.25
+
+_COLOURS = json.loads(Path(__file__).with_name("colours.json").read_text())
+_VOCABULARY = Path(__file__).parents[1] / "assets" / "clip" / "tokenizer.json"
+
+
+class Words(NamedTuple):
+    """The random generator and the split that a sentence is drawn from."""
+
+    random: np.random.Generator
+    split: Split
+
+    def choose(self, options: Sequence[str]) -> str:
+        """Draw one."""
+        return options[int(self.random.integers(len(options)))]
+
+    def pattern(self, patterns: Patterns) -> str:
+        """Draw a pattern of this split."""
+        return self.choose(patterns.train if self.split == "train" else patterns.test)
+
+    def chance(self, share: float) -> bool:
+        """Return True that often."""
+        return bool(self.random.random() < share)
+
+
+def command(random: np.random.Generator, goal: Goal, kind: Kind, split: Split) -> str:
+    """Say a goal in a sentence of this kind."""
+    words = Words(random, split)
+    if kind in ("plain", "typo") and split == "train" and words.chance(0.25):
+        forms = PHRASES[goal.task] + HELD_OUT[goal.task] if kind == "typo" else PHRASES[goal.task]
+        sentence = words.choose(forms).format(colour=goal.colour)
+        return _finished(words, _misspelt(words, goal, sentence) if kind == "typo" else sentence)
+    colour = _synonym(words, goal.colour, kind) if kind != "plain" else goal.colour
+    if kind == "typo":
+        colour = typo(words, goal.colour)
+    if kind == "negation":
+        sentence = _negation(words, goal, colour)
+    elif words.chance(0.15):
+        sentence = _filled(words, words.pattern(BOOK.fronted), goal, _object(words, colour, kind), "p")
+    else:
+        sentence = _instruction(words, goal.task, _object(words, colour, kind))
+    return _finished(words, _framed(words, sentence))
+
+
+def impossible(random: np.random.Generator, kind: Impossible, split: Split) -> str:
+    """Say something that no goal is meant by."""
+    words = Words(random, split)
+    goal = GOALS[random.integers(len(GOALS))]
+    say = {
+        "stop": lambda: words.pattern(BOOK.stops),
+        "forbidden": lambda: words.pattern(BOOK.forbidden).format(
+            w=_instruction(words, goal.task, _object(words, _any_name(words, goal.colour), "plain"))
+        ),
+        "vague": lambda: _instruction(words, goal.task, _vague(words)),
+        "no_verb": lambda: _object(words, goal.colour, "landmark" if words.chance(0.3) else "plain"),
+        "absent": lambda: _instruction(words, goal.task, _object(words, _absent(words), "landmark-")),
+        "never": lambda: _instruction(words, goal.task, _object(words, _never(words, goal.colour), "plain")),
+        "unknown": lambda: _unknown_somewhere(words, goal),
+        "other_verb": lambda: _other_verb(words, goal),
+        "other_noun": lambda: _instruction(
+            words, goal.task, f"the {goal.colour} {words.choose(BOOK.other_nouns)}"
+        ),
+        "nonsense": lambda: _nonsense(words),
+    }
+    return _finished(words, _framed(words, say[kind]()))
+
+
+def draw(random: np.random.Generator, goal: Goal | None, split: Split) -> str:
+    """Say a goal, or something that means none, in a kind drawn by the shares above."""
+    if goal is None:
+        kinds = list(IMPOSSIBLE)
+        return impossible(random, kinds[random.choice(len(kinds), p=list(IMPOSSIBLE.values()))], split)
+    kinds = list(KINDS)
+    return command(random, goal, kinds[random.choice(len(kinds), p=list(KINDS.values()))], split)
+
+
+def typo(words: Words, word: str) -> str:
+    """Misspell a word by one key: a neighbour, one left out, one doubled, two swapped; never a real word."""
+    while True:
+        wrong = _slip(words, word)
+        held = sum(map(ord, wrong)) % 4 == 0  # a quarter of all errors is kept for the test
+        if wrong not in (*BOOK.near, word) and held == (words.split == "test"):
+            return wrong
+
+
+@functools.cache
+def names(colour: str, split: Split, kind: str) -> list[str]:
+    """Return the synonyms of a block's colour, or the absent colours, that a split uses in a kind."""
+    known = [name for name in _COLOURS[colour] if not set(name.split()) & _never_words() and name != colour]
+    if kind in ("plain", "synonym"):
+        return known
+    # Elsewhere training leaves out the names that it has in plain sentences alone; the test uses only them.
+    special = [name for name in known if name in BOOK.plain_only]
+    return special if split == "test" and special else [name for name in known if name not in special]
+
+
+@functools.cache
+def unknown_words(split: Split) -> list[str]:
+    """Return real words that mean nothing here; the splits share none."""
+    entries = json.loads(_VOCABULARY.read_text())["model"]["vocab"]
+    words = (entry.removesuffix("</w>") for entry in entries if entry.endswith("</w>"))
+    known = _known()
+    found = [
+        word
+        for word in words
+        if 4 <= len(word) <= 12 and word.isascii() and word.isalpha() and not _resembles(word, known)
+    ]
+    return [word for word in found if (sum(map(ord, word)) % 5 == 0) == (split == "test")]
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    """Every word of the phrasebook and of the names of colours."""
+    names = " ".join(" ".join(each) for each in _COLOURS.values())
+    forms = " ".join(" ".join(each) for table in (PHRASES, HELD_OUT) for each in table.values())
+    text = f"{BOOK.words()} {names} {forms}"
+    return frozenset("".join(letter if letter.isalpha() else " " for letter in text).split())
+
+
+def _resembles(word: str, known: frozenset[str]) -> bool:
+    """Whether a word is known, an inflection of a known one, or within one typing error of a colour."""
+    stems = (
+        word,
+        word.removesuffix("s"),
+        word.removesuffix("ed"),
+        word.removesuffix("ing"),
+        word.removesuffix("y"),
+    )
+    return any(stem in known for stem in stems) or _near(word)
+
+
+@functools.cache
+def _misspellings() -> frozenset[str]:
+    """Every word of letters that is one typing error from a colour."""
+    letters, found = "abcdefghijklmnopqrstuvwxyz", set[str]()
+    for colour in COLOURS:
+        for i in range(len(colour) + 1):
+            before, after = colour[:i], colour[i:]
+            found |= {before + letter + after for letter in letters}
+            found |= {before + letter + after[1:] for letter in ("", *letters)}
+            found.add(before + after[1:2] + after[:1] + after[2:])
+    return frozenset(found)
+
+
+def _near(word: str) -> bool:
+    """Whether a word is a colour with a typing error, or holds a colour."""
+    return word in _misspellings() or any(colour in word for colour in COLOURS if len(colour) > 3)
+
+
+@functools.cache
+def _never_words() -> frozenset[str]:
+    return frozenset(name for group in BOOK.never.values() for name in group)
+
+
+def _synonym(words: Words, colour: str, kind: str) -> str:
+    options = names(colour, words.split, kind)
+    single = [name for name in options if colour not in name]
+    if kind == "synonym":
+        return words.choose(single if single and words.chance(0.7) else options)
+    return _any_name(words, colour, kind)
+
+
+def _any_name(words: Words, colour: str, kind: str = "other") -> str:
+    """Return a colour's own name, most of the time."""
+    return words.choose(names(colour, words.split, kind)) if words.chance(0.2) else colour
+
+
+def _noun(words: Words) -> str:
+    return words.choose(BOOK.nouns)
+
+
+def _object(words: Words, colour: str, kind: str) -> str:
+    """Name one object; `landmark` adds another beside it, `landmark-` now and then does."""
+    named = words.pattern(BOOK.objects).format(c=colour, n=_noun(words))
+    if words.chance(BARE):
+        named = named.removeprefix("the ")
+    if kind == "landmark" or (kind == "landmark-" and words.chance(0.15)):
+        first, second = _others(words, colour)
+        place = words.pattern(BOOK.landmarks)
+        return place.format(o=named, x=_simple(words, first), y=_simple(words, second))
+    return named
+
+
+def _simple(words: Words, colour: str) -> str:
+    return words.choose(("the {c} {n}", "the {c} {n}", "the {c} one", "the {n} in {c}", "{c}")).format(
+        c=colour, n=_noun(words)
+    )
+
+
+def _others(words: Words, colour: str) -> tuple[str, str]:
+    """Draw two other colours of blocks than one of these names."""
+    own = next((each for each in COLOURS if colour in (each, *_COLOURS[each])), None)
+    left = [each for each in COLOURS if each != own]
+    words.random.shuffle(left)
+    return _any_name(words, left[0]), _any_name(words, left[1])
+
+
+def _instruction(words: Words, task: str, thing: str) -> str:
+    verbs = BOOK.verbs[task]
+    forms = verbs.train if words.split == "train" or words.chance(0.6) else verbs.test
+    return words.choose(forms).format(o=thing)
+
+
+def _filled(words: Words, pattern: str, goal: Goal, thing: str, slot: str) -> str:
+    return pattern.format(o=thing, **{slot: words.choose(BOOK.pronouns[goal.task])})
+
+
+def _negation(words: Words, goal: Goal, colour: str) -> str:
+    """Say a goal beside what is not meant: another object, or another task with the same one."""
+    thing, (other, _) = _object(words, colour, "plain"), _others(words, colour)
+    if words.chance(0.5):
+        named = words.pattern(BOOK.contrasts).format(o=_simple(words, colour), x=_simple(words, other))
+        return _instruction(words, goal.task, named)
+    task = goal.task if words.chance(0.6) else words.choose(TASKS)
+    if task != goal.task and words.chance(0.5):
+        # The same object: its name, then "it".
+        refused, meant = _instruction(words, task, thing), words.choose(BOOK.pronouns[goal.task])
+        return words.choose(("don't {w}, {v}", "do not {w}, {v}", "don't {w} but {v}")).format(
+            w=refused, v=meant
+        )
+    return words.pattern(BOOK.refusals).format(
+        w=_instruction(words, task, _simple(words, other)),
+        v=_instruction(words, goal.task, thing),
+        x=_simple(words, other),
+    )
+
+
+def _vague(words: Words) -> str:
+    one, other = words.random.choice(COLOURS, 2, replace=False)
+    return words.pattern(BOOK.vague).format(n=_noun(words), c=one, d=other)
+
+
+def _absent(words: Words) -> str:
+    return words.choose(names("absent", "train", "plain"))
+
+
+def _never(words: Words, colour: str) -> str:
+    return words.choose(BOOK.never["absent" if words.chance(0.3) else colour])
+
+
+def _unknown(words: Words) -> str:
+    """Return a word that means nothing here: a real one, or letters."""
+    if words.chance(0.75):
+        return words.choose(unknown_words(words.split))
+    count = int(words.random.integers(3, 9))
+    letters = [
+        words.choose(("aeiou", "bcdfghjklmnprstvwz")[index % 2 ^ words.chance(0.2)]) for index in range(count)
+    ]
+    word = "".join(words.choose(list(letter)) for letter in letters)
+    return f"{word}x" if word in _known() or _near(word) else word
+
+
+def _unknown_somewhere(words: Words, goal: Goal) -> str:
+    """Say a goal with an unknown word for the colour; else for the verb or the noun."""
+    place = words.random.random()
+    if place < 0.7:
+        return _instruction(words, goal.task, _object(words, _unknown(words), "landmark-"))
+    if place < 0.85:
+        return f"{_unknown(words)} {_object(words, goal.colour, 'plain')}"
+    return _instruction(words, goal.task, f"the {goal.colour} {_unknown(words)}")
+
+
+def _other_verb(words: Words, goal: Goal) -> str:
+    other = _others(words, goal.colour)[0]
+    return words.choose(BOOK.other_verbs).format(
+        o=_object(words, goal.colour, "plain"), x=_simple(words, other)
+    )
+
+
+def _nonsense(words: Words) -> str:
+    kind = words.random.random()
+    if kind < 0.4:
+        return words.pattern(BOOK.questions)
+    count = int(words.random.integers(1, 8))
+    if kind < 0.7:
+        return " ".join(_unknown(words) for _ in range(count))
+    if kind < 0.8:
+        return "".join(words.choose(list("0123456789.,?!-+*/ ")) for _ in range(2 * count))
+    return " ".join(
+        words.choose((*COLOURS, "block", "the", "and", "it", "not", "next", "to")) for _ in range(count)
+    )
+
+
+def _framed(words: Words, sentence: str) -> str:
+    return sentence if words.chance(0.3) else words.pattern(BOOK.frames).format(v=sentence)
+
+
+def _finished(words: Words, sentence: str) -> str:
+    """Now and then misspell a word that is no colour, and close the sentence with a sign."""
+    if words.split == "train" and words.chance(SLIP):
+        parts = sentence.split(" ")
+        index = int(words.random.integers(len(parts)))
+        if len(parts[index]) > 4 and parts[index].isalpha() and not any(c in parts[index] for c in COLOURS):
+            parts[index] = _slip(words, parts[index])
+        sentence = " ".join(parts)
+    return sentence + (words.choose((".", "!", "", "?", " .")) if words.chance(SIGN) else "")
+
+
+def _misspelt(words: Words, goal: Goal, sentence: str) -> str:
+    return sentence.replace(goal.colour, typo(words, goal.colour))
+
+
+def _slip(words: Words, word: str) -> str:
+    """Make one typing error in a word of letters."""
+    place, kind = int(words.random.integers(len(word))), words.random.integers(4)
+    before, letter, after = word[:place], word[place], word[place + 1 :]
+    if kind == 0:
+        return before + words.choose(list(BOOK.neighbours.get(letter, letter))) + after
+    if kind == 1:
+        return before + after
+    if kind == 2:
+        return before + letter + letter + after
+    return before + after[:1] + letter + after[1:]
