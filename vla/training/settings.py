@@ -22,9 +22,9 @@ class Settings:
     # Folder of the run: the checkpoint, its training curve, and what --resume needs.
     out: Path = Path("runs/grounded")
     # Optimiser steps.
-    steps: int = 2400
-    # Instead of `steps`: train for this long, by the clock, to the end of the step that reaches it. The
-    # teacher and all validations but the last are included. 0: `steps` [min].
+    steps: int = 1600
+    # Instead of `steps`: train for this long, by the clock, validations and the teacher included; 0: `steps`
+    # [min].
     minutes: float = 0.0
     # Frames in a batch.
     batch: int = 64

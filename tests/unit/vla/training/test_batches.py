@@ -12,7 +12,7 @@ from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, Goal, held_
 from vla.tabletop.demonstrations import Demonstrations
 from vla.tabletop.labels import boxes as blocks_in_the_picture
 from vla.training.batches import Batches
-from vla.training.imitation import PAD_ID, describe
+from vla.training.imitation import TOKENIZERS, describe
 from vla.training.settings import Settings
 from vla_runtime.actions import unnormalise
 from vla_runtime.errors import SpecError
@@ -27,7 +27,7 @@ def goals(batch):
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "tabletop"
     collect(Collection(out=folder, episodes=6, horizon=2, image_size=32, varied=0, workers=1))
-    return Settings(preset="tiny", data=folder)
+    return Settings(architecture="command_attention", preset="tiny", data=folder)
 
 
 def batches(settings, **changes):
@@ -125,8 +125,45 @@ def test_targets_are_the_blocks_that_commands_mean(settings):
     assert set(goals(batch).tolist()) <= set(range(len(GOALS)))
 
 
+def selective(settings, **changes):
+    settings = replace(settings, architecture="grounded")
+    return batches(settings, sentences=20, **changes)
+
+
+def test_impossible_commands_and_foreign_pictures_call_for_standing_still(settings):
+    drawn = selective(settings)
+    batch = drawn.train(0, 64, 8)
+    assert 0.2 < 1 - batch.possible.float().mean() < 0.4
+    assert 0 < (~batch.shown).sum() < 16
+    still = ~(batch.possible & batch.per_command(batch.shown))
+    physical = unnormalise(batch.actions.numpy(), drawn.space)
+    assert np.abs(physical[still][..., :3]).max() < 1e-6
+    assert drawn.config.state
+    opening = unnormalise(batch.per_command(batch.state).numpy()[still], drawn.config.state)[:, 3]
+    assert set(opening < 0.85) == {False, True}
+    np.testing.assert_allclose(physical[still][:, 0, 3], np.where(opening < 0.85, 1, -1), atol=1e-6)
+    assert np.abs(physical[~still.numpy()][..., :3]).max() > 0.01
+
+
+def test_a_selective_batch_depends_on_seed_and_step_alone(settings):
+    one, two = selective(settings).train(7, 4, 2), selective(settings).train(7, 4, 2)
+    assert all(torch.equal(*pair) for pair in zip(one, two, strict=True))
+
+
+def test_validation_of_a_selective_policy_says_the_test_split(settings):
+    drawn = selective(settings)
+    batch = drawn.validation(16, 4)
+    assert batch.possible.all()
+    trained = {tuple(ids[mask > 0]) for forms in drawn._sentences("train") for ids, mask in forms}
+    said = [
+        tuple(ids[: int(mask.sum())].tolist())
+        for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
+    ]
+    assert not trained & set(said)
+
+
 def full(ids):
     """Pad a command as the tokenizer does."""
-    padded = np.full(77, PAD_ID)
+    padded = np.full(77, TOKENIZERS["tokenizer.json"][0])
     padded[: len(ids)] = ids
     return padded.tobytes()
