@@ -29,7 +29,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all check export train evaluate loadtest bench gpu-check demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
+.PHONY: help run test test-all check export train evaluate evaluate-language loadtest bench gpu-check demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,9 @@ train: .venv/.train ## train a policy on the demonstrations
 
 evaluate: .venv/.train rendering $(ARCHIVE) ## run the archived policy in the simulator, closed loop
 	$(PYTHON) -m vla.evaluation --archive $(ARCHIVE) $(ARGS)
+
+evaluate-language: .venv/.bench rendering $(ARCHIVE) ## measure what the archived policy understands, and when it holds
+	$(PYTHON) -m vla.evaluation.language --archive $(ARCHIVE) $(ARGS)
 
 bench: .venv/.bench java rendering $(ARCHIVE) ## measure the served policy against the policy alone
 	$(PYTHON) -m bench $(ARGS)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vla.evaluation.conditions import Trial
-from vla.tabletop.simulator import Tabletop
+from vla.tabletop.simulator import EPISODE_STEPS, Tabletop
 from vla_client import ActionChunk, ChunkPlayer, Encoding, Observation, Policy, PolicyError
 from vla_client.observation import encode
 from vla_runtime.errors import RequestError
@@ -39,6 +39,10 @@ class Setup:
     # Width and height of the picture sent [pixels].
     image_size: int = 96
     encoding: Encoding = "png"
+    # What befalls a picture before it is encoded: uint8 [size, size, 3] in and out; None: nothing.
+    disturb: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    # Longest episode [control steps].
+    steps: int = EPISODE_STEPS
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,8 @@ class Episode:
     error: str | None
     # The first chunk: float32 [T, A], physical units; it depends on the seed alone. None: refused.
     first: NDArray[np.float32] | None
+    # Requests whose chunk was replaced by standing still.
+    held: int = 0
 
 
 class Recorded:
@@ -88,6 +94,8 @@ def observe(env: Tabletop, trial: Trial, setup: Setup) -> Observation:
     else:
         with _GRAPHICS:
             picture = env.render(size)
+    if setup.disturb is not None:
+        picture = setup.disturb(picture)
     return Observation(encode(picture, setup.encoding), trial.command, env.state(), seed=trial.seed)
 
 
@@ -110,7 +118,7 @@ def run_episode(
     player = ChunkPlayer(recorded, setup.replan)
     error = None
     try:
-        while not env.over:
+        while not env.over and env.steps < setup.steps:
             if on_step:
                 on_step()
             env.step(player.action(lambda: observe(env, trial, setup)))
@@ -128,6 +136,7 @@ def run_episode(
             int(chunk.timing_ms["batch_size"]) for chunk in recorded.chunks if "batch_size" in chunk.timing_ms
         ),
         interventions=sum(chunk.safety.status != "ok" for chunk in recorded.chunks),
+        held=sum(chunk.safety.status == "held" for chunk in recorded.chunks),
         error=error,
         first=recorded.chunks[0].actions if recorded.chunks else None,
     )
