@@ -88,12 +88,12 @@ def cells() -> list[Cell]:
 
 
 def _commands() -> Iterator[Cell]:
-    yield Cell("seen phrasings", "seen", True, 0.98)
-    yield Cell("held-out phrasings", "held_out", True, 0.95)
+    yield Cell("seen phrasings", "seen", acts=True, target=0.98)
+    yield Cell("held-out phrasings", "held_out", acts=True, target=0.95)
     names = {"plain": "paraphrases", "synonym": "synonyms of colours", "typo": "typing errors in the colour"}
     targets = {"plain": 0.9, "synonym": 0.9, "typo": 0.85, "negation": 0.9, "landmark": 0.9}
     for kind in KINDS:
-        yield Cell(names.get(kind, kind), kind, True, targets[kind])
+        yield Cell(names.get(kind, kind), kind, acts=True, target=targets[kind])
 
 
 def _pictures() -> Iterator[Cell]:
@@ -110,7 +110,7 @@ def _pictures() -> Iterator[Cell]:
         "all of these at random": draw_look,
     }
     for name, look in looks.items():
-        yield Cell(name, "held_out", True, 0.8, look)
+        yield Cell(name, "held_out", acts=True, target=0.8, look=look)
     disturbances: dict[str, Disturbance] = {
         "blur of radius 2": lambda picture: np.asarray(
             Image.fromarray(picture).filter(ImageFilter.GaussianBlur(2))
@@ -119,7 +119,7 @@ def _pictures() -> Iterator[Cell]:
         "a fifth of the edge covered": _cover,
     }
     for name, disturb in disturbances.items():
-        yield Cell(name, "held_out", True, 0.8, disturb=disturb)
+        yield Cell(name, "held_out", acts=True, target=0.8, disturb=disturb)
 
 
 def _nothing() -> Iterator[Cell]:
@@ -133,16 +133,16 @@ def _nothing() -> Iterator[Cell]:
         "other_noun": "absent thing",
     }
     for kind in IMPOSSIBLE:
-        yield Cell(names.get(kind, kind), kind, False, 0.95)
-    yield Cell("colour name never trained", "never", False, 0.95)
+        yield Cell(names.get(kind, kind), kind, acts=False, target=0.95)
+    yield Cell("colour name never trained", "never", acts=False, target=0.95)
     blanks: dict[str, Disturbance] = {
         "grey picture": lambda picture: np.full_like(picture, GREY),
         "black picture": np.zeros_like,
         "white picture": lambda picture: np.full_like(picture, 255),
     }
     for name, disturb in blanks.items():
-        yield Cell(name, "held_out", False, 0.95, disturb=disturb)
-    yield Cell("photograph of something else", "held_out", False, 0.95, disturb=_photograph)
+        yield Cell(name, "held_out", acts=False, target=0.95, disturb=disturb)
+    yield Cell("photograph of something else", "held_out", acts=False, target=0.95, disturb=_photograph)
 
 
 def _three_distractors(random: np.random.Generator, blocks: NDArray[np.float32]) -> Look:

@@ -152,14 +152,11 @@ def test_a_selective_batch_depends_on_seed_and_step_alone(settings):
 
 def test_validation_of_a_selective_policy_says_the_test_split(settings):
     drawn = selective(settings)
-    batch = drawn.validation(16, 4)
+    batch, trained = drawn.validation(16, 4), drawn.train(0, 16, 4)
     assert batch.possible.all()
-    trained = {tuple(ids[mask > 0]) for forms in drawn._sentences("train") for ids, mask in forms}
-    said = [
-        tuple(ids[: int(mask.sum())].tolist())
-        for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
-    ]
-    assert not trained & set(said)
+    assert batch.shown.all()
+    said, learned = ({tuple(ids[:40]) for ids in part.input_ids.tolist()} for part in (batch, trained))
+    assert not said & learned
 
 
 def full(ids):
