@@ -216,6 +216,8 @@ class Model(nn.Module):
         )
         return {
             "actions": functional.mse_loss(actions, batch.actions),
+            # Once more where there is something to do: standing still is most of what is easy.
+            "acting": 2 * _mean((actions - batch.actions).square().mean((1, 2)), possible & shown),
             "place": _mean((place - target).square().mean(-1), named),
             "skill": 0.2 * skill,
             "object": 0.2 * _mean(chosen, possible),

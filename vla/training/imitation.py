@@ -59,6 +59,8 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     dataset = Demonstrations.load(settings.data)
     config = describe(settings, dataset)
     model: Any = build(settings.architecture, config.model, config.sizes())
+    if settings.start is not None:
+        checkpoint.load_weights(model, settings.start / checkpoint.WEIGHTS)
     batches = batches_of(settings, dataset, config)
     model.to(settings.device)
     config = msgspec.structs.replace(config, model=asdict(model.config), training=plain(settings))

@@ -23,8 +23,8 @@ class Settings:
     out: Path = Path("runs/grounded")
     # Optimiser steps.
     steps: int = 1600
-    # Instead of `steps`: train for this long, by the clock, validations and the teacher included; 0: `steps`
-    # [min].
+    # Instead of `steps`: train for this long, by the clock, to the end of the step that reaches it. The
+    # teacher and all validations but the last are included. 0: `steps` [min].
     minutes: float = 0.0
     # Frames in a batch.
     batch: int = 64
@@ -63,6 +63,8 @@ class Settings:
     teacher: Path | None = None
     # The teacher's part in a target; the rest is the demonstration's.
     teacher_share: float = 0.5
+    # Folder of a checkpoint of the same architecture and sizes, whose weights the run starts from.
+    start: Path | None = None
     # Write the weights in float16, half the size.
     half: bool = False
     # Continue the run in `out`, which must have the same settings: to the same weights, or to the end of its
