@@ -45,6 +45,8 @@ class LanguageEvaluation:
     workers: int = 2
     # The Markdown that is written; its stem names the sheets and the JSON beside it.
     report: Path = Path("docs/language.md")
+    # What the report calls the policy.
+    name: str = "the default policy"
     # Cells to run, by parts of their names; none named: all.
     only: tuple[str, ...] = ()
 
@@ -121,9 +123,9 @@ def markdown(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> str:
     acting = [pair for pair in zip(kinds, outcomes, strict=True) if pair[0].acts]
     still = [pair for pair in zip(kinds, outcomes, strict=True) if not pair[0].acts]
     lines = [
-        "# What the default policy understands",
+        f"# What {config.name} understands",
         "",
-        f"`make evaluate-language`, {datetime.date.today()}, commit {_commit()[:10]}, archive "
+        f"By `make evaluate-language`, {datetime.date.today()}, commit {_commit()[:10]}, archive "
         f"`{hashlib.sha256(config.archive.read_bytes()).hexdigest()[:16]}`, {os.cpu_count()} cores of "
         f"{platform.machine()}, in process. {config.episodes} closed-loop episodes a row; scenes of seeds "
         f"from {config.first_seed} on, 1000 apart a row, and sentence patterns that training never uses. "
