@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from export.errors import ExportError
-from export.foreign import act
+from export.foreign import act, diffusion
 from export.foreign.facts import Facts, Feature, Names, control_hz, dimensions, read_names
 from export.foreign.processors import (
     POSTPROCESSOR,
@@ -52,6 +52,19 @@ ACT_FIELDS = {
     "chunk_size", "n_action_steps", "vision_backbone", "replace_final_stride_with_dilation", "pre_norm",
     "dim_model", "n_heads", "dim_feedforward", "feedforward_activation", "n_encoder_layers",
     "n_decoder_layers", "latent_dim", "temporal_ensemble_coeff",
+}  # fmt: skip
+DIFFUSION_FIELDS = {
+    "horizon", "n_action_steps", "vision_backbone", "resize_shape", "crop_shape", "use_group_norm",
+    "spatial_softmax_num_keypoints", "use_separate_rgb_encoder_per_camera", "down_dims", "kernel_size",
+    "n_groups", "diffusion_step_embed_dim", "use_film_scale_modulation", "noise_scheduler_type",
+    "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample",
+    "clip_sample_range", "num_inference_steps",
+}  # fmt: skip
+# `crop_ratio` is already in `crop_shape`, or has no effect.
+DIFFUSION_TRAINING = {
+    "drop_n_last_frames", "crop_ratio", "crop_is_random", "pretrained_backbone_weights", "compile_model",
+    "compile_mode", "do_mask_loss_for_padding", "optimizer_lr", "optimizer_betas", "optimizer_eps",
+    "optimizer_weight_decay", "scheduler_name", "scheduler_warmup_steps", "gradient_checkpointing",
 }  # fmt: skip
 
 
@@ -239,7 +252,64 @@ def _check_act(folder: Folder) -> None:
         "replace_final_stride_with_dilation": (False,),
         "n_obs_steps": (1,),
     }
-    for name in sorted(ACT_FIELDS):
+    _check_values(folder, ACT_FIELDS, known)
+
+
+def _diffusion(folder: Folder) -> Source:
+    config = _diffusion_config(folder)
+    action = folder.action(config.n_action_steps)
+    loaded = load_weights(folder.path, diffusion.weights(config), lambda: diffusion.Diffusion(config))
+    return Source(
+        model=loaded.model,
+        name=folder.facts.name or "diffusion",
+        cameras=folder.cameras,
+        state=folder.state,
+        action=action,
+        example=folder.example(),
+        history=config.n_obs_steps,
+        noise=(config.horizon, config.action),
+        architecture="lerobot_diffusion",
+        provenance=folder.provenance(
+            _scheduler_notes(folder, config), scheduler="DDIM", denoising_steps=config.steps
+        ),
+    )
+
+
+def _diffusion_config(folder: Folder) -> diffusion.Config:
+    known = {"vision_backbone": tuple(DEPTHS), "noise_scheduler_type": ("DDPM", "DDIM")}
+    _check_values(folder, DIFFUSION_FIELDS, known)
+    sizes = {(camera.height, camera.width) for camera in folder.cameras}
+    if len(sizes) > 1:
+        raise ExportError(f"{folder.path / CONFIG}: cameras differ in size, which this policy does not allow")
+    train = folder.field("num_train_timesteps")
+    fields = folder.config | {
+        "state": len(folder.state.dimensions),
+        "action": len(folder.action(folder.field("n_action_steps")).dimensions),
+        "cameras": len(folder.cameras),
+        "picture": sizes.pop(),
+        "steps": folder.facts.denoising_steps or folder.field("num_inference_steps") or train,
+    }
+    config = converted(folder.path / CONFIG, fields, diffusion.Config)
+    if not 1 <= config.steps <= train:
+        raise ExportError(f"denoising steps must be 1 to {train}, the steps of training, got {config.steps}")
+    return config
+
+
+def _scheduler_notes(folder: Folder, config: diffusion.Config) -> list[str]:
+    notes = []
+    if folder.field("noise_scheduler_type") == "DDPM":
+        notes.append(
+            f"trained for DDPM, which draws noise at every step; served by DDIM over the same betas in "
+            f"{config.steps} steps, noise from the request's seed alone: other samples of the same policy"
+        )
+    if config.steps > 20:
+        notes.append(f"{config.steps} denoising steps an answer: --denoising-steps 10 is faster")
+    return notes
+
+
+def _check_values(folder: Folder, fields: set[str], known: dict[str, tuple[Any, ...]]) -> None:
+    """Refuse a folder that lacks a field, or has a value of one that is not read."""
+    for name in sorted(fields):
         folder.field(name)
     for name, values in known.items():
         if folder.field(name) not in values:
@@ -249,7 +319,10 @@ def _check_act(folder: Folder) -> None:
             )
 
 
-MAKERS: dict[str, tuple[set[str], Callable[[Folder], Source]]] = {"act": (ACT_FIELDS | TRAINING, _act)}
+MAKERS: dict[str, tuple[set[str], Callable[[Folder], Source]]] = {
+    "act": (ACT_FIELDS | TRAINING, _act),
+    "diffusion": (DIFFUSION_FIELDS | DIFFUSION_TRAINING, _diffusion),
+}
 
 
 def _check_fields(path: Path, config: dict[str, Any], fields: set[str]) -> None:

@@ -27,7 +27,7 @@ WEIGHTS = Table(
         ("model.decoder_pos_embed.", "decoder_pos_embed."),
         ("model.action_head.", "action_head."),
     ),
-    ignored=(("model.vae_encoder", "the variational encoder, which only training uses"),),
+    ignored=(("model.vae_encoder*", "the variational encoder, which only training uses"),),
 )
 
 

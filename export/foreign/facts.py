@@ -30,6 +30,8 @@ class Facts:
     margin: float | None = None
     # Rate at which the robot executes the actions [Hz], unless the names file says it.
     control_hz: float | None = None
+    # Denoising steps of a diffusion policy; as many as its config.json says by default.
+    denoising_steps: int | None = None
     # Name of the policy in answers and metrics; the policy's type by default.
     name: str | None = None
 

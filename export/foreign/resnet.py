@@ -1,9 +1,13 @@
 """ResNet-18 and ResNet-34 without their classifier, with the parameters' names of torchvision."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# Makes a normalisation layer for so many channels.
+Norm = Callable[[int], nn.Module]
 # Blocks in each of the four layers.
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 WIDTHS = (64, 128, 256, 512)
@@ -31,7 +35,7 @@ class FrozenBatchNorm(nn.Module):
 class BasicBlock(nn.Module):
     """Two convolutions and a residual; after He et al. 2016, "Deep Residual Learning"."""
 
-    def __init__(self, width_in: int, width: int, stride: int, norm: type[nn.Module]) -> None:
+    def __init__(self, width_in: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
         self.bn1 = norm(width)
@@ -51,7 +55,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """The feature map of a picture's last layer."""
 
-    def __init__(self, depth: tuple[int, ...], norm: type[nn.Module] = FrozenBatchNorm) -> None:
+    def __init__(self, depth: tuple[int, ...], norm: Norm = FrozenBatchNorm) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = norm(64)

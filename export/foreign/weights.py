@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ class Table:
 
     # (prefix of a key, prefix of the module's parameter in its place)
     taken: tuple[tuple[str, str], ...]
-    # (prefix of a key, why the policy does not need it)
+    # (pattern of keys, as in file names, and why the policy does not need them)
     ignored: tuple[tuple[str, str], ...] = ()
 
     def target(self, key: str) -> str | None:
@@ -39,7 +40,7 @@ class Table:
 
     def needless(self, key: str) -> bool:
         """Whether a key is named as ignored."""
-        return any(key.startswith(prefix) for prefix, _ in self.ignored)
+        return any(fnmatchcase(key, pattern) for pattern, _ in self.ignored)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from drawn import picture, weight
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.utils import prepare_observation_for_inference
 from safetensors.torch import load_file
@@ -72,6 +75,35 @@ def act_min_max(**features: object) -> ACTConfig:
     )
 
 
+def diffusion(**fields: object) -> DiffusionConfig:
+    small = {"down_dims": (16, 32), "diffusion_step_embed_dim": 16, "spatial_softmax_num_keypoints": 8}
+    small |= {"n_groups": 4, "kernel_size": 3, "horizon": 8, "n_action_steps": 6, "n_obs_steps": 2}
+    return DiffusionConfig(**small | {"device": "cpu"} | fields)
+
+
+def diffusion_ddim(**features: object) -> DiffusionConfig:
+    return diffusion(
+        noise_scheduler_type="DDIM",
+        num_inference_steps=5,
+        crop_shape=(57, 80),
+        use_separate_rgb_encoder_per_camera=True,
+        **features,
+    )
+
+
+def diffusion_ddpm(**features: object) -> DiffusionConfig:
+    return diffusion(
+        num_train_timesteps=12,
+        beta_schedule="linear",
+        beta_end=0.1,
+        prediction_type="sample",
+        resize_shape=(48, 40),
+        use_group_norm=False,
+        use_film_scale_modulation=False,
+        **features,
+    )
+
+
 CASES = (
     Case(
         "act",
@@ -80,6 +112,13 @@ CASES = (
         {"observation.images.front": (64, 96), "observation.images.wrist": (64, 96)},
     ),
     Case("act_min_max", ACTPolicy, act_min_max, {"observation.image": (72, 52)}, constant=(2,)),
+    Case(
+        "diffusion",
+        DiffusionPolicy,
+        diffusion_ddim,
+        {"observation.images.front": (64, 96), "observation.images.wrist": (64, 96)},
+    ),
+    Case("diffusion_ddpm", DiffusionPolicy, diffusion_ddpm, {"observation.image": (72, 52)}, constant=(2,)),
 )
 
 
@@ -128,20 +167,52 @@ def answers(case: Case, folder: Path) -> list[dict[str, object]]:
     """Read the folder as a user of the library does, and compute requests."""
     policy = case.policy.from_pretrained(folder)
     before, after = make_pre_post_processors(policy.config, pretrained_path=str(folder))
-    told, state = statistics(case)["observation.state"], []
+    noise = None
+    if case.policy is DiffusionPolicy:
+        model = policy.diffusion
+        # What is compared is the library's own DDIM, whatever the policy was trained for.
+        model.noise_scheduler = DDIMScheduler.from_config(model.noise_scheduler.config)
     found = []
     for seed in range(REQUESTS):
-        random = np.random.RandomState(seed)
-        state = (told["mean"] + told["std"] * random.uniform(-2, 2, len(JOINTS))).astype(np.float32)
-        pictures = {key: 10 * seed + place for place, key in enumerate(case.cameras)}
-        seen = {key: picture(pictures[key], *size) for key, size in case.cameras.items()}
-        observation = prepare_observation_for_inference(
-            {**seen, "observation.state": state.copy()}, torch.device("cpu")
-        )
+        steps = [request(case, seed, step) for step in range(policy.config.n_obs_steps)]
+        policy.reset()
         with torch.inference_mode():
-            chunk = after(policy.predict_action_chunk(before(observation)))
-        found.append({"pictures": pictures, "state": state.tolist(), "actions": chunk[0].tolist()})
+            observed = [before(observation(case, step)) for step in steps]
+            if case.policy is DiffusionPolicy:
+                shape = (policy.config.horizon, len(JOINTS))
+                noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))[None]
+                chunk = remembered(policy, observed, noise)
+            else:
+                chunk = policy.predict_action_chunk(observed[0])
+        found.append({"seed": seed, "steps": steps, "actions": after(chunk)[0].tolist()})
     return found
+
+
+def request(case: Case, seed: int, step: int) -> dict[str, object]:
+    """Draw one observation: the seeds of its pictures, and the state."""
+    told, random = statistics(case)["observation.state"], np.random.RandomState(100 * seed + step)
+    state = (told["mean"] + told["std"] * random.uniform(-2, 2, len(JOINTS))).astype(np.float32)
+    pictures = {key: 100 * seed + 10 * step + place for place, key in enumerate(case.cameras)}
+    return {"pictures": pictures, "state": state.tolist()}
+
+
+def observation(case: Case, drawn: dict[str, object]) -> dict[str, object]:
+    """Make an observation as LeRobot's own control loop does."""
+    seen = {key: picture(drawn["pictures"][key], *size) for key, size in case.cameras.items()}
+    state = np.array(drawn["state"], np.float32)
+    return prepare_observation_for_inference({**seen, "observation.state": state}, torch.device("cpu"))
+
+
+def remembered(
+    policy: DiffusionPolicy, observed: list[dict[str, torch.Tensor]], noise: torch.Tensor
+) -> torch.Tensor:
+    """Return a chunk [1, T, A] from observations of several steps, oldest first."""
+    batch = {"observation.state": torch.stack([step["observation.state"] for step in observed], 1)}
+    keys = policy.config.image_features
+    batch["observation.images"] = torch.stack(
+        [torch.stack([step[key] for key in keys], 1) for step in observed], 1
+    )
+    return policy.diffusion.generate_actions(batch, noise=noise)
 
 
 def write(case: Case) -> None:

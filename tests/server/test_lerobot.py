@@ -1,6 +1,7 @@
 """Policies of the real LeRobot, imported by one command: HTTP equals what the library computed."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,23 +19,25 @@ from sources import png
 
 from server.process import TorchServe, free_port
 
-POLICIES = ("act", "act_min_max")
+POLICIES = ("act", "act_min_max", "diffusion", "diffusion_ddpm")
 
 
 def imported(name: str, folder: Path) -> Path:
     """Export a golden folder by the command that docs/import.md shows."""
-    golden = rebuilt(name, folder)
+    golden, output = rebuilt(name, folder), folder / f"{name}.mar"
     arguments = ["--from", "lerobot", golden, "--names", golden / "meta" / "info.json", "--margin", "1"]
-    arguments += ["--buckets", "1", "2", "4", "--output", folder / f"{name}.mar"]
+    arguments += ["--buckets", "1", "2", "4", "--output", output]
     done = subprocess.run(
         [sys.executable, "-m", "export", *map(str, arguments)],
+        # So small a policy is traced sooner by one thread, on a busy machine by far.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return folder / f"{name}.mar"
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +51,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
 
 
 def body(sizes: dict[str, Any], request: dict[str, Any]) -> tuple[dict[str, bytes], dict[str, str]]:
-    files = {
-        key.replace("observation.images.", "image.").replace("observation.", ""): png(
-            picture(seed, *sizes[key])
-        )
-        for key, seed in request["pictures"].items()
-    }
-    return files, {"state": json.dumps(request["state"])}
+    """Return a request as a robot sends it: with two steps or more, every field once a step."""
+    files, steps = {}, request["steps"]
+    for place, step in enumerate(steps):
+        for key, seed in step["pictures"].items():
+            field = key.replace("observation.images.", "image.").replace("observation.", "")
+            file = png(picture(seed, *sizes[key]))
+            files[field if len(steps) == 1 else f"{field}.{place}"] = file
+    states = [step["state"] for step in steps]
+    state = states[0] if len(steps) == 1 else states
+    return files, {"state": json.dumps(state), "seed": str(request["seed"])}
 
 
 def difference(answer: requests.Response, request: dict[str, Any], golden: dict[str, Any]) -> float:
@@ -75,12 +81,12 @@ def test_http_equals_the_library_alone_and_in_a_batch(server: TorchServe, name: 
         return requests.post(f"{server.url}/predictions/{name}", files=files, data=data, timeout=60)
 
     alone = [ask(*one) for one in bodies]
-    with ThreadPoolExecutor(16) as pool:
-        many = [pool.submit(ask, *one) for _ in range(8) for one in bodies]
+    with ThreadPoolExecutor(12) as pool:
+        many = [pool.submit(ask, *one) for _ in range(3) for one in bodies]
         together = [future.result() for future in many]
 
     assert max(answer.json()["timing_ms"]["batch_size"] for answer in together) > 1
-    pairs = zip([*alone, *together], golden["requests"] * 9, strict=True)
+    pairs = zip([*alone, *together], golden["requests"] * 4, strict=True)
     assert max(difference(*pair, golden) for pair in pairs) <= 1e-4
     actions = np.array([request["actions"] for request in golden["requests"]])
     assert (np.ptp(actions, axis=0) / golden["range"]).max() > 0.1, (

@@ -251,8 +251,8 @@ def test_a_names_file_bounds_and_explains(sound: Path, tmp_path: Path) -> None:
     assert source.action.control_hz == 20
     statistics = load_file(sound / NORMALIZER)
     assert source.state
-    np_low = [dimension.low for dimension in source.state.dimensions]
-    assert np_low == pytest.approx(statistics["observation.state.min"].tolist())
+    low = [dimension.low for dimension in source.state.dimensions]
+    assert low == pytest.approx(statistics["observation.state.min"].tolist())
 
 
 def test_identity_needs_no_statistics(sound: Path, tmp_path: Path) -> None:
@@ -269,3 +269,37 @@ def test_identity_needs_no_statistics(sound: Path, tmp_path: Path) -> None:
     assert isinstance(source.action, ContinuousSpace)
     assert source.action.normalisation == "identity"
     assert source.cameras[0].values == "zero_to_one"
+
+
+def test_ddpm_is_told_and_its_steps_can_be_fewer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = rebuilt("diffusion_ddpm", tmp_path)
+    names = folder / "meta" / "info.json"
+
+    source = find(str(folder), Facts(origin="lerobot", names=names, margin=1.0, denoising_steps=4))
+
+    said = capsys.readouterr().out
+    assert said.startswith("note: trained for DDPM, which draws noise at every step; served by DDIM")
+    found = source.provenance["imported"]
+    assert (found["scheduler"], found["denoising_steps"]) == ("DDIM", 4)
+    assert found["notes"][0] in said
+    assert (source.history, source.noise, source.action.horizon) == (2, (8, 6), 6)
+    with pytest.raises(ExportError, match=r"denoising steps must be 1 to 12, the steps of training, got 13"):
+        find(str(folder), Facts(origin="lerobot", names=names, margin=1.0, denoising_steps=13))
+
+
+@pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear", "scaled_linear"])
+def test_fewer_denoising_steps_still_end_at_a_clean_chunk(tmp_path: Path, schedule: str) -> None:
+    folder = rebuilt("diffusion", tmp_path)
+    edit(folder / "config.json", lambda found: found.update(beta_schedule=schedule))
+
+    source = find(
+        str(folder),
+        Facts(origin="lerobot", names=folder / "meta" / "info.json", margin=1.0, denoising_steps=3),
+    )
+
+    images = {camera.name: torch.rand(1, 2, 3, 64, 96) for camera in source.cameras}
+    with torch.inference_mode():
+        chunk = source.model.act(images, {}, torch.zeros(1, 2, 6), torch.randn(1, 8, 6))["actions"]
+    # The last step's signal has no noise left: what is clipped is within the clip's range.
+    assert chunk.shape == (1, 6, 6)
+    assert chunk.abs().max() <= 1
