@@ -44,7 +44,7 @@ class LanguageEvaluation:
     # Worker processes.
     workers: int = 2
     # The Markdown that is written; its stem names the sheets and the JSON beside it.
-    report: Path = Path("docs/language.md")
+    report: Path = Path("runs/language.md")
     # What the report calls the policy.
     name: str = "the default policy"
     # Cells to run, by parts of their names; none named: all.

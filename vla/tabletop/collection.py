@@ -45,7 +45,7 @@ class Collection:
     # The folder to write.
     out: Path = Path("data/tabletop")
     # Number of episodes, spread evenly over goals and noise levels.
-    episodes: int = 800
+    episodes: int = 500
     # Seed of the whole data set; the same seed gives the same data with any number of workers.
     seed: int = 0
     # Length of each label [control steps].
@@ -53,7 +53,7 @@ class Collection:
     # Width and height of the images [pixels].
     image_size: int = 96
     # Share of the frames that are drawn in a random look: light, colours, camera, distractors.
-    varied: float = 0.8
+    varied: float = 0.0
     # Worker processes.
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     # Replace the folder if it exists.

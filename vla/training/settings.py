@@ -14,15 +14,15 @@ class Settings:
     """Train a policy on demonstrations and write its checkpoint."""
 
     # Which policy: a name of `vla.models.ARCHITECTURES`.
-    architecture: str = "grounded"
+    architecture: str = "command_attention"
     # Which of the architecture's sizes.
     preset: Literal["default", "tiny", "base"] = "default"
     # Folder of the data set, as `python -m vla.tabletop` writes it.
     data: Path = Path("data/tabletop")
     # Folder of the run: the checkpoint, its training curve, and what --resume needs.
-    out: Path = Path("runs/grounded")
+    out: Path = Path("runs/command_attention")
     # Optimiser steps.
-    steps: int = 1600
+    steps: int = 3000
     # Instead of `steps`: train for this long, by the clock, to the end of the step that reaches it. The
     # teacher and all validations but the last are included. 0: `steps` [min].
     minutes: float = 0.0
@@ -31,7 +31,7 @@ class Settings:
     # Commands that each frame of a batch is trained with.
     commands: int = 8
     # Highest learning rate of the one-cycle schedule.
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     # Weight decay of AdamW.
     weight_decay: float = 0.01
     # Largest norm of the gradient.
@@ -52,9 +52,8 @@ class Settings:
     seed: int = 0
     # Steps between validations, each of which also saves what --resume needs.
     validate_every: int = 200
-    # Threads that torch computes with; 0: one a core. More than one gain little with networks this small, and
-    # lose much where others use the cores.
-    threads: int = 1
+    # Threads that torch computes with; 0: one a core. Where others use the cores, more than one lose much.
+    threads: int = 0
     # Where torch computes: cpu, cuda, cuda:1.
     device: str = "cpu"
     # Local folder of a pretrained CLIP checkpoint, for the architecture clip.

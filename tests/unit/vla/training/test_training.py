@@ -255,7 +255,7 @@ def test_learning_rate_rises_and_falls_to_zero():
         ({"counterfactual": 1.5}, "counterfactual must be from 0 to 1, got 1.5"),
         ({"teacher_share": -0.5}, "teacher_share must be from 0 to 1, got -0.5"),
         ({"validation_share": 1.0}, "validation_share must be between 0 and 1, got 1.0"),
-        ({"pretrained": "clip-vit"}, "pretrained is for the architecture clip, not grounded"),
+        ({"pretrained": "clip-vit"}, "pretrained is for the architecture clip, not command_attention"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):
