@@ -6,6 +6,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -62,10 +63,10 @@ def test_swap_under_load(swapped_replica: Running, folder: Path) -> None:
     ],
 )
 def test_broken_version_is_rolled_back(
-    swapped_replica: Running, folder: Path, version: str, broken: dict[str, object], reason: str
+    swapped_replica: Running, folder: Path, version: str, broken: dict[str, Any], reason: str
 ) -> None:
     before = versions(swapped_replica)
-    archive = write_version(folder, version, **broken)  # pyright: ignore[reportArgumentType]
+    archive = write_version(folder, version, **broken)
     with Load(swapped_replica.predictions_url, data={"sleep": "0.02"}) as load:
         run = swap(swapped_replica, archive)
         load.wait_for(50)

@@ -33,7 +33,7 @@ def test_wilson_interval_at_the_ends():
     assert Rate(0, 120).interval == pytest.approx((0.0, z2 / (120 + z2)), abs=1e-12)
 
 
-def episode(success=True, steps=10, goal=GOALS[0], commanded=None, first=0.0, **changes):
+def episode(*, success=True, steps=10, goal=GOALS[0], commanded=None, first=0.0, **changes):
     trial = Trial("held_out", 100_000, goal, commanded or goal, "go")
     values = {
         "outcome": goal.colour if success else None,
@@ -53,9 +53,13 @@ def test_summary():
             episode(steps=10),
             episode(steps=20, goal=Goal("lift", "green")),
             episode(
-                False, steps=50, goal=Goal("lift", "red"), commanded=Goal("lift", "blue"), outcome="blue"
+                success=False,
+                steps=50,
+                goal=Goal("lift", "red"),
+                commanded=Goal("lift", "blue"),
+                outcome="blue",
             ),
-            episode(False, goal=Goal("push", "red"), error="unsafe_action"),
+            episode(success=False, goal=Goal("push", "red"), error="unsafe_action"),
         ],
     )
     assert summary.total == Rate(2, 4)
@@ -68,12 +72,12 @@ def test_summary():
 
 
 def test_summary_of_failures_has_no_steps():
-    summary = summarise("http", [episode(False, latency_ms=(), batch_sizes=())])
+    summary = summarise("http", [episode(success=False, latency_ms=(), batch_sizes=())])
     assert (summary.steps, summary.latency_mean_ms, summary.latency_p95_ms) == (None, None, None)
 
 
 def test_markdown():
-    one = summarise("http", [episode(), episode(False, error="unsafe_action")])
+    one = summarise("http", [episode(), episode(success=False, error="unsafe_action")])
     other = summarise("script", [episode(batch_sizes=())])
     table = markdown([one, other])
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
@@ -89,7 +93,7 @@ def test_markdown():
 
 
 def test_thresholds_are_inclusive_and_hold_for_every_policy():
-    half = summarise("http", [episode(), episode(False)])
+    half = summarise("http", [episode(), episode(success=False)])
     full = summarise("in-process", [episode()])
     at = [Threshold("held_out", 0.5)]
     assert misses([half, full], at, []) == []
