@@ -298,8 +298,9 @@ def test_fewer_denoising_steps_still_end_at_a_clean_chunk(tmp_path: Path, schedu
     )
 
     images = {camera.name: torch.rand(1, 2, 3, 64, 96) for camera in source.cameras}
+    model: Any = source.model
     with torch.inference_mode():
-        chunk = source.model.act(images, {}, torch.zeros(1, 2, 6), torch.randn(1, 8, 6))["actions"]
+        chunk = model.act(images, {}, torch.zeros(1, 2, 6), torch.randn(1, 8, 6))["actions"]
     # The last step's signal has no noise left: what is clipped is within the clip's range.
     assert chunk.shape == (1, 6, 6)
     assert chunk.abs().max() <= 1
