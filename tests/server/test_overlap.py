@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_sleeping_device_is_never_faster_than_it_can_be(tmp_path: Path) -> None:
     options = "--batch-ms 50 --batch 4 --clients 8 --duration-s 1 --workers 1 2"
     command = [sys.executable, "-m", "bench", "overlap", *options.split(), "--output", tmp_path / "overlap"]
