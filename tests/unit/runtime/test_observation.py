@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vla_runtime.errors import RequestError
+from vla_runtime.errors import InvalidValue, RequestError
 from vla_runtime.observation import decode
 from vla_runtime.spec import Camera, PolicySpec
 
@@ -185,3 +185,12 @@ def test_policy_without_state_takes_none(spec: PolicySpec) -> None:
     with pytest.raises(RequestError) as caught:
         decode(GOOD, stateless, NOW_S)
     assert caught.value.field == "state"
+
+
+@pytest.mark.parametrize(("field", "beyond"), [("state", [-0.2501, 0.7501]), ("previous", [-0.0601, 0.0601])])
+def test_a_value_may_leave_its_range_by_half_of_it(spec: PolicySpec, field: str, beyond: list[float]) -> None:
+    for value in beyond:
+        inside = value - math.copysign(0.0002, value)
+        decode({**GOOD, field: [inside, 1]}, spec, NOW_S)
+        with pytest.raises(InvalidValue, match=r", far outside \["):
+            decode({**GOOD, field: [value, 1]}, spec, NOW_S)

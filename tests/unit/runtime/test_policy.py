@@ -133,6 +133,20 @@ def test_load_replays_the_example(copied: Path) -> None:
         Policy.load(copied)
 
 
+@pytest.mark.parametrize(("difference", "refused"), [(0.5e-3, False), (2e-3, True), (-2e-3, True)])
+def test_the_example_may_differ_by_its_tolerance(copied: Path, difference: float, *, refused: bool) -> None:
+    """1e-3 in normalised units, of a dimension whose bounds are 0.03 m from the middle."""
+    spec = PolicySpec.load(copied)
+    moved = tuple((x + 0.03 * difference, g) for x, g in spec.example.actions)
+    msgspec.structs.replace(spec, example=msgspec.structs.replace(spec.example, actions=moved)).save(copied)
+
+    if refused:
+        with pytest.raises(SpecError, match=r"in normalised units, at most 0\.001 is allowed$"):
+            Policy.load(copied)
+    else:
+        Policy.load(copied)
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [

@@ -10,7 +10,7 @@ import pytest
 from action_spaces import space
 
 from vla_runtime.errors import UnsafeAction
-from vla_runtime.safety import Robot, enforce
+from vla_runtime.safety import Robot, enforce, wanted_beyond
 from vla_runtime.spec import Dimension, Safety
 
 STEP = (
@@ -144,6 +144,20 @@ def test_hold_means_standing_still(
 def test_a_pose_that_nobody_reports_cannot_be_held() -> None:
     with pytest.raises(UnsafeAction):
         enforce(np.full((2, 2), np.nan, np.float32), None, UNMEASURED, space(dimensions=POSES), Safety())
+
+
+def test_a_pose_that_is_reported_in_part_cannot_be_held() -> None:
+    robot = Robot(np.asarray([0.25, np.nan], np.float32), NOBODY)
+
+    with pytest.raises(UnsafeAction):
+        enforce(np.full((2, 2), np.nan, np.float32), None, robot, space(dimensions=POSES), Safety())
+
+
+@pytest.mark.parametrize(("over", "share"), [(3e-8, 0), (1e-6, 0.25)])
+def test_rounding_is_no_wish_beyond_the_bounds(over: float, share: float) -> None:
+    """A millionth of the range, 6e-8 m here, is rounding."""
+    for value in (0.03 + over, -0.03 - over):
+        assert wanted_beyond(np.array([[value, 0], [0, 0]]), SPACE) == share
 
 
 def test_the_first_step_is_limited_from_the_reported_pose() -> None:
