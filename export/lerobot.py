@@ -339,9 +339,10 @@ def _check_fields(path: Path, config: dict[str, Any], fields: set[str]) -> None:
 def _processors(path: Path, config: dict[str, Any]) -> tuple[dict[str, Step], dict[str, Step]]:
     names = {PREPROCESSOR: "normalizer_processor", POSTPROCESSOR: "unnormalizer_processor"}
     missing = [name for name in names if not (path / name).is_file()]
-    modes = set(config.get("normalization_mapping", {}).values())
-    if missing and modes <= {"IDENTITY"}:
-        before, after = ({name: Step(name, {}, {})} for name in names.values())
+    modes = config.get("normalization_mapping")
+    # Without modes LeRobot would normalise by its defaults.
+    if missing and isinstance(modes, dict) and set(modes.values()) == {"IDENTITY"}:
+        before, after = ({name: Step(name, {"norm_map": modes}, {})} for name in names.values())
         return before, after
     if missing:
         raise ExportError(

@@ -117,9 +117,12 @@ def rule(step: Step, feature: str, kind: str, width: int, *, action: bool) -> Ru
     """Return how a step normalises a feature of a kind (`STATE`, `VISUAL`, `ACTION`).
 
     Raises:
-        ExportError: its mode is unknown, or its statistics are missing or of another width.
+        ExportError: it has no modes, or an unknown one, or its statistics are missing or of another width.
     """
-    mode = dict(step.config.get("norm_map") or {}).get(kind, "IDENTITY")
+    modes = step.config.get("norm_map")
+    if not modes or not isinstance(modes, dict):
+        raise ExportError(f"{step.name} has no norm_map, so nothing says how {feature} is normalised")
+    mode = modes.get(kind, "IDENTITY")  # as LeRobot has it
     if mode == "IDENTITY":
         return Rule("identity", Statistics())
     if mode not in MODES:

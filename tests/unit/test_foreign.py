@@ -68,6 +68,19 @@ def own_class(folder: Path) -> None:
     edit(folder / "policy_postprocessor.json", lambda found: found["steps"].append(step))
 
 
+def nothing_normalised(folder: Path) -> None:
+    no_processors(folder)
+    edit(folder / "config.json", lambda found: found.pop("normalization_mapping"))
+
+
+def no_modes(folder: Path) -> None:
+    def drop(found: dict[str, Any]) -> None:
+        (step,) = (s for s in found["steps"] if s["registry_name"] == "normalizer_processor")
+        del step["config"]["norm_map"]
+
+    edit(folder / "policy_preprocessor.json", drop)
+
+
 def half_statistics(folder: Path) -> None:
     tensors = load_file(folder / NORMALIZER)
     del tensors["observation.state.std"]
@@ -93,6 +106,14 @@ BROKEN = {
     "no statistics": (
         no_processors,
         r"has no policy_preprocessor\.json and no policy_postprocessor\.json, so",
+    ),
+    "no statistics and no modes": (
+        nothing_normalised,
+        r"has no policy_preprocessor\.json and no policy_postprocessor\.json, so no statistics",
+    ),
+    "no modes": (
+        no_modes,
+        r"normalizer_processor has no norm_map, so nothing says how .* is normalised",
     ),
     "lost statistics": (lost_statistics, r"normalizer_processor\.safetensors is missing"),
     "half statistics": (
