@@ -14,7 +14,8 @@ from bench.bodies import Target
 from bench.generator import Plan
 from bench.load import Answers, drive
 from loadtest.host import peak_mib
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 
 # Requests of a phase that warms the Java front end up: it is several times slower in its first hundreds.
 WARM_UP_S = 6.0

@@ -5,39 +5,26 @@
 Read are the layouts of LeRobot 0.4.4 to 0.6.1; docs/import.md says which policies, and what is refused.
 """
 
-import hashlib
-import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
-
 from export.errors import ExportError
 from export.foreign import act, diffusion
-from export.foreign.facts import Facts, Feature, Names, control_hz, dimensions, read_names
+from export.foreign.facts import Facts, read_names
+from export.foreign.folder import CONFIG, Folder
 from export.foreign.processors import (
     POSTPROCESSOR,
     PREPROCESSOR,
-    Rule,
     Step,
     converted,
     read_json,
     read_processor,
-    rule,
-    statistic,
 )
 from export.foreign.resnet import DEPTHS
 from export.foreign.weights import load_weights
-from export.source import Observation, Source
-from vla_runtime.spec import Camera, ContinuousSpace, Vector
+from export.source import Source
 
-CONFIG = "config.json"
-STATE, ACTION = "observation.state", "action"
 # Fields of every config.json that say nothing about what the policy computes.
 NEUTRAL = {
     "type", "n_obs_steps", "input_features", "output_features", "normalization_mapping", "device", "use_amp",
@@ -66,136 +53,6 @@ DIFFUSION_TRAINING = {
     "compile_mode", "do_mask_loss_for_padding", "optimizer_lr", "optimizer_betas", "optimizer_eps",
     "optimizer_weight_decay", "scheduler_name", "scheduler_warmup_steps", "gradient_checkpointing",
 }  # fmt: skip
-
-
-class PolicyFeature(msgspec.Struct):
-    """A vector or picture that goes into a policy or comes out of it."""
-
-    type: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A policy's files, read and checked as far as all types share them."""
-
-    path: Path
-    config: dict[str, Any]
-    facts: Facts
-    names: Names
-    # Steps before and after the policy, by name.
-    before: dict[str, Step]
-    after: dict[str, Step]
-
-    def field(self, name: str) -> Any:
-        """Return a field of config.json.
-
-        Raises:
-            ExportError: there is none.
-        """
-        if name not in self.config:
-            raise ExportError(f"{self.path / CONFIG} has no {name!r}: it is of another version of LeRobot")
-        return self.config[name]
-
-    @cached_property
-    def inputs(self) -> dict[str, PolicyFeature]:
-        """What the policy observes, by its key."""
-        return self._features("input_features")
-
-    @cached_property
-    def cameras(self) -> tuple[Camera, ...]:
-        """The cameras, in the order in which the policy looks at them."""
-        found = [
-            self._camera(key, feature.shape)
-            for key, feature in self.inputs.items()
-            if feature.type == "VISUAL"
-        ]
-        if not found:
-            raise ExportError(f"{self.path / CONFIG} names no picture among its input_features")
-        return tuple(found)
-
-    @cached_property
-    def state(self) -> Vector:
-        """What the robot measures."""
-        others = [
-            f"{key} ({feature.type})"
-            for key, feature in self.inputs.items()
-            if feature.type != "VISUAL" and key != STATE
-        ]
-        if others:
-            raise ExportError(f"{self.path / CONFIG} wants {', '.join(others)}, which no request can carry")
-        width = self._width(self.inputs, STATE)
-        dims, rule = self._vector(self.before["normalizer_processor"], STATE, "STATE", width)
-        return Vector(
-            dimensions=dims,
-            normalisation=rule.normalisation,
-            statistics=rule.statistics,
-            epsilon=rule.epsilon,
-        )
-
-    def action(self, horizon: int) -> ContinuousSpace:
-        """Return what the actions mean, in chunks of so many."""
-        width = self._width(self._features("output_features"), ACTION)
-        dims, rule = self._vector(self.after["unnormalizer_processor"], ACTION, "ACTION", width)
-        return ContinuousSpace(
-            dimensions=dims,
-            normalisation=rule.normalisation,
-            statistics=rule.statistics,
-            epsilon=rule.epsilon,
-            horizon=horizon,
-            control_hz=control_hz(self.facts, self.names),
-        )
-
-    def example(self) -> Observation:
-        """Return a request in the middle of everything: a soft picture, a plausible state."""
-        middle = tuple(float((d.low + d.high) / 2) for d in self.state.dimensions)
-        steps = self.config.get("n_obs_steps", 1)
-        images = {camera.name: _soft(camera) for camera in self.cameras}
-        if steps == 1:
-            return Observation(images, state=middle)
-        return Observation({name: (p,) * steps for name, p in images.items()}, state=(middle,) * steps)
-
-    def provenance(self, notes: list[str], **more: Any) -> dict[str, Any]:
-        """Return where the policy comes from, for its archive, and what its user is to know."""
-        files = sorted(p for p in self.path.iterdir() if p.suffix in (".json", ".safetensors"))
-        digests = {}
-        for file in files:
-            with file.open("rb") as opened:
-                digests[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
-        about = {"from": "lerobot", "type": self.config["type"], "sha256": digests, "notes": notes}
-        return {"imported": about | more}
-
-    def _features(self, name: str) -> dict[str, PolicyFeature]:
-        return converted(self.path / CONFIG, self.field(name), dict[str, PolicyFeature])
-
-    def _width(self, features: dict[str, PolicyFeature], key: str) -> int:
-        found = features.get(key)
-        if found is None or len(found.shape) != 1:
-            raise ExportError(
-                f"{self.path / CONFIG} needs a vector {key!r} among its features, which are: "
-                f"{', '.join(features)}"
-            )
-        return found.shape[0]
-
-    def _camera(self, key: str, shape: tuple[int, ...]) -> Camera:
-        if len(shape) != 3 or shape[0] != 3:
-            raise ExportError(
-                f"{self.path / CONFIG}: {key} has the shape {shape}; [3, height, width] is read"
-            )
-        name = re.sub(r"\W", "_", key.removeprefix("observation.images.").removeprefix("observation."))
-        found = rule(self.before["normalizer_processor"], key, "VISUAL", 3, action=False)
-        size: dict[str, Any] = {"width": shape[2], "height": shape[1], "resize": "none"}
-        if found.normalisation == "identity":
-            return Camera(name=name, values="zero_to_one", **size)
-        mean, std = _mean_and_std(found)
-        return Camera(name=name, values="mean_std", mean=mean, std=std, **size)
-
-    def _vector(self, step: Step, key: str, kind: str, width: int) -> tuple[Any, Rule]:
-        found = rule(step, key, kind, width, action=kind == "ACTION")
-        low, high = (statistic(step, key, name, width) for name in ("min", "max"))
-        what = kind.lower()
-        named = self.names.action if kind == "ACTION" else self.names.state
-        return dimensions(named, Feature(what, width, low, high), self.facts.margin), found
 
 
 def make(path: Path, facts: Facts) -> Source:
@@ -357,21 +214,3 @@ def _processors(path: Path, config: dict[str, Any]) -> tuple[dict[str, Step], di
         if names[file] not in steps:
             raise ExportError(f"{path / file} has no step {names[file]!r}, so no statistics")
     return before, after
-
-
-def _mean_and_std(found: Rule) -> tuple[Any, Any]:
-    """Return a picture rule's channel statistics, of RGB in [0, 1]."""
-    statistics = found.statistics
-    if found.normalisation == "mean_std":
-        return statistics.mean, tuple(value + found.epsilon for value in statistics.std)
-    low, high = statistics.low or statistics.q01, statistics.high or statistics.q99
-    pairs = list(zip(low, high, strict=True))
-    return tuple((a + b) / 2 for a, b in pairs), tuple((b - a) / 2 for a, b in pairs)
-
-
-def _soft(camera: Camera) -> np.ndarray:
-    """Return a picture that compresses well and is not of one colour: uint8 [H, W, 3]."""
-    rows = np.linspace(0, math.pi, camera.height)[:, None, None]
-    columns = np.linspace(0, 2 * math.pi, camera.width)[None, :, None]
-    waves = np.sin(rows + columns + np.array([0.0, 1.0, 2.0]))
-    return (127.5 + 100 * waves).astype(np.uint8)

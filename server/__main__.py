@@ -14,7 +14,8 @@ from archive.errors import ArchiveError
 from server.errors import ServerError, Stopped
 from server.gate.gate import Gate
 from server.java import JavaNotFound
-from server.process import PORTS, Memory, TorchServe
+from server.ports import PORTS
+from server.process import Memory, TorchServe
 from server.warm_up import warm_up
 
 # How often readiness is asked, and how long requests that were taken may take when it stops [s].

@@ -3,11 +3,9 @@
 import contextlib
 import importlib.util
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,12 +22,11 @@ import requests
 
 from archive.errors import ArchiveError
 from archive.read import Archive
-from server.errors import PortTaken, ServerError, StartFailed
+from server.errors import ServerError, StartFailed
 from server.java import find_java
+from server.ports import PORTS, bind
 
 ROOT = Path(__file__).resolve().parent.parent
-# What each port of an instance does, by its distance from `port`.
-PORTS = ("inference", "management", "metrics", "gRPC inference", "gRPC management")
 # Printed by TorchServe whenever a worker ended, whatever ended it.
 WORKER_ENDED = "Retry worker: "
 LOG_LINES = 500
@@ -338,41 +335,3 @@ def require_room(archives: Sequence[Archive]) -> None:
             f"{names} need {need / 1e6:.0f} MB unpacked, and {folder} has {free / 1e6:.0f} MB free: mount a "
             "larger volume there, or name a folder with more room by TMPDIR"
         )
-
-
-def free_port() -> int:
-    """Return a port that is free together with the following ones that an instance and its gate need."""
-    for port in random.sample(range(20_000, 32_000, 20), k=100):  # below the range of outgoing connections
-        with contextlib.suppress(PortTaken):
-            for offset in range(len(PORTS) + 2):
-                bind("127.0.0.1", port + offset, "", offset).close()
-            return port
-    raise PortTaken("no free range of ports between 20000 and 32000")
-
-
-def bind(host: str, port: int, use: str, offset: int) -> socket.socket:
-    """Return a socket that is bound and does not listen yet.
-
-    Args:
-        host: its address
-        port: its port
-        use: what it is for
-        offset: from `--port`, for the message
-
-    Raises:
-        PortTaken: something else has it.
-    """
-    if not 0 < port <= 65_535 - len(PORTS) + offset:
-        raise PortTaken(f"port must be from 1 to {65_535 - len(PORTS)}, got {port - offset} (--port)")
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError as error:
-        bound.close()
-        option = f"--port + {offset}" if offset else "--port"
-        raise PortTaken(
-            f"port {port} ({use}, {option}) can't be used: {error.strerror}; "
-            "stop what listens there, or choose another --port"
-        ) from error
-    return bound

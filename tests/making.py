@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 from vla import checkpoint
 from vla.models import build, module_of
 from vla_runtime.observation import Row

@@ -22,7 +22,8 @@ from bench.gpu.measure import answers, rows
 from bench.load import Answers, drive
 from export.export import Options, export
 from server.java import JavaNotFound, find_java
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 from vla_runtime.observation import Row
 from vla_runtime.policy import Policy
 

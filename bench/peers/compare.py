@@ -24,7 +24,8 @@ from bench.peers import FOLDER
 from loadtest.body import MSGPACK, packed
 from loadtest.document import Block, Table
 from loadtest.host import peak_mib
-from server.process import WORKER_ENVIRONMENT, TorchServe, free_port
+from server.ports import free_port
+from server.process import WORKER_ENVIRONMENT, TorchServe
 from vla_runtime.spec import PolicySpec
 
 OURS = "TorchServe"

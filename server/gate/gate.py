@@ -14,7 +14,8 @@ from server.gate.client import Client
 from server.gate.hop import SWEEP_S, Hop
 from server.gate.queue import Room
 from server.gate.scrape import Scrape
-from server.process import TorchServe, bind
+from server.ports import bind
+from server.process import TorchServe
 
 BACKLOG = 1024
 # How soon the gate's thread gets its turn among this process's others [s].

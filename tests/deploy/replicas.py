@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from server.process import free_port
+from server.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 STARTUP_TIMEOUT_S = 180.0

@@ -23,7 +23,7 @@ from replicas import ROOT, STARTUP_TIMEOUT_S
 
 from archive.digest import digest
 from archive.read import Archive
-from server.process import free_port
+from server.ports import free_port
 
 IMAGE, PROXY_IMAGE = os.environ.get("IMAGE", ""), os.environ.get("PROXY_IMAGE", "")
 ENGINE = os.environ.get("ENGINE", "docker")

@@ -9,7 +9,8 @@ import psutil
 import pytest
 import requests
 
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 from server.warm_up import warm_up
 
 ROOT = Path(__file__).parents[2]

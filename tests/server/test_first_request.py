@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

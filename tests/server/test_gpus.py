@@ -7,7 +7,8 @@ import pytest
 from making import STARTUP_TIMEOUT_S
 
 from server.errors import StartFailed
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 
 # TorchServe counts the lines after the header.
 TWO_GPUS = "#!/bin/sh\nprintf 'index\\n0\\n1\\n'\n"

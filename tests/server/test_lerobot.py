@@ -17,7 +17,8 @@ from golden.folders import rebuilt, recorded
 from making import STARTUP_TIMEOUT_S, running
 from sources import png
 
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 
 POLICIES = ("act", "act_min_max", "diffusion", "diffusion_ddpm")
 

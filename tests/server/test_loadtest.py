@@ -22,7 +22,8 @@ from loadtest.body import FORM, example
 from loadtest.known import COUNT
 from loadtest.watch import parse, total
 from server.gate.gate import Gate
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 90.0

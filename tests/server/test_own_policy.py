@@ -17,7 +17,8 @@ from PIL import Image
 
 from export.find import find
 from export.source import Source
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 from vla_runtime.rotations import orthonormal_6d
 
 ROOT = Path(__file__).parents[2]

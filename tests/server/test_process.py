@@ -17,7 +17,8 @@ import requests
 
 from archive.errors import ArchiveError
 from server.errors import PortTaken, StartFailed
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 90.0

@@ -15,7 +15,8 @@ from sources import branching, choosing, grey, png, remembering, turning
 
 from export.export import Options, archived
 from export.native import make
-from server.process import TorchServe, free_port
+from server.ports import free_port
+from server.process import TorchServe
 
 
 @pytest.fixture(scope="module")
