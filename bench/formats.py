@@ -18,9 +18,9 @@ import torch
 import tyro
 
 from archive.read import unpack
+from bench.brief import report
 from bench.gpu.measure import rows
 from bench.gpu.policies import of_architecture, of_size
-from bench.machine import fingerprint
 from export.export import Options as Export
 from export.export import archived
 from loadtest import document
@@ -65,14 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=arguments,
     )
     found = [measured for name in options.policies for measured in _of_policy(name, options)]
-    machine = fingerprint()
     head = ("policy", "format", "archive [MB]", "ready [s]", *(f"batch of {n} [ms]" for n in BATCHES))
-    table = document.Table(
-        head, [(m.policy, m.format, m.size_mb, m.ready_s, *m.batch_ms.values()) for m in found]
-    )
-    written = [", ".join(f"{key} {value}" for key, value in machine.items()), table]
-    print(document.markdown("Formats", written))
-    document.write(options.output, {"machine": machine, "measured": found}, "Formats", written)
+    lines = [(m.policy, m.format, m.size_mb, m.ready_s, *m.batch_ms.values()) for m in found]
+    report("Formats", options.output, document.Table(head, lines), found)
     return 0
 
 

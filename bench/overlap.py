@@ -19,8 +19,8 @@ import tyro
 
 from archive.read import unpack
 from bench import bodies, simulated
+from bench.brief import report
 from bench.gpu.measure import rows
-from bench.machine import fingerprint
 from bench.served import Served
 from export.export import Options as Export
 from export.export import archived
@@ -87,6 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for workers in options.workers:
             found.append(_measured(options, batch_ms, workers))
             print(found[-1], file=sys.stderr, flush=True)
+    report("Overlap on a simulated device", options.output, _table(found), found)
+    return 0
+
+
+def _table(found: Sequence[Measured]) -> document.Table:
     head = (
         "device [ms a batch]",
         "prepare [ms a batch]",
@@ -110,11 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for m in found
     ]
-    machine = fingerprint()
-    written = [", ".join(f"{key} {value}" for key, value in machine.items()), document.Table(head, lines)]
-    print(document.markdown("Overlap on a simulated device", written))
-    document.write(options.output, {"machine": machine, "measured": found}, "Overlap", written)
-    return 0
+    return document.Table(head, lines)
 
 
 def _measured(options: Options, batch_ms: float, workers: int) -> Measured:

@@ -1,12 +1,10 @@
 """`python -m vla.evaluation.language`: measure what an archived policy understands, and write the report."""
 
 import datetime
-import hashlib
 import json
 import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from archive.digest import digest
 from vla.evaluation.conditions import Trial
 from vla.evaluation.episodes import Episode, Setup, run_episode
 from vla.evaluation.policies import ArchivedPolicy
@@ -25,6 +24,7 @@ from vla.evaluation.report import Rate, table
 from vla.evaluation.understanding import Cell, Outcome, cells
 from vla.tabletop.looks import PLAIN
 from vla.tabletop.simulator import Tabletop
+from vla.training.provenance import commit
 from vla_client import Policy
 from vla_runtime.errors import SpecError
 
@@ -45,8 +45,8 @@ class LanguageEvaluation:
     workers: int = 2
     # The Markdown that is written; its stem names the sheets and the JSON beside it.
     report: Path = Path("runs/language.md")
-    # What the report calls the policy.
-    name: str = "the default policy"
+    # What the report calls the policy; empty: as its archive is called.
+    name: str = ""
     # Cells to run, by parts of their names; none named: all.
     only: tuple[str, ...] = ()
 
@@ -123,10 +123,10 @@ def markdown(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> str:
     acting = [pair for pair in zip(kinds, outcomes, strict=True) if pair[0].acts]
     still = [pair for pair in zip(kinds, outcomes, strict=True) if not pair[0].acts]
     lines = [
-        f"# What {config.name} understands",
+        f"# What {config.name or config.archive.stem} understands",
         "",
-        f"By `make evaluate-language`, {datetime.date.today()}, commit {_commit()[:10]}, archive "
-        f"`{hashlib.sha256(config.archive.read_bytes()).hexdigest()[:16]}`, {os.cpu_count()} cores of "
+        f"By `make evaluate-language`, {datetime.date.today()}, commit {commit()[:10]}, archive "
+        f"`{digest(config.archive)[:16]}`, {os.cpu_count()} cores of "
         f"{platform.machine()}, in process. {config.episodes} closed-loop episodes a row; scenes of seeds "
         f"from {config.first_seed} on, 1000 apart a row, and sentence patterns that training never uses. "
         "Percent, 95 % Wilson interval in brackets. A target that is missed says so.",
@@ -166,11 +166,6 @@ def _target(cell: Cell, outcome: Outcome) -> str:
     if cell.target is None:
         return "-"
     return f"{100 * cell.target:.0f}{'' if outcome.rate >= cell.target else ', missed'}"
-
-
-def _commit() -> str:
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
 
 
 def draw(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> list[Path]:
@@ -223,8 +218,7 @@ def main() -> int:
     text = markdown(config, outcomes)
     sheets = [f"![{path.stem.split('_')[-1].capitalize()}]({path.name})\n" for path in draw(config, outcomes)]
     config.report.write_text("\n".join([text, *sheets]))
-    path = Path("runs/language.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = config.report.with_suffix(".json")
     path.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     print(text)
     return 0
