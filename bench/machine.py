@@ -7,7 +7,7 @@ import torch
 
 from loadtest import host
 from server.java import find_java, java_version
-from vla.training.provenance import commit
+from vla.provenance import commit
 
 
 def fingerprint() -> dict[str, Any]:

@@ -21,7 +21,7 @@ import tyro
 
 from bench.gpu import report
 from bench.gpu.parts import PARTS, Run
-from vla.training.provenance import commit
+from vla.provenance import commit
 
 # Time that each part may take [s]; a part ends what it has begun.
 BUDGET_S = {

@@ -66,8 +66,8 @@ PARTS = {
     "vla/models": set(),
     "vla/tabletop": set(),
     "vla/checkpoint.py": {"models"},
-    "vla/training": {"models", "tabletop", "checkpoint"},
-    "vla/evaluation": {"tabletop"},
+    "vla/training": {"models", "tabletop", "checkpoint", "provenance"},
+    "vla/evaluation": {"tabletop", "provenance"},
 }
 
 

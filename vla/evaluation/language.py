@@ -22,9 +22,9 @@ from vla.evaluation.policies import ArchivedPolicy
 from vla.evaluation.render import Recording, contact_sheet, record
 from vla.evaluation.report import Rate, table
 from vla.evaluation.understanding import Cell, Outcome, cells
+from vla.provenance import commit
 from vla.tabletop.looks import PLAIN
 from vla.tabletop.simulator import Tabletop
-from vla.training.provenance import commit
 from vla_client import Policy
 from vla_runtime.errors import SpecError
 

@@ -15,12 +15,11 @@ import torch
 from torch.optim import AdamW
 from tqdm import tqdm
 
-from vla import checkpoint
+from vla import checkpoint, provenance
 from vla.models import Batch, build, module_of
 from vla.tabletop import demonstrations
 from vla.tabletop.commands import parse
 from vla.tabletop.demonstrations import Demonstrations
-from vla.training import provenance
 from vla.training.batches import Batches
 from vla.training.curve import draw
 from vla.training.distillation import Teacher

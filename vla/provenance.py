@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from."""
+"""Where something that was measured or trained comes from: the commit, and the digest of its data."""
 
 import hashlib
 import subprocess
