@@ -32,7 +32,7 @@ SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla
 .PHONY: help run test test-all check export train evaluate evaluate-language loadtest bench gpu-check demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
 	@echo "Options: PORT=$(PORT) CHECKPOINT=$(CHECKPOINT) ARCHIVE=$(ARCHIVE) ARGS='options of the program'"
 
 run: java $(ARCHIVE) ## serve the default policy: installs, exports, starts, prints a request to try

@@ -1,6 +1,7 @@
 """How close the served policy comes to the policy alone; writes a report with plots.
 
-`python -m bench gpu` checks a GPU host instead, `python -m bench compare` compares architectures.
+Instead of it, `python -m bench gpu` checks a GPU host, `compare` compares architectures, `formats` the
+formats of an archive, `overlap` one worker and two on a device that sleeps.
 """
 
 import dataclasses

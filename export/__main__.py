@@ -1,8 +1,10 @@
 """Export a policy to an archive: compile it, compare it with the model, describe it, pack it.
 
-python -m export my_robot/policy.py:make --output model_store/mine.mar
-python -m export checkpoints/command_attention
-python -m export --from lerobot outputs/act --names meta/info.json --margin 0.5 --output model_store/act.mar
+For instance:
+
+    python -m export my_robot/policy.py:make --output model_store/mine.mar
+    python -m export checkpoints/command_attention
+    python -m export --from lerobot outputs/act --names meta/info.json --margin 0.5
 """
 
 import sys
