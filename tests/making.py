@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +124,12 @@ def vector(kind: type[Vector], **fields: Any) -> Any:
     middle = tuple((a + b) / 2 for a, b in zip(low, high, strict=True))
     statistics = Statistics(mean=middle, std=(1.0,) * len(low), q01=low, q99=high)
     return kind(dimensions=dimensions, normalisation="bounds", statistics=statistics, **fields)
+
+
+def export_refused(message: str, *arguments: str, cwd: Path | None = None) -> None:
+    """Run the export's command line: status 1, and one line on stderr that begins as `message` says."""
+    command = [sys.executable, "-m", "export", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert re.match(message, done.stderr), done.stderr
+    assert len(done.stderr.splitlines()) == 1
