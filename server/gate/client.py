@@ -5,6 +5,7 @@ import logging
 import time
 import uuid
 from http import HTTPStatus
+from typing import cast
 
 from server.gate.head import LONGEST_HEAD, Chunks, Head, begins_wrong, read_head
 from server.gate.hop import Hop
@@ -48,8 +49,7 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for a request."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._address = str((transport.get_extra_info("peername") or ("",))[0])
         self._enter("idle", IDLE_S)
         self._hop.add(self)

@@ -9,6 +9,8 @@ from concurrent.futures import TimeoutError as NotDone
 from types import TracebackType
 from typing import Self
 
+import uvloop
+
 from server.errors import Stopped
 from server.gate.client import Client
 from server.gate.hop import SWEEP_S, Hop
@@ -48,7 +50,7 @@ class Gate:
         self._sockets = bind(host, port, "inference", 0), metrics
         self._rooms: dict[str, Room] = {}
         self._started: Future[Hop] = Future()
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
 
