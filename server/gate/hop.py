@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Set
 from typing import Protocol
 
 from server.gate.counters import Counters, gauge
+from server.gate.openapi import openapi
 from server.gate.queue import FairQueue, Room, Ticket
 from server.gate.refusal import JSON, NOT_READY, Answer, Refusal, not_found
 from server.gate.routes import model_of
@@ -52,6 +53,7 @@ class Hop:
         # Models whose workers read MessagePack.
         self.ours = ours
         self.counters = Counters()
+        self._openapi = openapi()
         self._queues = {
             model: FairQueue(self.upstream, room, self.counters, loop.time) for model, room in rooms.items()
         }
@@ -115,6 +117,8 @@ class Hop:
             return self.upstream.ask(PING, done)
         if path == "/health/ready":
             done(READY if self.ready else NOT_READY)
+        elif path == "/openapi.json":
+            done(self._openapi)
         else:
             done(not_found())
         return None

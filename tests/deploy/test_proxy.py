@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import pytest
 import requests
+import yaml
 from closed_loop import in_flight
 from replicas import ROOT, Running, proxy
 
@@ -80,6 +81,15 @@ def test_health(open_proxy: Running) -> None:
     for path, status in [("/health/live", "live"), ("/health/ready", "ready")]:
         answer = requests.get(open_proxy.url + path, timeout=10)
         assert (answer.status_code, answer.json()) == (200, {"status": status})
+
+
+def test_the_contract_is_served_as_it_is_written(open_proxy: Running, lasting_replica: Running) -> None:
+    written = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
+    for running in (open_proxy, lasting_replica):
+        answer = requests.get(running.url + "/openapi.json", timeout=10)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+        assert answer.json() == written
+    assert refusal(requests.post(open_proxy.url + "/openapi.json", timeout=10)) == (403, "forbidden")
 
 
 def test_sizes_are_limited(open_proxy: Running) -> None:
@@ -212,6 +222,7 @@ def test_api_keys(lasting_replica: Running, folder: Path) -> None:
     keys.write_text("# clients\nk-1 robot-1\nk-2 robot-2\n")
     with proxy(folder, lasting_replica.port, AUTH="keys", KEYS_FILE=keys) as running:
         assert refusal(post(running.predictions_url)) == (401, "unauthorized")
+        assert requests.get(running.url + "/openapi.json", timeout=10).ok
         assert refusal(post(running.predictions_url, headers={"X-API-Key": "k-3"})) == (401, "unauthorized")
         assert post(running.predictions_url, headers={"X-API-Key": "k-1"}).ok
         assert post(running.predictions_url, headers={"Authorization": "Bearer k-2"}).ok

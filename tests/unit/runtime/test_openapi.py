@@ -1,6 +1,7 @@
 """`docs/openapi.yaml` says what the code does: fields, limits, errors; its example is answered as it says."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from vla_runtime.actions import to_chunk
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.spec import Camera
 
-DOCUMENT = yaml.safe_load((Path(__file__).parents[3] / "docs" / "openapi.yaml").read_text())
+ROOT = Path(__file__).parents[3]
+DOCUMENT = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
 SCHEMAS = DOCUMENT["components"]["schemas"]
 PREDICT = DOCUMENT["paths"]["/predictions/{policy}"]["post"]
 REFUSAL = SCHEMAS["Refusal"]["properties"]["error"]["properties"]
@@ -49,11 +51,31 @@ def test_every_reference_leads_somewhere() -> None:
             part = part[key]
 
 
-def test_the_errors_are_the_codes() -> None:
-    kinds = errors.RequestError.__subclasses__()
+def of_the_gate() -> set[tuple[int, str]]:
+    """Status and code of each refusal in the gate's sources."""
+    sources = "".join(path.read_text() for path in (ROOT / "server" / "gate").glob("*.py"))
+    return {(int(status), code) for status, code in re.findall(r'Refusal\((\d+), "(\w+)"', sources)}
 
-    assert set(REFUSAL["code"]["enum"]) == {kind.code for kind in kinds}
-    assert {int(status) for status in PREDICT["responses"]} == {200, 404} | {kind.status for kind in kinds}
+
+def of_the_proxy() -> set[tuple[int, str]]:
+    """Status and code of each refusal of the proxy; nginx's own numbers are 400 to a client."""
+    rows = re.findall(r'\[(\d+)\] = { "(\w+)"', (ROOT / "docker" / "proxy" / "errors.lua").read_text())
+    return {
+        (int(status) if status not in ("414", "494", "495", "496", "497") else 400, c) for status, c in rows
+    }
+
+
+def test_the_errors_are_the_codes() -> None:
+    kinds = {(kind.status, kind.code) for kind in errors.RequestError.__subclasses__()}
+    found = kinds | of_the_gate() | of_the_proxy()
+
+    assert len(of_the_gate()) > 8
+    assert len(of_the_proxy()) > 12
+    assert set(REFUSAL["code"]["enum"]) == {code for _, code in found}
+    # A model's paths: what is not ready is no model, and nothing is forbidden there.
+    statuses = {status for status, code in found if code not in ("not_ready", "forbidden")}
+    for path in ("/predictions/{policy}", "/predictions/{policy}/{version}", "/explanations/{policy}"):
+        assert {int(status) for status in DOCUMENT["paths"][path]["post"]["responses"]} == {200} | statuses
 
 
 def test_the_limits_are_the_codes() -> None:
