@@ -51,7 +51,7 @@ RULES = {
     "vla": Rule(None, {"vla", "archive", "vla_runtime", "vla_client"}),
     "export": Rule(None, {"export", "archive", "vla", "vla_runtime"}),
     "archive": Rule(set(), {"archive"}, NO_TORCH),
-    "server": Rule({"requests", "psutil"}, {"server", "archive"}, NO_TORCH),
+    "server": Rule({"requests", "psutil", "yaml"}, {"server", "archive"}, NO_TORCH),
     "client/vla_client": Rule({"numpy", "PIL", "urllib3", "msgspec"}, {"vla_client"}, NO_TORCH),
     "loadtest": Rule(None, {"loadtest", "vla_client", "server", "archive"}, NO_TORCH),
     # Measures all of it, so it alone runs other programs: export, and the load test's corpus and reports.
