@@ -26,6 +26,7 @@ class Load:
     clients: int = 16
     files: dict[str, Any] | None = None
     data: dict[str, str] = field(default_factory=lambda: {"command": "x"})
+    headers: dict[str, str] = field(default_factory=dict)
     outcomes: Counter[int | str] = field(default_factory=Counter)
     views: list[list[str]] = field(default_factory=list)
     # Answers that were neither 200 nor a refusal with Retry-After.
@@ -61,7 +62,9 @@ class Load:
             while not self._stop.is_set():
                 started = time.monotonic()
                 try:
-                    answer = session.post(self.url, files=self.files, data=self.data, timeout=TIMEOUT_S)
+                    answer = session.post(
+                        self.url, files=self.files, data=self.data, headers=self.headers, timeout=TIMEOUT_S
+                    )
                 except requests.RequestException as error:
                     self.outcomes[type(error).__name__] += 1
                     time.sleep(0.05)

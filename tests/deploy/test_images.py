@@ -33,6 +33,8 @@ HARDENED = [
 ]
 LARGEST_IMAGE_MB = 800
 CHECKPOINT = ROOT / "checkpoints" / "command_attention"
+KEY = "Robot-1-of-the-tests"
+HEADERS = {"X-API-Key": KEY}
 
 pytestmark = pytest.mark.skipif(not (IMAGE and PROXY_IMAGE), reason="no images given: run `make test-image`")
 
@@ -99,20 +101,39 @@ def store(policy_archive: Path) -> Path:
 
 
 @pytest.fixture
-def deployment(store: Path) -> Iterator[Deployment]:
+def keys(tmp_path: Path) -> Path:
+    """A file of API keys that the proxy's user may read."""
+    path = tmp_path / "keys"
+    path.write_text(f"{KEY} robot-1\n")
+    for place in (tmp_path, *tmp_path.parents[:2]):
+        place.chmod(0o755)
+    path.chmod(0o644)
+    return path
+
+
+@pytest.fixture
+def deployment(store: Path, keys: Path) -> Iterator[Deployment]:
     name, port = f"vla-test-{os.getpid()}", free_port()
     engine("network", "create", name)
     options = ("--network", name, "-v", f"{store}:/models:ro")
     try:
         with container(IMAGE, f"{name}-server", *options) as server:
             wait_until(lambda: healthy(server), server)
-            settings = ("-e", f"REPLICAS={address(server)}:8080", "-e", "AUTH=none", "-e", "RATE=100000r/s")
-            published = ("--network", name, "-p", f"127.0.0.1:{port}:8080")
+            settings = ("-e", f"REPLICAS={address(server)}:8080", "-e", "AUTH=keys", "-e", "RATE=100000r/s")
+            secrets = ("-v", f"{keys}:/run/secrets/api_keys:ro")
+            published = ("--network", name, *secrets, "-p", f"127.0.0.1:{port}:8080")
             with container(PROXY_IMAGE, f"{name}-proxy", *settings, *published) as proxy:
                 wait_until(lambda: healthy(proxy), proxy)
                 yield Deployment(server, proxy, f"http://127.0.0.1:{port}")
     finally:
         engine("network", "rm", name, check=False)
+
+
+def under_load(deployment: Deployment, store: Path) -> Load:
+    example = Archive.open(store / "vla.mar").example
+    assert example is not None
+    url = f"{deployment.url}/predictions/vla"
+    return Load(url, files=example.images, data=example.fields, headers=HEADERS)
 
 
 def address(one: Container) -> str:
@@ -140,7 +161,9 @@ def test_readmes_request_is_answered_by_a_hardened_container(deployment: Deploym
     (request,) = re.findall(
         r"^curl -F image=.*?(?=\n```)", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
     )
-    command = request.replace("http://127.0.0.1:8080", deployment.url).replace("curl ", "curl -sSf ", 1)
+    command = request.replace("http://127.0.0.1:8080", deployment.url).replace(
+        "curl ", f"curl -sSf -H 'X-API-Key: {KEY}' ", 1
+    )
 
     answer = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -167,9 +190,7 @@ def test_swap_under_load_loses_nothing(deployment: Deployment, store: Path) -> N
     new.with_name("next.mar.sha256").write_text(digest(new))
     for file in (new, new.with_name("next.mar.sha256")):
         file.chmod(0o644)
-    example = Archive.open(store / "vla.mar").example
-    assert example is not None
-    with Load(f"{deployment.url}/predictions/vla", files=example.images, data=example.fields) as load:
+    with under_load(deployment, store) as load:
         load.wait_for(100)
         said = deployment.server.sh("python -m server.swap /models/next.mar")
         load.wait_for(100)
@@ -184,11 +205,11 @@ def test_swap_under_load_loses_nothing(deployment: Deployment, store: Path) -> N
 
 
 def test_an_archive_larger_than_memory_for_files_starts(store: Path, tmp_path: Path) -> None:
-    """600 MB unpacked, beside a tmpfs of 512 MiB."""
+    """1 GB unpacked, beside a tmpfs of 512 MiB."""
     large = store / "large.mar"
     shutil.copy(store / "vla.mar", large)
     with (tmp_path / "ballast").open("wb") as file:
-        file.truncate(600_000_000)
+        file.truncate(1_000_000_000)
     with zipfile.ZipFile(large, "a") as mar:
         mar.write(tmp_path / "ballast", "ballast", zipfile.ZIP_STORED)
     large.with_name("large.mar.sha256").write_text(digest(large))
@@ -203,9 +224,7 @@ def test_an_archive_larger_than_memory_for_files_starts(store: Path, tmp_path: P
 
 
 def test_stop_under_load_loses_nothing(deployment: Deployment, store: Path) -> None:
-    example = Archive.open(store / "vla.mar").example
-    assert example is not None
-    with Load(f"{deployment.url}/predictions/vla", files=example.images, data=example.fields) as load:
+    with under_load(deployment, store) as load:
         load.wait_for(200)
         engine("stop", "-t", 60, deployment.server.name)
         time.sleep(0.5)
@@ -216,12 +235,40 @@ def test_stop_under_load_loses_nothing(deployment: Deployment, store: Path) -> N
     assert load.wrong == []
 
 
+def test_killed_worker_under_load_loses_nothing(deployment: Deployment, store: Path) -> None:
+    with under_load(deployment, store) as load:
+        load.wait_for(100)
+        deployment.server.sh("kill -9 $(pgrep -f model_service_worker)")
+        load.wait_for(100)
+
+    print(f"a worker killed under load: {dict(load.outcomes)}")
+    assert set(load.outcomes) <= {200, 503}  # answered, or refused with Retry-After
+    assert load.wrong == []
+
+
+def test_keys_are_read_again_under_load(deployment: Deployment, store: Path, keys: Path) -> None:
+    def status(key: str) -> int:
+        return requests.get(
+            f"{deployment.url}/predictions/vla", headers={"X-API-Key": key}, timeout=10
+        ).status_code
+
+    with under_load(deployment, store) as load:
+        load.wait_for(100)
+        assert status("second") == 401
+        with keys.open("a") as file:
+            file.write("second robot-2\n")
+        wait_until(lambda: status("second") != 401, deployment.proxy)
+        load.wait_for(100)
+
+    assert set(load.outcomes) == {200}
+
+
 def test_killed_jvm_is_an_error(deployment: Deployment) -> None:
     deployment.server.sh("kill -9 $(cat /proc/[0-9]*/stat | awk '$2 == \"(java)\" {print $1}')")
 
     assert deployment.server.status == 1
     assert "error: TorchServe ended by itself with status -9" in deployment.server.logs()
-    answer = requests.post(f"{deployment.url}/predictions/vla", data=b"x", timeout=30)
+    answer = requests.post(f"{deployment.url}/predictions/vla", data=b"x", headers=HEADERS, timeout=30)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
 
 
