@@ -238,7 +238,7 @@ def test_stop_under_load_loses_nothing(deployment: Deployment, store: Path) -> N
 def test_killed_worker_under_load_loses_nothing(deployment: Deployment, store: Path) -> None:
     with under_load(deployment, store) as load:
         load.wait_for(100)
-        deployment.server.sh("kill -9 $(pgrep -f model_service_worker)")
+        deployment.server.sh("pkill -9 -f '[m]odel_service_worker'")
         load.wait_for(100)
 
     print(f"a worker killed under load: {dict(load.outcomes)}")
