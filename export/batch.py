@@ -35,6 +35,8 @@ class Layout:
     state: int = 0
     noise: tuple[int, ...] = ()
     history: int = 1
+    # Most actions that a chunk may begin with because the robot executes them already [steps].
+    max_delay: int = 0
 
     @classmethod
     def of(cls, source: Source, command: tuple[str, ...]) -> Self:
@@ -43,6 +45,7 @@ class Layout:
         inputs = [f"image.{camera.name}" for camera in source.cameras]
         inputs += [f"command.{name}" for name in command]
         inputs += [*(["state"] if source.state else []), *(["noise"] if source.noise else [])]
+        inputs += ["prefix", "delay"] if source.max_delay else []
         return cls(
             cameras=source.cameras,
             inputs=tuple(inputs),
@@ -55,6 +58,7 @@ class Layout:
             state=source.state.policy_width if source.state else 0,
             noise=source.noise or (),
             history=source.history,
+            max_delay=source.max_delay,
         )
 
     @property
@@ -70,7 +74,8 @@ class Batch:
     layout: Layout
     ids: Tensor  # int64 [B, L]
     mask: Tensor  # int64 [B, L]
-    # By the name of the input: images [B, 3, H, W] or [B, n, 3, H, W], state and noise; float32.
+    # By the name of the input: images [B, 3, H, W] or [B, n, 3, H, W], state, noise and prefix; float32.
+    # The delay is int64 [B].
     tensors: Mapping[str, Tensor]
 
     @classmethod
@@ -90,6 +95,8 @@ class Batch:
         tensors["noise"] = torch.randn(count, *(layout.noise or (0, 0)), generator=generator)
         ids = torch.randint(0, max(1, layout.vocabulary), (count, length), generator=generator)
         mask = (torch.arange(length) < tokens).long() if layout.padded else torch.ones_like(ids)
+        tensors["prefix"] = torch.rand(count, layout.horizon, layout.action, generator=generator) * 2 - 1
+        tensors["delay"] = torch.randint(layout.max_delay + 1, (count,), generator=generator)
         return cls(layout, ids, mask, tensors).to(device)
 
     @classmethod
@@ -108,6 +115,8 @@ class Batch:
         tensors["state"] = torch.from_numpy(state)[None]
         generator = torch.Generator().manual_seed(0)
         tensors["noise"] = torch.randn(1, *(layout.noise or (0, 0)), generator=generator)
+        tensors["prefix"] = torch.zeros(1, layout.horizon, layout.action)
+        tensors["delay"] = torch.zeros(1, dtype=torch.int64)
         reader, none = source.command_tokenizer(), np.zeros(0, np.int64)
         ids, mask = reader(example.command) if reader else (none, none)
         return cls(layout, torch.from_numpy(ids)[None], torch.from_numpy(mask)[None], tensors).to(device)

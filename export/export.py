@@ -226,6 +226,7 @@ def _describe(
         artifact=artifact,
         history=source.history,
         noise=source.noise,
+        max_delay=source.max_delay,
         example=Example(
             images=_write_pictures(source, folder),
             command=source.example.command,

@@ -30,7 +30,8 @@ class Flat(nn.Module):
         images = {camera.name: given[f"image.{camera.name}"] for camera in self.layout.cameras}
         command = {name: given[f"command.{name}"] for name in self.layout.command}
         empty = next(iter(images.values())).flatten(1)[:, :0]  # [B, 0], whatever B is
-        return self.model.act(images, command, given.get("state", empty), given.get("noise", empty))
+        prefix = [given[name] for name in ("prefix", "delay") if name in given]
+        return self.model.act(images, command, given.get("state", empty), given.get("noise", empty), *prefix)
 
 
 @torch.inference_mode()

@@ -37,6 +37,7 @@ def make(folder: Path) -> Source:
         tokenizer=config.tokenizer,
         tokenizer_file=config.tokenizer_folder / config.tokenizer.file,
         noise=(config.action.horizon, config.action.width) if stochastic else None,
+        max_delay=getattr(model, "max_delay", 0),
         safety=config.safety,
         extras=extras,
         architecture=config.architecture,

@@ -61,6 +61,9 @@ class ExportableModel(Protocol):
             "actions" float32 [B, T, A], normalised, or "logits" float32 [B, T, V] of a discrete space;
             optional "confidence" float32 [B] in [0, 1], "attention" float32 [B, C, h, w], non-negative;
             any further output that the source's `extras` declare
+
+        With a `max_delay` it takes two further tensors: `prefix` float32 [B, T, A], normalised, and `delay`
+        int64 [B]. The first `delay` actions of each row are those of `prefix`.
         """
         ...
 
@@ -112,6 +115,9 @@ class Source:
     history: int = 1
     # Shape of one observation's noise; None: the policy draws none.
     noise: tuple[int, ...] | None = None
+    # Most actions that a chunk may begin with because the robot executes them already [steps]; 0: `act`
+    # takes no `prefix` and no `delay`.
+    max_delay: int = 0
     safety: Safety = field(default_factory=Safety)
     # How answers show outputs beyond the known ones.
     extras: dict[str, Extra] = field(default_factory=dict)

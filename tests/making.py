@@ -70,12 +70,15 @@ def serve(archive: Path) -> Iterator[TorchServe]:
             running.remove(server)
 
 
-def write_checkpoint(folder: Path, architecture: str = "command_attention") -> Path:
-    """Write a real checkpoint with random weights: the architecture's tiny preset, two state dimensions."""
+def write_checkpoint(folder: Path, architecture: str = "command_attention", **model_values: Any) -> Path:
+    """Write a real checkpoint with random weights: the architecture's tiny preset, two state dimensions.
+
+    `model_values` replace those of the preset.
+    """
     config = checkpoint.Config(
         name=f"tiny_{architecture}",
         architecture=architecture,
-        model=dataclasses.asdict(module_of(architecture).Config.tiny()),
+        model=dataclasses.asdict(module_of(architecture).Config.tiny()) | model_values,
         cameras=(Camera(name="front", width=96, height=96),),
         tokenizer=Tokenizer(file="tokenizer.json", context_length=77, pad_id=49407),
         state=vector(Vector, height=("m", 0.0, 0.5), gripper=("1", 0.0, 1.0)),

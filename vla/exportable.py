@@ -23,11 +23,16 @@ class Exportable(nn.Module):
         return {"command": command, "command_mask": command_mask}
 
     def act(
-        self, images: dict[str, Tensor], command: dict[str, Tensor], state: Tensor, noise: Tensor
+        self,
+        images: dict[str, Tensor],
+        command: dict[str, Tensor],
+        state: Tensor,
+        noise: Tensor,
+        *prefix: Tensor,
     ) -> dict[str, Tensor]:
-        """See `vla.models`."""
+        """See `vla.models`; `prefix` and `delay` come for a model with a `max_delay`."""
         pictures = torch.stack(list(images.values()), dim=1)
-        return self.model.act(pictures, command["command"], command["command_mask"], state, noise)
+        return self.model.act(pictures, command["command"], command["command_mask"], state, noise, *prefix)
 
 
 def build(architecture: str, config: dict[str, Any], sizes: dict[str, int]) -> Exportable:

@@ -52,6 +52,8 @@ class ActionChunk:
     probabilities: np.ndarray | None = None
     # The policy's further outputs, ready to be serialised.
     extras: dict[str, Any] = field(default_factory=dict)
+    # Actions at its beginning that the request gave: the robot executes them before the chunk is there.
+    delay: int = 0
 
     @property
     def recordable(self) -> np.ndarray:
@@ -70,7 +72,13 @@ class ActionChunk:
         return float(scaled.mean() if typical else scaled.max())
 
 
-def to_chunk(output: Outputs, state: np.ndarray, previous: np.ndarray, spec: PolicySpec) -> ActionChunk:
+def to_chunk(
+    output: Outputs,
+    state: np.ndarray,
+    previous: np.ndarray,
+    spec: PolicySpec,
+    prefix: np.ndarray | None = None,
+) -> ActionChunk:
     """Turn one of the artifact's outputs into actions that may leave: decoded, limited, named.
 
     Args:
@@ -78,6 +86,7 @@ def to_chunk(output: Outputs, state: np.ndarray, previous: np.ndarray, spec: Pol
         state: float32 [S], the reported state in physical units
         previous: float32 [A], the action that the robot does last before this chunk, NaN where it is unknown
         spec: what the output means
+        prefix: float32 [delay, A], physical units, the actions that the chunk begins with; None: none
 
     Raises:
         PolicyFailed: the chunk does not have the shape that the spec says.
@@ -95,11 +104,14 @@ def to_chunk(output: Outputs, state: np.ndarray, previous: np.ndarray, spec: Pol
         return ActionChunk(indices, space, report, confidence, output.attention, probabilities, extras)
     measured = measured_by(space, state, spec.state)
     given = unnormalise(output.actions, space) + np.where(relative(space), measured, np.float32(0))
+    delay = 0 if prefix is None else len(prefix)
+    if delay:
+        given[:delay] = prefix
     wanted = space.valid_rotations(given)
     actions = saturate(wanted, space) if space.saturating else wanted
-    actions, report = enforce(actions, output.confidence, Robot(measured, previous), space, safety)
+    actions, report = enforce(actions, output.confidence, Robot(measured, previous, delay), space, safety)
     report = replace(report, saturated=wanted_beyond(wanted, space))
-    return ActionChunk(actions, space, report, output.confidence, output.attention, None, extras)
+    return ActionChunk(actions, space, report, output.confidence, output.attention, None, extras, delay)
 
 
 def _check_shape(actions: np.ndarray, space: ActionSpace) -> None:
@@ -129,6 +141,26 @@ def measured_by(space: ContinuousSpace, state: np.ndarray, measured: Vector | No
 def relative(space: ContinuousSpace) -> np.ndarray:
     """Return which dimensions the policy gives as a difference from the reported state: bool [A]."""
     return np.array([dimension.relative for dimension in space.dimensions])
+
+
+def prefix_inputs(prefix: np.ndarray, state: np.ndarray, spec: PolicySpec) -> dict[str, np.ndarray]:
+    """Return what `act` takes of the actions that a chunk begins with; nothing without a `max_delay`.
+
+    Args:
+        prefix: float32 [delay, A], physical units
+        state: float32 [S], the reported state in physical units
+        spec: what the policy takes
+
+    Returns:
+        `prefix` float32 [T, policy_width], normalised, zero from `delay` on, and `delay` int64 []
+    """
+    space = spec.action
+    if not spec.max_delay or isinstance(space, DiscreteSpace):
+        return {}
+    offset = np.where(relative(space), measured_by(space, state, spec.state), np.float32(0))
+    table = np.zeros((space.horizon, space.policy_width), np.float32)
+    table[: len(prefix)] = normalise(prefix - offset, space)
+    return {"prefix": table, "delay": np.array(len(prefix), np.int64)}
 
 
 def example_tolerance(spec: PolicySpec) -> float:

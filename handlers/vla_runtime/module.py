@@ -113,7 +113,8 @@ class _Eager:
         images = {camera: given[f"image.{camera}"] for camera in self._cameras}
         command = {name: given[f"command.{name}"] for name in self._artifact.command}
         empty = inputs[0].flatten(1)[:, :0]  # [B, 0]
-        return self._act(images, command, given.get("state", empty), given.get("noise", empty))
+        prefix = [given[name] for name in ("prefix", "delay") if name in given]
+        return self._act(images, command, given.get("state", empty), given.get("noise", empty), *prefix)
 
 
 def _compiled(act: Callable[..., Any], device: str) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ import math
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -50,6 +51,8 @@ class Observation:
     state: np.ndarray
     # float32 [A], physical units: the action that the robot does last before this chunk; NaN when not sent.
     previous: np.ndarray
+    # float32 [delay, A], physical units: what the robot executes before the answer is there.
+    prefix: np.ndarray
     # Noise of a stochastic policy is drawn from it, so that equal requests get equal answers.
     seed: int
     # When the answer becomes worthless [s since the epoch]; infinity for never.
@@ -74,12 +77,14 @@ def decode(row: Row, spec: PolicySpec, arrived_s: float, limits: Limits | None =
     taken = limits or Limits()
     fields = tuple(_image_fields(row, camera.name, spec) for camera in spec.cameras)
     images = tuple(tuple(open_image(row[field], field, taken) for field in steps) for steps in fields)
+    previous, prefix = _previous(row, spec)
     return Observation(
         images=images,
         fields=fields,
         command=_command(row) if spec.tokenizer else "",
         state=_state(row, spec),
-        previous=_previous(row, spec),
+        previous=previous,
+        prefix=prefix,
         seed=_seed(row),
         deadline_s=_deadline(row, arrived_s),
         cost_ms=sum(_costs(images, fields, spec, taken)),
@@ -98,6 +103,7 @@ def _refuse_unknown(row: Row, spec: PolicySpec) -> None:
     short = short if len(spec.cameras) == 1 else []
     known = [*(short or images), *(["command"] if spec.tokenizer else []), *(["state"] if spec.state else [])]
     known += [] if isinstance(spec.action, DiscreteSpace) else ["previous"]
+    known += ["delay"] if spec.max_delay else []
     known += ["seed", "deadline_ms"]
     for name in row:
         if name not in known and name not in images:
@@ -180,14 +186,54 @@ def _state(row: Row, spec: PolicySpec) -> np.ndarray:
     return np.asarray(states, np.float32)
 
 
-def _previous(row: Row, spec: PolicySpec) -> np.ndarray:
-    space = spec.action
+def _previous(row: Row, spec: PolicySpec) -> tuple[np.ndarray, np.ndarray]:
+    """Return the action done last before this chunk, [A], and those that it begins with, [delay, A].
+
+    A table is what is left of the last answer: the first `delay` of its actions are executed meanwhile.
+    """
+    space, delay = spec.action, _delay(row, spec)
+    unknown, nothing = np.full(space.width, np.nan, np.float32), np.zeros((0, space.width), np.float32)
     if isinstance(space, DiscreteSpace) or row.get("previous") is None:
-        return np.full(space.width, np.nan, np.float32)
+        if delay:
+            raise MissingField("previous", f"needs the {delay} actions that are executed meanwhile, or more")
+        return unknown, nothing
     expected = f"a JSON array of {space.width} numbers: {', '.join(space.names)}"
     values = _json_value(row["previous"], "previous", expected)
-    _check_numbers(values, space, "previous", expected)
+    if not spec.max_delay or not _is_table(values):
+        _check_numbers(values, space, "previous", expected)
+        if delay:
+            raise InvalidValue(
+                "previous", f"with a delay of {delay} must be a JSON array of actions, got one"
+            )
+        return np.asarray(values, np.float32), nothing
+    table = _actions(values, spec, expected)
+    if delay > len(table):
+        raise InvalidValue("delay", f"is {delay} steps, more than the {len(table)} actions of `previous`")
+    return (table[delay - 1] if delay else unknown), table[:delay]
+
+
+def _actions(values: list[object], spec: PolicySpec, expected: str) -> np.ndarray:
+    """Return what is left of the last answer: float32 [T', A], T' at most T."""
+    space = spec.action
+    assert not isinstance(space, DiscreteSpace)
+    if len(values) > space.horizon:
+        raise InvalidValue("previous", f"must have at most {space.horizon} actions, got {len(values)}")
+    for value in values:
+        _check_numbers(value, space, "previous", f"a JSON array of actions, each {expected}")
     return np.asarray(values, np.float32)
+
+
+def _is_table(values: object) -> TypeGuard[list[object]]:
+    return isinstance(values, list | tuple) and any(isinstance(value, list | tuple) for value in values)
+
+
+def _delay(row: Row, spec: PolicySpec) -> int:
+    """Return how many actions are executed before the answer is there [steps]."""
+    expected = f"an integer from 0 to {spec.max_delay} steps"
+    value = _json_value(row.get("delay", 0), "delay", expected)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= spec.max_delay:
+        raise InvalidValue("delay", f"must be {expected}")
+    return value
 
 
 def _check_numbers(values: object, vector: Vector, field: str, expected: str) -> None:

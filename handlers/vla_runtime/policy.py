@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import numpy as np
 import torch
 
-from vla_runtime.actions import ActionChunk, example_tolerance, normalise, to_chunk
+from vla_runtime.actions import ActionChunk, example_tolerance, normalise, prefix_inputs, to_chunk
 from vla_runtime.artifact import Artifact, Outputs
 from vla_runtime.budget import too_much
 from vla_runtime.errors import DeadlineExpired, Overloaded, PolicyFailed, RequestError, SpecError
@@ -199,7 +199,16 @@ class Policy:
         state = normalise(observation.state, spec.state) if spec.state else observation.state
         tensors["state"] = state if spec.history > 1 else state[0]
         tensors["noise"] = noise(observation.seed, spec)
-        return Inputs(tensors, ids, mask, observation.state[-1], observation.previous, observation.deadline_s)
+        tensors |= prefix_inputs(observation.prefix, observation.state[-1], spec)
+        return Inputs(
+            tensors,
+            ids,
+            mask,
+            observation.state[-1],
+            observation.previous,
+            observation.deadline_s,
+            observation.prefix,
+        )
 
     def warm_up(self) -> None:
         """Compute every bucket a few times, so that the first request is as fast as the next.
@@ -219,6 +228,9 @@ class Policy:
         width = spec.state.policy_width if spec.state else 0
         tensors["state"] = np.full((*steps, width), grey / 255, np.float32)
         tensors["noise"] = noise(grey, spec)
+        tensors |= prefix_inputs(
+            np.zeros((0, spec.action.width), np.float32), np.zeros(spec.state_size), spec
+        )
         ids, mask = self._tokens("warm up")
         nothing = np.zeros(spec.state_size, np.float32), np.full(spec.action.width, np.nan, np.float32)
         return Inputs(tensors, ids, mask, *nothing, np.inf)
@@ -284,7 +296,8 @@ class Policy:
     def _to_chunk(self, computed: Computed) -> ActionChunk:
         if time.time() > computed.inputs.deadline_s:
             raise DeadlineExpired("deadline_ms", "expired while the request was computed")
-        return to_chunk(computed.outputs, computed.inputs.state, computed.inputs.previous, self.spec)
+        inputs = computed.inputs
+        return to_chunk(computed.outputs, inputs.state, inputs.previous, self.spec, inputs.prefix)
 
 
 def _pictures(observation: Observation, index: int, camera: Camera) -> np.ndarray:

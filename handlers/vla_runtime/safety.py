@@ -29,8 +29,10 @@ class Robot:
 
     # float32 [A], what the reported state says.
     measured: np.ndarray
-    # float32 [A], what it does last before the chunk.
+    # float32 [A], what it does last before the chunk, or before what the chunk chooses.
     previous: np.ndarray
+    # Actions at the chunk's beginning that it executes already: only their bounds are checked.
+    committed: int = 0
 
 
 def enforce(
@@ -166,7 +168,10 @@ def _limit(actions: np.ndarray, robot: Robot, space: ContinuousSpace, safety: Sa
     before = np.where(posed, robot.measured, robot.previous)
     before = np.where(np.isfinite(before), np.clip(before, space.low, space.high), limited[0])
     places = _Places(robot, space, safety)
-    for action in limited:
+    for action in limited[: robot.committed]:
+        places.move(action)
+        before = action
+    for action in limited[robot.committed :]:
         low, high = places.interval(steps)
         low = np.maximum.reduce([low, before - steps, space.low])
         high = np.minimum.reduce([high, before + steps, space.high])

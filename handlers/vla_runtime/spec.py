@@ -163,7 +163,8 @@ class ArtifactSpec(Part, frozen=True):
     # What `encode_command` returns, in order, a batch axis first each; none for a policy without a command.
     command: tuple[str, ...]
     # What `act` takes, in order: `image.<camera>`, `command.<name>`, `state`, `noise`; or `images`, the
-    # pictures of all cameras, of one size, in one tensor [B, C, 3, H, W].
+    # pictures of all cameras, of one size, in one tensor [B, C, 3, H, W]; `prefix` and `delay` with a
+    # `max_delay`.
     inputs: tuple[str, ...]
     # Batch sizes that batches are padded to, ascending; the last is the largest batch.
     buckets: tuple[int, ...]
@@ -247,6 +248,9 @@ class PolicySpec(Part, frozen=True):
     history: int = 1
     # Shape of one observation's noise, standard normal; None: the policy draws none.
     noise: tuple[int, ...] | None = None
+    # Most actions that a chunk may begin with because the robot executes them until it is there [steps]
+    # (real-time chunking): `act` then takes `prefix` [B, T, A] and `delay` [B]. 0: it takes neither.
+    max_delay: int = 0
     format_version: Literal[2] = 2
 
     def __post_init__(self) -> None:
@@ -257,6 +261,7 @@ class PolicySpec(Part, frozen=True):
         output = self.action.output
         require(output in self.artifact.outputs, f"outputs must name {output!r}, got {self.artifact.outputs}")
         _check_inputs(self)
+        _check_delay(self)
         _check_example(self)
         if isinstance(self.action, DiscreteSpace):
             _check_discrete(self.action, self.safety, self.example)
@@ -340,7 +345,13 @@ def _check_inputs(spec: PolicySpec) -> None:
     artifact = spec.artifact
     sizes = {(camera.width, camera.height) for camera in spec.cameras}
     known = [f"image.{camera.name}" for camera in spec.cameras]
-    known += [f"command.{name}" for name in artifact.command] + ["images", "state", "noise"]
+    known += [f"command.{name}" for name in artifact.command] + [
+        "images",
+        "state",
+        "noise",
+        "prefix",
+        "delay",
+    ]
     unknown = [name for name in artifact.inputs if name not in known]
     require(not unknown, f"artifact.inputs names {unknown}; there are: {', '.join(known)}")
     require(
@@ -350,6 +361,21 @@ def _check_inputs(spec: PolicySpec) -> None:
     require(
         bool(artifact.command) == (spec.tokenizer is not None),
         f"artifact.command is {artifact.command}, and the tokenizer {'set' if spec.tokenizer else 'null'}",
+    )
+
+
+def _check_delay(spec: PolicySpec) -> None:
+    """A policy that is told what will be executed until its answer comes has something left to choose."""
+    longest, horizon = spec.max_delay, spec.action.horizon
+    require(0 <= longest < horizon, f"max_delay must be from 0 to {horizon - 1}, got {longest}")
+    require(
+        not longest or not isinstance(spec.action, DiscreteSpace),
+        "max_delay has no meaning for discrete actions",
+    )
+    taken = [name for name in ("prefix", "delay") if name in spec.artifact.inputs]
+    require(
+        len(taken) == (2 if longest else 0),
+        f"max_delay is {longest}, and of 'prefix' and 'delay' artifact.inputs names {taken}",
     )
 
 

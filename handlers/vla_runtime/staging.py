@@ -1,7 +1,7 @@
 """A batch's tensors side by side in one buffer, so that they reach the device in one copy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Every tensor begins at a multiple of it [bytes].
 ALIGNMENT = 64
-DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "int64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Inputs:
     """One observation as tensors."""
 
     # By the name of the input of `act`: `image.<camera>` uint8 [3, H, W], `state` float32 [S], normalised,
-    # `noise` float32; with a history, [n, 3, H, W] and [n, S].
+    # `noise` float32; with a history, [n, 3, H, W] and [n, S]; `prefix` float32 [T, A], normalised, and
+    # `delay` int64 [], for a policy that takes them.
     tensors: dict[str, np.ndarray]
     # int64 [L]; [0] for a policy without a command
     ids: np.ndarray
@@ -29,6 +30,8 @@ class Inputs:
     previous: np.ndarray
     # When the answer becomes worthless [s since the epoch].
     deadline_s: float
+    # float32 [delay, A], physical units, what the robot executes of this chunk's time before it is there
+    prefix: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 class Staging:

@@ -156,9 +156,10 @@ def arrival(request_start: str, received_s: float) -> float:
 
 
 def answer_body(answer: Answer, spec: PolicySpec, queue_ms: float) -> dict[str, Any]:
-    """Return the answer of `/predictions`; `extras` only where the policy has any."""
+    """Return the answer of `/predictions`; what it has no use for is left out."""
     chunk = answer.chunk
     extras = {"extras": chunk.extras} if chunk.extras else {}
+    delays = {"delay": chunk.delay, "max_delay": spec.max_delay} if spec.max_delay else {}
     return {
         "actions": _actions(chunk),
         "action_names": chunk.space.names,
@@ -172,6 +173,7 @@ def answer_body(answer: Answer, spec: PolicySpec, queue_ms: float) -> dict[str, 
         },
         "policy": spec.name,
         "version": spec.version,
+        **delays,
         **extras,
     }
 

@@ -371,3 +371,23 @@ def test_an_eager_checkpoint_answers_as_its_torchscript(tiny_checkpoint: Path, t
         assert isinstance(ours, Answer)
         assert isinstance(theirs, Answer)
         np.testing.assert_allclose(ours.chunk.actions, theirs.chunk.actions, atol=1e-6)
+
+
+@pytest.mark.parametrize("format_", ["torchscript", "eager"])
+def test_a_policy_that_plans_on_is_exported(tmp_path: Path, format_: Format) -> None:
+    source = write_checkpoint(tmp_path / "flow", "flow", max_delay=2)
+    options = Options(str(source), tmp_path / "flow.mar", buckets=(1, 4), format=format_)
+    assert export(options).max_delay == 2
+    policy = Policy.load(unpack(options.output, tmp_path / "unpacked"))
+    policy.warm_up()
+    row = dict(policy.example_row(tmp_path / "unpacked"))
+    rest = [[0.01, 0.5], [0.02, -0.5], [-0.01, 0.25]]
+
+    plain, delayed, beside = map(chunk_of, policy.infer([row, row | {"previous": rest, "delay": 2}, row]))
+
+    assert (plain.delay, delayed.delay) == (0, 2)
+    np.testing.assert_array_equal(delayed.actions[:2], np.array(rest[:2], np.float32))
+    assert np.abs(delayed.actions[2:] - plain.actions[2:]).max() > 1e-4
+    np.testing.assert_array_equal(plain.actions, beside.actions)
+    _, model = checkpoint.load(source)
+    np.testing.assert_allclose(plain.actions, eager_actions(policy, model, row), atol=1e-5)

@@ -29,6 +29,10 @@ Attributes of the class or of the model say what the signature does not:
     privileged: tuple[str, ...]  the labels of `Batch` that `loss` learns from besides what a robot records:
                               none where it is absent
 
+    max_delay: int            most actions that a chunk may begin with because the robot executes them: `act`
+                              then takes two further tensors, `prefix` float32 [B, T, A], normalised, and
+                              `delay` int64 [B], and gives back the first `delay` actions of each row as they
+                              are; 0 where it is absent
     selective: bool           whether `loss` learns which commands are possible and which pictures show the
                               scene, so that `confidence` says it; False where it is absent
     tokenizer: str            the file of the tokenizer that it reads commands by; CLIP's where it is absent

@@ -7,6 +7,11 @@ Flow") with times drawn towards the noise, an action expert whose tokens attend 
 command and state as well as to each other, the time mixed into every action token, Euler integration. Time 0
 is noise and time 1 the chunk. The expert's context is computed once; the steps are unrolled, so that a trace
 keeps them all, and the noise is an input.
+
+With a `max_delay` it is trained for real-time chunking (Black, Ren, Equi & Levine 2025, "Training-Time Action
+Conditioning for Efficient Real-Time Chunking", arXiv 2512.05964; Black, Galliker & Levine 2025, "Real-Time
+Execution of Action Chunking Flow Policies", arXiv 2506.07339): the first actions of a chunk, which the robot
+executes until the answer comes, are given, clean and at time 1, and the rest is denoised to follow them.
 """
 
 from dataclasses import dataclass
@@ -45,10 +50,14 @@ class Config:
     steps: int = 5
     # Times that each sample of a batch is trained at.
     draws: int = 2
+    # Most given actions that a chunk may begin with [control steps]; 0: none are taken.
+    max_delay: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.max_delay < 0:
+            raise ValueError(f"max_delay must be 0 or more, got {self.max_delay}")
 
     @classmethod
     def tiny(cls) -> Self:
@@ -87,14 +96,16 @@ class Model(nn.Module):
     """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
 
     Raises:
-        ValueError: the pictures' size is no multiple of the tower's stride.
+        ValueError: the pictures' size is no multiple of the tower's stride, or all of a chunk may be given.
     """
 
     stochastic: ClassVar[bool] = True
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
-        self.config, self.sizes = config, sizes
+        if config.max_delay >= sizes.horizon:
+            raise ValueError(f"max_delay must be less than {sizes.horizon} steps, got {config.max_delay}")
+        self.config, self.sizes, self.max_delay = config, sizes, config.max_delay
         self.perception = Perception(
             sizes,
             width=config.word_width,
@@ -120,28 +131,50 @@ class Model(nn.Module):
         return self.perception.encode_command(input_ids, attention_mask)
 
     def act(
-        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
+        self,
+        images: Tensor,
+        command: Tensor,
+        command_mask: Tensor,
+        state: Tensor,
+        noise: Tensor,
+        *given: Tensor,
     ) -> dict[str, Tensor]:
-        """Return the normalised chunk that the noise flows to, and the queries' mean attention."""
+        """Return the normalised chunk that the noise flows to, and the queries' mean attention.
+
+        `given` are `prefix` and `delay`, for a model with a `max_delay`.
+        """
         context, attention = self._context(images, command, state)
+        prefix, delay = given or (noise, torch.zeros_like(noise[:, 0, 0]))
+        known = self._known(delay)
         chunk, steps = noise, self.config.steps
         for step in range(steps):
-            time = torch.full_like(chunk[:, 0, 0], step / steps)
+            chunk = torch.where(known.unsqueeze(-1), prefix, chunk)
+            time = torch.where(known, 1.0, step / steps)
             chunk = chunk + self._velocity(chunk, time, context) / steps
+        chunk = torch.where(known.unsqueeze(-1), prefix, chunk)
         return {"actions": chunk, "attention": self.perception.attention_map(attention)}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the squared distance of the velocity from the straight one between noise and chunk."""
+        """Return the squared distance of the velocity from the straight one between noise and chunk.
+
+        As many actions as each sample's drawn delay are given, and not part of it.
+        """
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
         context, _ = self._context(batch.images, command, batch.per_command(batch.state))
         draws = self.config.draws
         context = context.repeat_interleave(draws, 0)
         actions = batch.actions.repeat_interleave(draws, 0)
         noise = torch.randn_like(actions)
-        time = 1 - torch.rand_like(actions[:, 0, 0]) ** (1 / SKEW)
-        share = time[:, None, None]
-        velocity = self._velocity(share * actions + (1 - share) * noise, time, context)
-        return {"velocity": functional.mse_loss(velocity, actions - noise)}
+        share = 1 - torch.rand_like(actions[:, 0, 0]) ** (1 / SKEW)
+        known = self._known(torch.randint(self.max_delay + 1, (len(actions),), device=actions.device))
+        time = torch.where(known, 1.0, share[:, None])
+        noisy = time.unsqueeze(-1) * actions + (1 - time).unsqueeze(-1) * noise
+        velocity = self._velocity(noisy, time, context)
+        return {"velocity": functional.mse_loss(velocity[~known], (actions - noise)[~known])}
+
+    def _known(self, delay: Tensor) -> Tensor:
+        """Return which actions are given, bool [N, T], for delays [N]: the first of each chunk."""
+        return torch.arange(self.sizes.horizon, device=delay.device) < delay.unsqueeze(-1)
 
     def _context(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the expert's context, float32 [B * K, C * queries + 1, width], and the attention."""
@@ -151,8 +184,8 @@ class Model(nn.Module):
         return torch.cat([visual, self.state_embedding(features).unsqueeze(1)], dim=1), view.attention
 
     def _velocity(self, chunk: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        """Return the velocity float32 [N, T, A] of a chunk at a time float32 [N] in [0, 1]."""
-        features = self.time_features(time).unsqueeze(1).expand(-1, self.sizes.horizon, -1)
+        """Return the velocity float32 [N, T, A] of a chunk, its actions at times float32 [N, T] in [0, 1]."""
+        features = self.time_features(time)
         tokens = self.action_projection(torch.cat([chunk, features], dim=-1)) + self.positional_embedding
         for block in self.blocks:
             tokens = block(tokens, context)

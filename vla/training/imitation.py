@@ -92,6 +92,8 @@ def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
     values = asdict(preset)
     if settings.pretrained:
         values["checkpoint"] = str(settings.pretrained)
+    if settings.max_delay:
+        values["max_delay"] = settings.max_delay
     tokenizer = getattr(module_of(settings.architecture).Model, "tokenizer", "tokenizer.json")
     padding, longest = TOKENIZERS[tokenizer]
     state = _vector(about.state, statistics.state, settings)

@@ -44,6 +44,9 @@ class Settings:
     normalisation: Normalisation = "bounds"
     # Longest command [tokens]; 0: 77 of CLIP's, 256 bytes.
     context_length: int = 0
+    # Longest delay [control steps] that the architecture flow is trained for, by delays drawn up to it:
+    # requests may then say which actions are executed until the answer comes.
+    max_delay: int = 0
     # Sentences of each goal that a policy that abstains is trained with.
     sentences: int = 3000
     # Share of the episodes held out for validation.
@@ -86,6 +89,8 @@ class Settings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.context_length < 0:
             raise ValueError(f"context_length must be 0 or more, got {self.context_length}")
+        if self.max_delay and self.architecture != "flow":
+            raise ValueError(f"max_delay is for the architecture flow, not {self.architecture}")
         if self.minutes < 0:
             raise ValueError(f"minutes must be 0 or more, got {self.minutes}")
         if not 0 <= self.counterfactual <= 1:

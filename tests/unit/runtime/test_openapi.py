@@ -110,7 +110,7 @@ def test_fields_of_the_document_are_those_of_the_code(small: Policy) -> None:
 
     assert isinstance(refused, errors.RequestError)
     taken = {name.strip() for name in refused.message.partition("it takes: ")[2].split(",")}
-    assert taken | {"state"} == set(SCHEMAS["Request"]["properties"])
+    assert taken | {"state", "delay"} == set(SCHEMAS["Request"]["properties"])
 
 
 def test_a_symbol_is_as_the_schema_says(small: Policy) -> None:

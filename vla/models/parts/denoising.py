@@ -28,7 +28,7 @@ class TimeFeatures(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, time: Tensor) -> Tensor:
-        """Encode float32 [N] in [0, 1] to float32 [N, size]."""
+        """Encode float32 [...] in [0, 1] to float32 [..., size]."""
         angles = time.unsqueeze(-1) * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

@@ -131,3 +131,65 @@ def test_clip_takes_a_local_checkpoint(tmp_path, image_size):
     again.load_state_dict(model.state_dict())
     with pytest.raises(ValueError, match="reads 77 tokens of a vocabulary of 49408"):
         build("clip", config, Sizes(**(asdict(SIZES) | {"context_length": 78})))
+
+
+def delayed_flow() -> Any:
+    torch.manual_seed(0)
+    config = asdict(module_of("flow").Config.tiny()) | {"max_delay": 3}
+    return build("flow", config, SIZES).eval()
+
+
+def test_flow_plans_on_from_what_is_given():
+    model = delayed_flow()
+    assert model.max_delay == 3
+    images, state, noise = observations(model, 4)
+    prefix = torch.rand(4, SIZES.horizon, SIZES.action) * 2 - 1
+    inputs = (images, *model.encode_command(*commands(4)), state, noise)
+    delay = torch.tensor([0, 3, 1, 0])
+    with torch.inference_mode():
+        plain, zero = (model.act(*inputs, *given)["actions"] for given in ((), (prefix, delay * 0)))
+        mixed = model.act(*inputs, prefix, delay)["actions"]
+        other = model.act(*inputs, prefix.flip(1), delay)["actions"]
+    assert torch.equal(zero, plain)
+    assert torch.equal(mixed[[0, 3]], plain[[0, 3]])
+    assert torch.equal(mixed[1, :3], prefix[1, :3])
+    assert torch.equal(mixed[2, :1], prefix[2, :1])
+    assert (mixed[1, 3:] - plain[1, 3:]).abs().max() > 1e-3
+    assert (mixed[1, 3:] - other[1, 3:]).abs().max() > 1e-3
+    traced = torch.jit.trace_module(
+        model,
+        {"act": (*(part[:2] for part in inputs), prefix[:2], delay[:2])},
+        strict=False,
+        check_trace=False,
+    )
+    torch.testing.assert_close(traced.act(*inputs, prefix, delay)["actions"], mixed, atol=1e-5, rtol=0)
+
+
+def test_flow_learns_nothing_from_what_is_given():
+    model = delayed_flow()
+    images, state, _ = observations(model, 2)
+    actions = torch.rand(2, SIZES.horizon, SIZES.action)
+    times, velocities = [], []
+    model.time_features.register_forward_hook(lambda _module, inputs, _output: times.append(inputs[0]))
+
+    def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        velocities.append(output)
+
+    model.velocity_head.register_forward_hook(keep)
+    batch = batch_of(images, state, *commands(2), actions)
+    for _ in range(8):
+        model.loss(batch)["velocity"].backward()
+    given = torch.stack(times) == 1
+    gradients = torch.stack([velocity.grad for velocity in velocities])
+    assert set(given.sum(-1).flatten().tolist()) == {0, 1, 2, 3}
+    assert (gradients[given] == 0).all()
+    assert (gradients[~given] != 0).any(-1).all()
+
+
+def test_flow_with_nothing_left_to_plan_is_refused():
+    config = asdict(module_of("flow").Config.tiny())
+    with pytest.raises(ValueError, match="max_delay must be less than 8 steps, got 8"):
+        build("flow", config | {"max_delay": 8}, SIZES)
+    with pytest.raises(ValueError, match="max_delay must be 0 or more, got -1"):
+        build("flow", config | {"max_delay": -1}, SIZES)
