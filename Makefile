@@ -29,7 +29,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all check export train evaluate evaluate-language loadtest bench gpu-check demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
+.PHONY: help run test test-all check export train evaluate evaluate-language loadtest bench faults gpu-check demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,9 @@ evaluate-language: .venv/.bench rendering $(ARCHIVE) ## measure what the archive
 
 bench: .venv/.bench java rendering $(ARCHIVE) ## measure the served policy against the policy alone
 	$(PYTHON) -m bench $(ARGS)
+
+faults: .venv/.bench java nginx $(ARCHIVE) ## provoke faults on running servers, or attacks (ARGS=--attacks); writes docs/faults.md
+	$(PYTHON) -m bench faults $(ARGS)
 
 gpu-check: .venv/.bench ## check a GPU host: parity, failures, memory, speed, robots; a report in build/gpu
 	$(PYTHON) -m bench gpu $(ARGS)

@@ -50,7 +50,8 @@ class TorchServe:
     """A TorchServe instance that serves one archive or several; others can run beside it on other ports.
 
     `with TorchServe(archive, port=free_port()) as server:` returns when every worker is READY, and stops the
-    process, its workers and its temporary folder at the end. `on_log` gets every line that TorchServe prints.
+    process, its workers and its temporary folder at the end; they also end with the thread that started them,
+    whatever ends that. `on_log` gets every line that TorchServe prints.
     `model_api` lets archives of the same folder be registered over the management port, for `server.swap`.
     `gpus` is how many of the GPUs that CUDA_VISIBLE_DEVICES leaves the workers are spread over, as far as
     there are any; a worker that is promised one never serves on the CPU.
@@ -233,6 +234,7 @@ class TorchServe:
             raise ServerError("TorchServe is not installed here: pip install 'vla-serve[serve]'")
         package = Path(torchserve.origin).parent
         return [
+            *(sys.executable, "-IS", str(ROOT / "server" / "with_parent.py"), str(os.getpid())),
             str(self.java),
             f"-Xmx{self.memory.heap_mib}m",
             f"-XX:MaxDirectMemorySize={self.memory.direct_mib}m",

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from replicas import Running, proxy, replica, write_version
+from replicas import write_version
+
+from bench.faults.processes import Running, proxy, replica
 
 # Tests that need no nginx.
 WITHOUT = {"test_images.py", "test_manifests.py"}

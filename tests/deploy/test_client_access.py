@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from policy_server import PICTURE
-from replicas import Running, proxy
 from test_proxy import make_certificates
 
+from bench.faults.processes import Running, proxy
 from vla_client import AccessDenied, AsyncPolicy, Observation, PolicyUnavailable, RemotePolicy, RequestRefused
 
 OBSERVATION = Observation(PICTURE, "go")

@@ -14,10 +14,10 @@ import psutil
 import pytest
 import requests
 from closed_loop import Load
-from replicas import Running, proxy, replica
 
 from archive.digest import digest
 from archive.read import Archive
+from bench.faults.processes import Running, proxy, replica
 
 END = b"\r\n"
 FORM = "multipart/form-data; boundary=b"
@@ -170,7 +170,7 @@ def test_a_thousand_bodies_of_empty_parts_harm_nobody(
     policy_replica: Running, policy_proxy: Running, policy_archive: Path
 ) -> None:
     """Formerly 60 of them ended the Java front end."""
-    (java,) = [p for p in psutil.Process(policy_replica.process.pid).children() if p.name() == "java"]
+    java = policy_replica.java
     before_s = sum(java.cpu_times()[:2])
     images, fields = example_of(policy_archive)
     with Load(f"{policy_proxy.url}/predictions/vla", 4, images, fields) as load:
@@ -250,17 +250,11 @@ def test_what_the_gate_refuses_is_counted(lasting_replica: Running) -> None:
     assert refused() == before + 1
 
 
-def worker_of(running: Running) -> psutil.Process:
-    (java,) = [p for p in psutil.Process(running.process.pid).children() if p.name() == "java"]
-    (worker,) = java.children()
-    return worker
-
-
 def test_deadlines_are_kept_whatever_the_worker_does(
     policy_replica: Running, policy_proxy: Running, policy_archive: Path
 ) -> None:
     images, fields = example_of(policy_archive)
-    worker = worker_of(policy_replica)
+    worker = policy_replica.worker
     late_ms: dict[int, list[float]] = {}
     worker.send_signal(signal.SIGSTOP)
     try:
@@ -288,7 +282,7 @@ def test_deadlines_are_read_in_every_kind_of_body(policy_replica: Running, kind:
 
     body = {"image": "", "command": 'say "deadline_ms": 5', "deadline_ms": 120.5}
     data = msgspec.json.encode(body) if kind == "json" else msgspec.msgpack.encode(body)
-    worker = worker_of(policy_replica)
+    worker = policy_replica.worker
     worker.send_signal(signal.SIGSTOP)
     try:
         headers = {"Content-Type": f"application/{kind}"}
@@ -304,7 +298,7 @@ def test_a_hung_worker_is_replaced(meant: Path, folder: Path) -> None:
     """Stopped, it answers nothing; after some seconds its batch is given up, and a fresh worker serves."""
     images, fields = example_of(meant)
     with replica(meant, folder) as running:
-        worker = worker_of(running)
+        worker = running.worker
         worker.send_signal(signal.SIGSTOP)
         started = time.monotonic()
         asked = {"files": images, "data": fields | {"deadline_ms": "200"}, "timeout": 30}

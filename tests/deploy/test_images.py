@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 import requests
 from closed_loop import Load
-from replicas import ROOT, STARTUP_TIMEOUT_S
 
 from archive.digest import digest
 from archive.read import Archive
+from bench.faults.processes import ROOT, STARTUP_TIMEOUT_S
 from server.ports import free_port
 
 IMAGE, PROXY_IMAGE = os.environ.get("IMAGE", ""), os.environ.get("PROXY_IMAGE", "")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import requests
-from replicas import Running, proxy
 from test_proxy import post, refusal
+
+from bench.faults.processes import Running, proxy
 
 UNAUTHORIZED = (401, "unauthorized")
 KEYS = """# One client a line.
@@ -90,7 +91,7 @@ def test_guesses_are_throttled_and_working_robots_are_not(front: Running) -> Non
 def test_a_wrong_file_does_not_start(tmp_path: Path, lasting_replica: Running, line: str) -> None:
     import subprocess  # noqa: PLC0415
 
-    from replicas import ROOT  # noqa: PLC0415
+    from bench.faults.processes import ROOT  # noqa: PLC0415
 
     (tmp_path / "keys").write_text(line + "\n")
     settings = {"PATH": "/usr/bin:/bin", "FOLDER": str(tmp_path), "KEYS_FILE": str(tmp_path / "keys")}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from replicas import ROOT, Running, proxy, replica
 from test_proxy import make_certificates
 
 from archive.digest import digest
+from bench.faults.processes import ROOT, Running, proxy, replica
 
 TIER: dict[str, Any] = {
     "use": "tests",

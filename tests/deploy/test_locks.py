@@ -4,7 +4,8 @@ import re
 import tomllib
 
 import pytest
-from replicas import ROOT
+
+from bench.faults.processes import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

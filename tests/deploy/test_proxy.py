@@ -15,7 +15,8 @@ import pytest
 import requests
 import yaml
 from closed_loop import in_flight
-from replicas import ROOT, Running, proxy
+
+from bench.faults.processes import ROOT, Running, proxy
 
 
 def post(

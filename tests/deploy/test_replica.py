@@ -12,7 +12,9 @@ import psutil
 import pytest
 import requests
 from closed_loop import Load, in_flight
-from replicas import ROOT, Running, proxy, replica, write_version
+from replicas import write_version
+
+from bench.faults.processes import ROOT, Running, proxy, replica
 
 
 def test_gate_passes_predictions_health_and_metrics(lasting_replica: Running) -> None:
@@ -84,8 +86,7 @@ def post_and_lose(url: str) -> None:
 
 def test_killed_jvm_is_an_error(archive: Path, folder: Path) -> None:
     with replica(archive, folder) as running:
-        java = [p for p in psutil.Process(running.process.pid).children() if p.name() == "java"]
-        java[0].kill()
+        running.java.kill()
         assert running.process.wait(30) == 1
 
     assert "error: TorchServe ended by itself with status -9\n" in running.log.read_text()

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from replicas import ROOT, write_version
+from replicas import write_version
+
+from bench.faults.processes import ROOT
 
 TMPFS = """
 mount -t tmpfs -o size=8m none {folder}

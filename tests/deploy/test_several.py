@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import requests
 from closed_loop import Load
-from replicas import Running, proxy, replica
 from sources import choosing, grey, png, turning
 from test_swap import swap
 
+from bench.faults.processes import Running, proxy, replica
 from export.export import Options, archived
 from export.source import Source
 

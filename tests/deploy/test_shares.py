@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from replicas import Running, proxy
+
+from bench.faults.processes import Running, proxy
 
 # Of the archive in replicas.py: two batches of 4 within TorchServe, and 20 with its queue of 16.
 COMPUTING, WAITING = 8, 12

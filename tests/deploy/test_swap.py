@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import requests
 from closed_loop import Load
-from replicas import ROOT, Running, replica, write_version
+from replicas import write_version
+
+from bench.faults.processes import ROOT, Running, replica
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import psutil
 import pytest
 import requests
 from closed_loop import Load
-from replicas import Running, proxy, replica
+
+from bench.faults.processes import Running, proxy, replica
 
 
 @pytest.fixture

@@ -194,6 +194,19 @@ def test_front_end_that_dies_is_reported(make_archive: MakeArchive) -> None:
     assert psutil.wait_procs(family, timeout=5)[1] == []
 
 
+def test_a_killed_server_leaves_nothing_behind(make_archive: MakeArchive) -> None:
+    """Formerly Java and its workers lived on, and held the ports that the next start needs."""
+    with command(make_archive(), free_port()) as process:
+        read_until_ready(process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        left = psutil.wait_procs(family, timeout=10)[1]
+        for one in left:
+            one.kill()
+
+    assert left == []
+
+
 def test_missing_archive(tmp_path: Path) -> None:
     with command(tmp_path / "none.mar", free_port()) as process:
         said, _ = process.communicate(timeout=30)
