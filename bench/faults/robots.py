@@ -53,7 +53,7 @@ class Seen:
     lost: int
     # Answers with 200 that are not right.
     wrong: int
-    # From the moment to the first good answer after the last that was none [s]; 0: all were good; None: never.
+    # From the moment to the first good answer after the last that was none [s]; 0: no bad one; None: never.
     again_s: float | None
     # The longest wait for an answer with 200 [s].
     slowest_s: float
