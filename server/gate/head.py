@@ -112,6 +112,8 @@ class Chunks:
     def feed(self, data: bytearray, limit: int) -> bool:
         """Take what is there from the front of `data`; True once the body is complete.
 
+        A body of more than `limit` bytes is never complete; more than `limit + 2` are then in `body`.
+
         Raises:
             Refusal: 400: the framing is broken.
         """
@@ -126,7 +128,7 @@ class Chunks:
             del data[: self._left]
             self._left -= len(taken)
             self.body += taken
-            if self._left:
+            if self._left or len(self.body) > limit + 2:
                 return False
             if self.body[-2:] != b"\r\n":
                 raise bad_request("a chunk does not end where its size says")
