@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from action_spaces import space
+from action_spaces import SYMBOLS, space
 
 from vla_runtime.errors import UnsafeAction
-from vla_runtime.safety import Robot, enforce, wanted_beyond
+from vla_runtime.safety import TOLERANCE, Robot, enforce, enforce_discrete, wanted_beyond
 from vla_runtime.spec import Dimension, Safety
 
 STEP = (
@@ -81,6 +81,7 @@ EXCEEDED = ("delta_x exceeds its limit by 0.02 m",)
             ("confidence missing is below 0.0",),
         ),
         (CHUNK, 0.6, Safety(min_confidence=0.5, hold_action=(0, 1)), CHUNK, "ok", ()),
+        (CHUNK, 0.5, Safety(min_confidence=0.5, hold_action=(0, 1)), CHUNK, "ok", ()),
     ],
 )
 def test_safety_limits(  # noqa: PLR0917
@@ -158,6 +159,48 @@ def test_rounding_is_no_wish_beyond_the_bounds(over: float, share: float) -> Non
     """A millionth of the range, 6e-8 m here, is rounding."""
     for value in (0.03 + over, -0.03 - over):
         assert wanted_beyond(np.array([[value, 0], [0, 0]]), SPACE) == share
+
+
+def test_rounding_includes_its_end() -> None:
+    margin = TOLERANCE * (SPACE.high - SPACE.low)
+
+    assert wanted_beyond(np.array([SPACE.low - margin, SPACE.high + margin]), SPACE) == 0
+
+
+PROBABILITIES = np.array([[0.75, 0.25, 0, 0, 0, 0], [0.25, 0.75, 0, 0, 0, 0]], np.float32)
+PARTLY_UNKNOWN = np.where([[True] * 6, [False] * 6], PROBABILITIES, np.nan).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "least", "violation"),
+    [
+        (PARTLY_UNKNOWN, None, "the logits are not finite"),
+        (PROBABILITIES, 0.6, "confidence 0.500 is below 0.6"),
+    ],
+)
+def test_symbols_are_held_or_rejected_as_the_mode_says(
+    probabilities: np.ndarray, least: float | None, violation: str
+) -> None:
+    held, certain, report = enforce_discrete(
+        probabilities, 0.5, SYMBOLS, Safety(hold_action="stop", min_confidence=least)
+    )
+
+    assert held.tolist() == [SYMBOLS.index("stop")] * 2
+    np.testing.assert_array_equal(certain, np.eye(SYMBOLS.width, dtype=np.float32)[held])
+    assert (report.status, report.violations) == ("held", (violation,))
+    for refusing in (
+        Safety(mode="reject", hold_action="stop", min_confidence=least),
+        Safety(min_confidence=least),
+    ):
+        with pytest.raises(UnsafeAction, match=violation):
+            enforce_discrete(probabilities, 0.5, SYMBOLS, refusing)
+
+
+def test_the_likeliest_symbols_are_chosen() -> None:
+    chosen, certain, report = enforce_discrete(PROBABILITIES, 0.5, SYMBOLS, Safety(min_confidence=0.5))
+
+    assert (chosen.tolist(), report.status) == ([0, 1], "ok")
+    np.testing.assert_array_equal(certain, PROBABILITIES)
 
 
 def test_the_first_step_is_limited_from_the_reported_pose() -> None:
