@@ -29,7 +29,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all check export train evaluate evaluate-language loadtest bench faults gpu-check demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
+.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ test: .venv/.dev java rendering nginx ## run the tests
 
 test-all: .venv/.dev java rendering nginx ## run the slow tests too: every export format, some minutes
 	$(PYTHON) -m pytest -m '' $(ARGS)
+
+mutants: .venv/.dev ## put small faults into the code, one at a time: do the unit tests notice? Hours
+	PYTHONPATH=tests $(PYTHON) -m mutants $(ARGS)
 
 check: .venv/.dev ## check format, lint and types
 	.venv/bin/ruff format --check .
