@@ -29,7 +29,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
+.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,9 @@ faults: .venv/.bench java nginx $(ARCHIVE) ## provoke faults on running servers,
 
 gpu-check: .venv/.bench ## check a GPU host: parity, failures, memory, speed, robots; a report in build/gpu
 	$(PYTHON) -m bench gpu $(ARGS)
+
+fuzz: .venv/.fuzz java $(ARCHIVE) ## hostile input for some minutes: what decodes it, and a server; 1 on any finding
+	$(PYTHON) -m fuzz --archive $(ARCHIVE) $(ARGS)
 
 loadtest: .venv/.loadtest ## load the server on PORT, judge whether it keeps TIER, write a report
 	$(PYTHON) -m loadtest --tier $(TIER) --url http://127.0.0.1:$(PORT) $(ARGS)
@@ -135,6 +138,10 @@ build/golden/.installed: tests/golden/requirements.txt
 
 .venv/.bench: .venv/.train
 	$(PIP) install -e '.[bench]'
+	@touch $@
+
+.venv/.fuzz: .venv/.train
+	$(PIP) install -e '.[fuzz]'
 	@touch $@
 
 .venv/.peers: .venv/.bench

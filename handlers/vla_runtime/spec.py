@@ -311,7 +311,7 @@ def load(path: Path, kind: type[P], upgrade: Callable[[dict[str, Any]], None] | 
         return msgspec.json.decode(data, type=kind)
     except FileNotFoundError as error:
         raise SpecError(f"{path.name} is missing in {path.parent}") from error
-    except msgspec.DecodeError as error:  # also ValidationError, its subclass
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(f"{path.name}: {error}") from error
 
 

@@ -64,7 +64,8 @@ def _parsed(body: bytes | bytearray, media_type: str) -> object:
     """Read a body; a field that is there twice is refused, since either may be the one that was meant."""
     if media_type == MSGPACK:
         return _unpacked(body)
-    if body.count(b",") >= MAX_VALUES:
+    # Nested ones need no comma between them.
+    if body.count(b",") + body.count(b"[") + body.count(b"{") >= MAX_VALUES:
         raise TooLarge(None, f"the body has more than {MAX_VALUES} values")
     return json.loads(body, object_pairs_hook=_distinct)
 

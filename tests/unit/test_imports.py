@@ -22,11 +22,12 @@ OURS = {
     "server",
     "vla_client",
     "bench",
+    "fuzz",
     "loadtest",
     "tests",
 }
 # What nothing else may import.
-PROGRAMS = {"bench", "export", "loadtest", "tests"}
+PROGRAMS = {"bench", "export", "fuzz", "loadtest", "tests"}
 TORCH = {"torch", "torchvision", "transformers", "safetensors"}
 
 
@@ -51,9 +52,10 @@ RULES = {
     "vla": Rule(None, {"vla", "archive", "vla_runtime", "vla_client"}),
     "export": Rule(None, {"export", "archive", "vla", "vla_runtime"}),
     "archive": Rule(set(), {"archive"}, NO_TORCH),
-    "server": Rule({"requests", "psutil", "yaml"}, {"server", "archive"}, NO_TORCH),
+    "server": Rule({"requests", "psutil", "uvloop", "yaml"}, {"server", "archive"}, NO_TORCH),
     "client/vla_client": Rule({"numpy", "PIL", "urllib3", "msgspec"}, {"vla_client"}, NO_TORCH),
     "loadtest": Rule(None, {"loadtest", "vla_client", "server", "archive"}, NO_TORCH),
+    "fuzz": Rule(None, {"fuzz", "archive", "server", "vla_runtime"}),
     # Measures all of it, so it alone runs other programs: export, and the load test's corpus and reports.
     "bench": Rule(
         None, {"bench", "vla", "export", "archive", "loadtest", "server", "vla_client", "vla_runtime"}
@@ -161,7 +163,7 @@ def test_runtime_names_no_architecture() -> None:
 
 def test_every_source_file_has_a_rule() -> None:
     ruled = tuple(str(ROOT / place) for place in RULES)
-    folders = ("handlers", "vla", "export", "archive", "server", "client", "loadtest", "bench")
+    folders = ("handlers", "vla", "export", "archive", "server", "client", "loadtest", "fuzz", "bench")
     files = [str(file) for folder in folders for file in (ROOT / folder).rglob("*.py")]
 
     assert len(files) > 20

@@ -259,3 +259,11 @@ def test_an_example_names_only_cameras() -> None:
 
     with pytest.raises(SpecError, match=r"^example\.images names 'back'; the cameras are front$"):
         msgspec.structs.replace(tiny, example=example)
+
+
+@pytest.mark.parametrize("data", [b'{"name": "\xed\xa0\x80"}', b'{"name": ' + b"[" * 10_000, b"\xff", b""])
+def test_a_file_that_is_no_json_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "policy.json").write_bytes(data)
+
+    with pytest.raises(SpecError, match=r"^policy\.json: "):
+        PolicySpec.load(tmp_path)

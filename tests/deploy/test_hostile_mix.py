@@ -6,6 +6,7 @@ import json
 import random
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +18,15 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
+from replicas import proxy
 
+from server.gate.gate import Gate
+from server.ports import free_port
 from server.process import TorchServe
 
 CLIENTS, BAD = 24, 0.3
 JSON, MSGPACK = "application/json", "application/msgpack"
+FORM = "multipart/form-data; boundary=b"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,22 @@ class Sent:
     code: str | None
     # float [T, A] of a good one.
     actions: np.ndarray | None = None
+
+
+@pytest.fixture(scope="module")
+def gate_port(served_policy: TorchServe) -> Iterator[int]:
+    """The gate of `python -m server` before the default policy."""
+    port = free_port()
+    with Gate(served_policy, port, port + 1, "127.0.0.1", "127.0.0.1") as gate:
+        gate.show_ready(ready=True)
+        yield port
+
+
+@pytest.fixture(scope="module")
+def proxy_port(gate_port: int, folder: Path) -> Iterator[int]:
+    """The proxy before that gate."""
+    with proxy(folder, gate_port) as running:
+        yield running.port
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +81,17 @@ def pack(body: object) -> bytes:
 
 def text(row: dict[str, Any]) -> bytes:
     return json.dumps(row | {"image": base64.b64encode(row["image"]).decode()}).encode()
+
+
+def form(row: dict[str, Any], *more: tuple[str, object]) -> bytes:
+    """Write a form: text as it is, everything else as JSON."""
+    parts = []
+    for name, value in [*row.items(), *more]:
+        content = value.encode() if isinstance(value, str) else value
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        head = f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'
+        parts += [head.encode(), content, b"\r\n"]
+    return b"".join([*parts, b"--b--\r\n"])
 
 
 def bad(row: dict[str, Any], draw: random.Random) -> Sent:
@@ -95,6 +127,15 @@ def bad(row: dict[str, Any], draw: random.Random) -> Sent:
         ),
         "media type": (text(row), "text/plain", 415, "unsupported_media_type"),
         "many values": (b'{"state": [' + b"0," * 20_000 + b"0]}", JSON, 413, "too_large"),
+        "cut form": (form(row)[: -draw.randrange(5, 60)], FORM, 400, "malformed_body"),
+        "field twice": (form(row, ("seed", 3)), FORM, 400, "malformed_body"),
+        "form's state": (form(row | {"state": number}), FORM, 422, "invalid_value"),
+        "form's picture": (form(row | {"image": bytes(image[:cut])}), FORM, 400, "bad_image"),
+        "form without": (
+            form({k: v for k, v in row.items() if k != missing}), FORM, 400, "missing_field",
+        ),
+        "empty form": (b"--b--\r\n", FORM, 400, "malformed_body"),
+        "charset": (text(row), JSON + "; charset=utf-16", 400, "malformed_body"),
     }  # fmt: skip
     kind = draw.choice(sorted(spoilt))
     body, media_type, status, code = spoilt[kind]
@@ -116,16 +157,23 @@ def wrong(url: str, sent: Sent) -> str | None:
     return None if np.abs(np.float64(answer.json()["actions"]) - sent.actions).max() <= 1e-4 else got
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("way", "count"),
+    [
+        ("proxy_port", 300),
+        pytest.param("proxy_port", 2000, marks=pytest.mark.slow),
+        pytest.param("gate_port", 2000, marks=pytest.mark.slow),
+    ],
+)
 def test_good_requests_are_right_and_bad_ones_are_their_own_refusal(
-    served_policy: TorchServe, good_rows: list[dict[str, Any]], count: int
+    request: pytest.FixtureRequest, good_rows: list[dict[str, Any]], way: str, count: int
 ) -> None:
-    url, draw = served_policy.predictions_url, random.Random(count)
+    url, draw = f"http://127.0.0.1:{request.getfixturevalue(way)}/predictions/vla", random.Random(count)
     good = []
     for row in good_rows:
         alone = post(url, Sent("alone", pack(row), MSGPACK, 200, None))
         actions = np.array(alone.json()["actions"])
-        for body, media_type in ((pack(row), MSGPACK), (text(row), JSON)):
+        for body, media_type in ((pack(row), MSGPACK), (text(row), JSON), (form(row), FORM)):
             good.append(Sent("good", body, media_type, 200, None, actions))
     mixed = [
         bad(draw.choice(good_rows), draw) if draw.random() < BAD else draw.choice(good) for _ in range(count)
@@ -134,5 +182,5 @@ def test_good_requests_are_right_and_bad_ones_are_their_own_refusal(
         failures = [failure for failure in pool.map(partial(wrong, url), mixed) if failure]
     print(Counter(sent.kind for sent in mixed))
 
-    assert np.abs(good[0].actions - good[2].actions).max() > 1e-3  # rightness means something
+    assert np.abs(good[0].actions - good[3].actions).max() > 1e-3  # rightness means something
     assert failures == []
