@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-from replicas import proxy
 
+from bench.faults.processes import proxy
 from server.gate.gate import Gate
 from server.ports import free_port
 from server.process import TorchServe
