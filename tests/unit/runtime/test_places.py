@@ -6,7 +6,7 @@ import pytest
 from action_spaces import space, spec
 
 from vla_runtime.errors import SpecError, UnsafeAction
-from vla_runtime.safety import Robot, SafetyReport, enforce
+from vla_runtime.safety import TOLERANCE, Robot, SafetyReport, enforce
 from vla_runtime.spec import Dimension, Safety, Statistics, Vector
 
 DELTA = Dimension(name="dx", unit="m", low=-0.1, high=0.1, meaning="delta", state="x")
@@ -97,6 +97,59 @@ def test_limits_that_contradict_each_other_hold_or_refuse() -> None:
             msgspec.structs.replace(safety, mode="reject"),
             np.array([0.1, 0], np.float32),
         )
+
+
+# Of a range of 2, and as float32.
+ROUNDING = TOLERANCE * 2
+SINGLE = float(np.float32(TOLERANCE) * 2)
+
+
+@pytest.mark.parametrize(("over", "status"), [(0, "ok"), (SINGLE, "ok"), (1.05 * SINGLE, "held")])
+def test_a_contradiction_within_rounding_is_none(over: float, status: str) -> None:
+    """The pose lies outside the bounds by as much as the chunk may leave it, and by a bit more."""
+    pose = Dimension(name="x", unit="m", low=-2, high=0, meaning="absolute", state="x")
+    one = space(dimensions=(pose,), normalisation="identity", statistics=Statistics())
+    robot = Robot(np.array([SINGLE + over]), np.array([np.nan]))
+
+    safe, report = enforce(np.zeros((1, 1)), None, robot, one, Safety(max_from_state=(SINGLE,)))
+
+    assert (safe.tolist(), report.status) == ([[0.0]], status)
+
+
+@pytest.mark.parametrize(("over", "status"), [(ROUNDING, "ok"), (1.05 * ROUNDING, "clamped")])
+def test_what_is_moved_by_rounding_is_not_said(over: float, status: str) -> None:
+    pose = Dimension(name="x", unit="m", low=-2, high=0)
+    one = space(dimensions=(pose,), normalisation="identity", statistics=Statistics())
+
+    safe, report = enforce(
+        np.array([[over]]), None, Robot(np.array([np.nan]), np.array([np.nan])), one, Safety()
+    )
+
+    assert (safe.tolist(), report.status) == ([[0.0]], status)
+
+
+def test_what_may_only_slow_down_by_steps_begins_in_time() -> None:
+    """0.2 + 0.1 m to the wall, by steps of 0.1 m: not 0.25 m at once, from which it could not stop."""
+    fast = msgspec.structs.replace(DELTA, low=-1.0, high=1.0)
+    moves = space(dimensions=(fast, SPEED), normalisation="identity")
+    safety = Safety(position_limits=((-0.3, 0.3), None), max_step=(0.1, None))
+    for way in (1, -1):
+        robot = Robot(np.zeros(2, np.float32), np.array([0.25 * way, 0], np.float32))
+
+        safe, _ = enforce(np.full((4, 2), way, np.float32), None, robot, moves, safety)
+
+        np.testing.assert_allclose(safe[:, 0], np.multiply(way, [0.2, 0.1, 0, 0]), atol=1e-6)
+        np.testing.assert_array_equal(safe[:, 1], np.full(4, way))
+
+
+def test_what_may_stop_at_once_runs_to_the_wall() -> None:
+    fast = msgspec.structs.replace(DELTA, low=-3.0, high=3.0)
+    moves = space(dimensions=(fast, SPEED), normalisation="identity")
+    safety = Safety(position_limits=((-5.0, 5.0), None), max_step=(None, 0.5))
+
+    safe, _ = enforce(np.full((2, 2), 3, np.float32), None, Robot(np.zeros(2), NOTHING), moves, safety)
+
+    np.testing.assert_array_equal(safe[:, 0], [3, 2])
 
 
 STATE = Vector(
