@@ -5,6 +5,8 @@ steps executed meanwhile are skipped, so that every action is executed at the mo
 
     executed          a0 a1 a2 a3 | b2 b3 b4 b5 | c2 ..
     observed, asked         ^           ^              lead = 2, replan = 4: b0 and b1 are already past
+
+A policy that plans for delays is told what these steps are, so that b2 follows a3; see `delays`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_client.chunk import ActionChunk
+from vla_client.delays import Delays
 from vla_client.errors import PolicyFailure
 from vla_client.history import History
 from vla_client.observation import Observation
@@ -41,6 +44,7 @@ class AheadPlayer:
         self._policy = policy
         self._replan, self._lead = replan, lead
         self._history = History(history)
+        self._delays = Delays(lead)
         self._thread = ThreadPoolExecutor(1, "ahead")
         self._chunk: ActionChunk | None = None
         # Place of the next action in the chunk; steps played since the chunk took over.
@@ -87,7 +91,8 @@ class AheadPlayer:
         self.close()
 
     def _ask(self, observe: Callable[[], Observation]) -> None:
-        self._asked = self._thread.submit(self._policy.infer, observe())
+        observation = self._delays.told(observe(), self._chunk, self._next)
+        self._asked = self._thread.submit(self._policy.infer, observation)
         self._since = 0
 
     def _begin(self, chunk: ActionChunk, past: int) -> None:
@@ -106,7 +111,8 @@ class AheadPlayer:
         if at_end and self._asked is None:
             self._ask(observe)
         asked = self._asked
-        if asked is None or self._played < self._replan or not (at_end or asked.done()):
+        due = asked is not None and self._played >= self._replan and asked.done()
+        if asked is None or not (at_end or due):
             return
         self.waits += at_end and not asked.done()
         self._asked = None
@@ -117,4 +123,5 @@ class AheadPlayer:
                 self._chunk = None
                 raise
             return
+        self._delays.measured(self._since)
         self._begin(chunk, min(self._since, len(chunk.actions) - 1))

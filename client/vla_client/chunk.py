@@ -57,6 +57,10 @@ class ActionChunk:
     symbols: tuple[Symbol, ...] = ()
     # The policy's further outputs by name, for instance the skill that it chose; empty for most.
     extras: Mapping[str, Any] = field(default_factory=dict)
+    # Actions at its beginning that the request gave because they are executed before the answer is there,
+    # and the most that the policy plans for [steps]; 0: it does not.
+    delay: int = 0
+    max_delay: int = 0
 
     @classmethod
     def from_answer(cls, answer: object) -> ActionChunk:
@@ -85,6 +89,8 @@ class ActionChunk:
             request_id=str(_get(body, "request_id")),
             symbols=symbols,
             extras=dict(_typed(body.get("extras", {}), dict, "extras")),
+            delay=_steps(body.get("delay", 0), "delay"),
+            max_delay=_steps(body.get("max_delay", 0), "max_delay"),
         )
 
 
@@ -146,6 +152,12 @@ def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidAnswer(f"{name} must be a number, got {type(value).__name__}")
     return float(value)
+
+
+def _steps(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidAnswer(f"{name} must be an integer from 0, got {value!r}")
+    return value
 
 
 def _rate_hz(value: object) -> float:

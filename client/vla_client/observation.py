@@ -30,7 +30,8 @@ class Observation:
 
     Raises:
         TypeError: an image is neither an array nor bytes.
-        ValueError: an array is not uint8 [H, W, 3], or the state is not a list of finite numbers.
+        ValueError: an array is not uint8 [H, W, 3], the state or `previous` is not a list of finite numbers,
+            or the delay is negative.
     """
 
     # One camera's picture, or {camera name: picture} for a policy with several.
@@ -44,16 +45,23 @@ class Observation:
     seed: int | None = None
     # Oldest age at which the server may still compute the answer [ms]; None: any age.
     deadline_ms: float | None = None
+    # What the robot does last before the answer, float [A] in the answers' units; with `delay` what is left
+    # of the last answer from this moment on, float [T', A], the first `delay` of which are executed before
+    # the next one is there. Players say both by themselves to a policy that takes them.
+    previous: Sequence[float] | Sequence[Sequence[float]] | NDArray[np.float32] | None = None
+    delay: int | None = None
 
     def __post_init__(self) -> None:
         for field, image in self.images.items():
             _check_image(field, image)
-        if self.state is not None:
-            state = np.asarray(self.state, np.float64)
-            if state.ndim not in {1, 2} or not np.isfinite(state).all():
+        for field, values in {"state": self.state, "previous": self.previous}.items():
+            numbers = np.asarray([0.0] if values is None else values, np.float64)
+            if numbers.ndim not in {1, 2} or not np.isfinite(numbers).all():
                 raise ValueError(
-                    f"state must be a list of finite numbers, got shape {state.shape}: {state.tolist()}"
+                    f"{field} must be a list of finite numbers, got shape {numbers.shape}: {numbers.tolist()}"
                 )
+        if self.delay is not None and self.delay < 0:
+            raise ValueError(f"delay must be 0 steps or more, got {self.delay}")
 
     @property
     def images(self) -> dict[str, Image]:
@@ -94,6 +102,10 @@ class Observation:
             fields["seed"] = self.seed
         if self.deadline_ms is not None:
             fields["deadline_ms"] = self.deadline_ms
+        if self.previous is not None:
+            fields["previous"] = np.asarray(self.previous, np.float64).tolist()
+        if self.delay is not None:
+            fields["delay"] = self.delay
         return fields
 
     def texts(self) -> dict[str, str]:

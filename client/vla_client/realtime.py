@@ -7,7 +7,8 @@
 Each arrow holds one item, and a newer one takes its place; the policy is asked at most once a tick. An answer
 is dropped when it is too old, or when its command is no longer the newest. At every tick the action is the
 one that the chunk meant for this moment, counted from when its observation was taken. Where there is none,
-the robot holds, and `failure` says why.
+the robot holds, and `failure` says why. A policy that plans for delays is told what is executed until its
+answer is there; see `delays`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_client.chunk import ActionChunk
+from vla_client.delays import Delays
 from vla_client.errors import PolicyError, PolicyFailure
 from vla_client.history import History
 from vla_client.observation import Observation
@@ -106,6 +108,7 @@ class RealTime:
         # All below are guarded by `_changed`.
         self._newest: _Seen | None = None
         self._history = History(history)
+        self._delays = Delays()
         self._command = ""
         self._plan: _Plan | None = None
         self._counts = Counts()
@@ -201,7 +204,7 @@ class RealTime:
         """Ask for the newest observation, again and again."""
         while (seen := self._take()) is not None:
             try:
-                chunk = self._policy.infer(seen.observation)
+                chunk = self._policy.infer(self._told(seen))
             except PolicyFailure as failure:
                 self._fail(failure)
                 continue
@@ -222,8 +225,17 @@ class RealTime:
             seen, self._newest = self._newest, None
             return seen if self._open else None
 
+    def _told(self, seen: _Seen) -> Observation:
+        """Return what to ask with."""
+        with self._changed:
+            plan = self._plan
+            place = int((seen.at_s - plan.observed_s) / self._period_s) if plan else 0
+            return self._delays.told(seen.observation, plan.chunk if plan else None, place)
+
     def _take_over(self, seen: _Seen, chunk: ActionChunk) -> None:
         with self._changed:
+            # The tick at which it came may have executed the old chunk's action.
+            self._delays.measured(int((time.monotonic() - seen.at_s) / self._period_s) + 1)
             if seen.observation.command != self._command:
                 self._count(outdated=1)
             elif time.monotonic() - seen.at_s > self._max_age_s:

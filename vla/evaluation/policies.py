@@ -44,6 +44,10 @@ class ArchivedPolicy:
             row["state"] = np.asarray(observation.state, np.float64).tolist()
         if observation.seed is not None:
             row["seed"] = observation.seed
+        if observation.previous is not None:
+            row["previous"] = np.asarray(observation.previous, np.float64).tolist()
+        if observation.delay is not None:
+            row["delay"] = observation.delay
         with self._turn:
             [answer] = self._policy.infer([row])
         if isinstance(answer, Exception):
@@ -59,6 +63,8 @@ class ArchivedPolicy:
             policy=self._policy.spec.name,
             version=self._policy.spec.version,
             request_id="in-process",
+            delay=chunk.delay,
+            max_delay=self._policy.spec.max_delay,
         )
 
     def close(self) -> None:

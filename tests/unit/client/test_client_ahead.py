@@ -77,6 +77,19 @@ def test_a_late_answer_is_bridged_by_the_rest_of_the_chunk():
     assert player.waits == 0
 
 
+def test_an_answer_too_late_for_a_whole_turn_is_played_to_its_end():
+    policy = Scripted(length=6)
+    with AheadPlayer(policy, replan=4, lead=1) as player:
+        robot = Robot(player)
+        first = [robot.step() for _ in range(3)]
+        policy.gate.clear()
+        late = [robot.step() for _ in range(3)]
+        policy.gate.set()
+        # Its actions 3 to 5 are left of the answer, fewer than `replan`.
+        after = [robot.settled_step() for _ in range(8)]
+    assert first + late + after == list(range(14))
+
+
 def test_at_the_chunks_end_the_player_waits_and_counts_it():
     policy = Scripted(length=6)
     with AheadPlayer(policy, replan=4, lead=2) as player:
