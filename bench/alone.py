@@ -1,26 +1,30 @@
 """The policy without a server, in a process of its own: what the served figures are held against."""
 
+import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 import torch
 from PIL.Image import Image
 
 from archive.read import unpack
+from bench.answers import answers
 from bench.load import Latency
+from bench.timing import taken_s
 from loadtest.host import peak_mib
 from server.process import WORKER_ENVIRONMENT
 from vla_runtime.observation import Row, decode
-from vla_runtime.policy import Answer, Policy
+from vla_runtime.policy import Policy
 from vla_runtime.preprocessing import decoded, picture
+from vla_runtime.spec import Precision
 
 Given = ParamSpec("Given")
 T = TypeVar("T")
@@ -38,6 +42,19 @@ class Alone:
     artifact_hz: dict[int, float]
     # Bucket -> requests a second, JPEG files in and safe actions out.
     policy_hz: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What policy it is, and where it is computed."""
+
+    name: str
+    picture_pixels: int
+    precision: Precision
+    # S
+    state: int
+    device: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -104,39 +121,31 @@ def rate(rows: Sequence[Row], bucket: int, seconds: float) -> float:
 
 
 def _answer(rows: Sequence[Row]) -> None:
-    """Answer a batch and make sure that every row was answered."""
-    if refused := [answer for answer in _policy.infer(rows) if not isinstance(answer, Answer)]:
-        raise RuntimeError(f"the policy refused a request: {refused[0]}")
+    answers(_policy, rows)
 
 
-def _taken_s(step: Callable[[list[Any]], object], items: Sequence[Any], seconds: float) -> list[float]:
+def _taken_s(step: Callable[[Sequence[T]], object], items: Sequence[T], seconds: float) -> list[float]:
     """Return how long `step` takes with each item alone [s], one after another for `seconds`."""
-    taken_s = []
-    for index in _until(seconds):
-        begin = time.perf_counter()
-        step([items[index % len(items)]])
-        taken_s.append(time.perf_counter() - begin)
-    return taken_s
+    turns = itertools.cycle(items)
+    return taken_s(lambda: step([next(turns)]), seconds, least=5)
 
 
 def _throughput(
-    step: Callable[[Sequence[Any]], object], items: Sequence[Any], bucket: int, seconds: float
+    step: Callable[[Sequence[T]], object], items: Sequence[T], bucket: int, seconds: float
 ) -> float:
     """Return items a second when `step` is called on batches of `bucket`, at least three of them."""
-    count, begin = 0, time.perf_counter()
-    while count < 3 * bucket or time.perf_counter() - begin < seconds:
-        step([items[(count + offset) % len(items)] for offset in range(bucket)])
-        count += bucket
-    return count / (time.perf_counter() - begin)
+    turns = itertools.cycle(items)
+    batches = taken_s(lambda: step([next(turns) for _ in range(bucket)]), seconds, least=3)
+    return bucket * len(batches) / sum(batches)
 
 
 def split(rows: Sequence[Row], seconds: float) -> Split:
     """Return how much of preprocessing is decoding."""
 
-    def decode_one(row: list[Row]) -> None:
+    def decode_one(row: Sequence[Row]) -> None:
         decoded(_image(row[0]), _policy.spec.cameras[0])
 
-    def decode_and_resize(row: list[Row]) -> None:
+    def decode_and_resize(row: Sequence[Row]) -> None:
         picture(_image(row[0]), _policy.spec.cameras[0])
 
     part, whole = (1000 * median(_taken_s(step, rows, seconds)) for step in (decode_one, decode_and_resize))
@@ -148,28 +157,19 @@ def _image(row: Row) -> Image:
     return decode(row, _policy.spec, time.time()).images[0][-1]
 
 
-def describe() -> dict[str, Any]:
-    """Return the policy's name, picture size, parameters' precision, state size and buckets."""
+def describe() -> Described:
+    """Return what the policy is."""
     spec = _policy.spec
-    return {
-        "name": spec.name,
-        "picture_pixels": spec.cameras[0].width,
-        "precision": spec.artifact.precision,
-        "state": spec.state_size,
-        "buckets": list(spec.artifact.buckets),
-        "device": str(_policy.device),
-        "threads": torch.get_num_threads(),
-    }
+    return Described(
+        name=spec.name,
+        picture_pixels=spec.cameras[0].width,
+        precision=spec.artifact.precision,
+        state=spec.state_size,
+        device=str(_policy.device),
+        threads=torch.get_num_threads(),
+    )
 
 
 def own_peak_mib() -> float:
     """Return the most memory that the process has had resident [MiB]."""
     return peak_mib(os.getpid())
-
-
-def _until(seconds: float) -> Iterator[int]:
-    """Count 0, 1, 2 ... until the time is over, at least five times."""
-    begin, index = time.perf_counter(), 0
-    while index < 5 or time.perf_counter() - begin < seconds:
-        yield index
-        index += 1

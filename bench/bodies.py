@@ -1,4 +1,4 @@
-"""Whole HTTP requests as bytes, made before the clock runs."""
+"""Requests, made before the clock runs: as rows for a policy, and as the bytes of whole HTTP requests."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import msgspec
 
+from loadtest import corpus
 from loadtest.body import MSGPACK, Body, written
 from loadtest.corpus import commands
+from vla_runtime.observation import Row
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,31 @@ class Target:
     # Fields besides the picture and the command.
     state: tuple[float, ...]
 
+    @property
+    def url(self) -> str:
+        """The whole address."""
+        return f"http://{self.host}:{self.port}{self.path}"
+
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
     """One request, in two parts: between them goes the time at which it is sent [s since the epoch]."""
 
     head: bytes
     rest: bytes
+
+
+def pictures(count: int, size: tuple[int, int] = (640, 480), kilobytes: float | None = 60.0) -> list[bytes]:
+    """Return different JPEG files of one size [pixels], of about so many KB; None: of quality 90."""
+    return corpus.pictures(count, (size,), 0, kilobytes)
+
+
+def rows(images: Sequence[bytes], state: tuple[float, ...] = ()) -> list[Row]:
+    """Return requests as `Policy.infer` takes them: each its own picture and seed, few commands."""
+    given: Row = {"state": state} if state else {}
+    return [
+        {"image": image, "command": command, "seed": index, **given}
+        for index, (image, command) in enumerate(zip(images, repeated(len(images)), strict=True))
+    ]
 
 
 def requests(target: Target, images: Sequence[bytes], said: Iterable[str], body: Body) -> list[Request]:

@@ -1,4 +1,4 @@
-"""How close the served policy comes to the policy alone; writes a report with plots.
+"""How close the served policy comes to the policy alone; writes a report.
 
 Instead of it, `python -m bench gpu` checks a GPU host, `compare` compares architectures, `formats` the
 formats of an archive, `overlap` one worker and two on a device that sleeps.
@@ -15,11 +15,12 @@ from typing import Annotated
 
 import tyro
 
+from bench import results
 from bench.machine import fingerprint
 from bench.measure import FULL, QUICK, ceilings, measure
 from bench.policies import Name, random_archive
 from bench.report import Report, blocks, missed
-from loadtest import document
+from bench.results import say
 from loadtest.extra import needed
 from vla_runtime.spec import Precision
 
@@ -65,14 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.exit(f"error: no archive at {', '.join(missing)}")
     archives = options.archives or _default_archives(options)
     with tempfile.TemporaryDirectory() as folder:
-        _say("load generator and front end, without a policy")
+        say("load generator and front end, without a policy")
         limits = ceilings(Path(folder), depth)
-    results = [measure(archive, depth, _say) for archive in archives]
-    report = Report(machine, limits, results, fingerprint()["load_average"], time.monotonic() - began)
-    written = list(blocks(report))
-    print(document.markdown("Benchmark", written))
-    for path in document.write(options.output / "report", report, "Benchmark", written):
-        _say(f"wrote {path}")
+    measured = [measure(archive, depth, say) for archive in archives]
+    report = Report(limits, measured, time.monotonic() - began)
+    results.write("Benchmark", options.output / "report", machine, report, list(blocks(report)))
     return int(options.check and bool(missed(report)))
 
 
@@ -84,12 +82,8 @@ def _compare(options: Options) -> int:
     (archive, *_) = options.archives or _default_archives(dataclasses.replace(options, random=()))
     turns, seconds = (1, 0.5) if options.quick else (3, 3.0)
     machine = fingerprint()
-    found = compare(archive, _say, turns=turns, seconds=seconds)
-    about = ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None)
-    written = [f"{about}; load average at the end {fingerprint()['load_average']}.", *compared(found)]
-    print(document.markdown("Peers", written))
-    for path in document.write(options.output / "peers", (machine, found), "Peers", written):
-        _say(f"wrote {path}")
+    found = compare(archive, say, turns=turns, seconds=seconds)
+    results.write("Peers", options.output / "peers", machine, found, list(compared(found)))
     return 0
 
 
@@ -102,7 +96,3 @@ def _default_archives(options: Options) -> tuple[Path, ...]:
     if not served.is_file():
         sys.exit(f"error: no archive at {served}: make one with `make export`, or name others")
     return served, *(random_archive(made, name, options.precision) for name in options.random)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

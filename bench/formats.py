@@ -5,11 +5,11 @@
 Every format answers the same requests in this process, on the device that is here, in turns.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
@@ -18,15 +18,18 @@ import torch
 import tyro
 
 from archive.read import unpack
-from bench.brief import report
-from bench.gpu.measure import rows
-from bench.gpu.policies import of_architecture, of_size
+from bench import results
+from bench.machine import fingerprint
+from bench.policies import of_architecture, of_size, robot_requests
+from bench.results import say
+from bench.timing import taken_s
 from export.export import Options as Export
 from export.export import archived
-from loadtest import document
+from loadtest.document import Table
 from vla_runtime.policy import Policy
 
 Kind = Literal["torchscript", "pt2", "eager", "eager compiled"]
+Policies = Literal["command_attention", "ViT-B/32"]
 BATCHES = (1, 8, 32)
 
 
@@ -35,7 +38,7 @@ class Options:
     """What to compare, and where the report goes."""
 
     # Policies of random weights.
-    policies: tuple[Literal["command_attention", "ViT-B/32"], ...] = ("command_attention", "ViT-B/32")
+    policies: tuple[Policies, ...] = ("command_attention", "ViT-B/32")
     formats: tuple[Kind, ...] = ("torchscript", "pt2", "eager", "eager compiled")
     # Rounds of turns, each of at least 3 batches a format.
     rounds: int = 5
@@ -67,11 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = [measured for name in options.policies for measured in _of_policy(name, options)]
     head = ("policy", "format", "archive [MB]", "ready [s]", *(f"batch of {n} [ms]" for n in BATCHES))
     lines = [(m.policy, m.format, m.size_mb, m.ready_s, *m.batch_ms.values()) for m in found]
-    report("Formats", options.output, document.Table(head, lines), found)
+    results.write("Formats", options.output, fingerprint(), found, [Table(head, lines)])
     return 0
 
 
-def _of_policy(name: str, options: Options) -> Iterator[Measured]:
+def _of_policy(name: Policies, options: Options) -> Iterator[Measured]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = of_architecture(name) if name == "command_attention" else of_size(name)
     with tempfile.TemporaryDirectory() as temporary:
@@ -80,7 +83,7 @@ def _of_policy(name: str, options: Options) -> Iterator[Measured]:
         ready_s: dict[Kind, float] = {}
         for kind in options.formats:
             archive = Path(temporary, f"{kind.replace(' ', '_')}.mar")
-            print(f"{name}: {kind}", file=sys.stderr, flush=True)
+            say(f"{name}: {kind}")
             format_ = "eager" if kind == "eager compiled" else kind
             compiled = kind == "eager compiled"
             place = device if format_ == "pt2" else "cpu"
@@ -99,14 +102,11 @@ def _of_policy(name: str, options: Options) -> Iterator[Measured]:
 
 def _times_ms(policies: dict[Kind, Policy], rounds: int) -> dict[tuple[Kind, int], float]:
     """Return the median time of a batch by format and size [ms]; formats take turns."""
-    requests = rows(BATCHES[-1])
+    requests = robot_requests(BATCHES[-1])
     taken: dict[tuple[Kind, int], list[float]] = {(kind, size): [] for kind in policies for size in BATCHES}
     for _ in range(rounds):
         for kind, policy in policies.items():
             inputs = [policy.prepare(row) for row in requests]
             for size in BATCHES:
-                for _ in range(3):
-                    began = time.perf_counter()
-                    policy.compute(inputs[:size])
-                    taken[kind, size].append(1000 * (time.perf_counter() - began))
-    return {key: median(values) for key, values in taken.items()}
+                taken[kind, size] += taken_s(partial(policy.compute, inputs[:size]), least=3)
+    return {key: 1000 * median(values) for key, values in taken.items()}

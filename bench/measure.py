@@ -1,31 +1,29 @@
 """One archive, measured alone and served: every figure of the report, in one run."""
 
 import io
+import itertools
 import math
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, median_low
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bench import alone, bodies
-from bench.alone import Alone, Process, Split
+from bench.alone import Alone, Described, Process, Split
 from bench.bodies import Target
 from bench.generator import Plan
 from bench.load import Answers, Latency, drive
-from bench.served import WARM_UP_S, Load, Served, settle, write_empty_archive
-from loadtest import corpus
+from bench.served import WARM_UP_S, Load, Server, served, settle, write_empty_archive
+from bench.timing import taken_s
 from loadtest.body import Body
 from vla_client.observation import encode
-from vla_runtime.observation import Row
 
 # Alternations of in-process and served that a lone request's overhead is the median of.
 TURNS = 5
@@ -48,7 +46,7 @@ class Kind:
     def pictures(self, most: int) -> list[bytes]:
         """Return different JPEG files, at most so many; fewer of the large ones."""
         count = min(most, max(64, 100_000_000 // (self.width * self.height)))
-        return corpus.pictures(count, ((self.width, self.height),), 0, self.kilobytes)
+        return bodies.pictures(count, (self.width, self.height), self.kilobytes)
 
 
 KINDS = (
@@ -136,7 +134,7 @@ class Ceilings:
 class Results:
     """All that was measured of one archive."""
 
-    policy: dict[str, Any]
+    policy: Described
     alone: Alone
     lone: list[Lone]
     # Closed loop: clients -> load, pictures of the policy's own size.
@@ -170,15 +168,15 @@ def measure(archive: Path, depth: Depth, say: Callable[[str], None]) -> Results:
     """Measure one archive; `say` gets a line for every step."""
     with tempfile.TemporaryDirectory() as folder, Process(archive) as process:
         policy = process.call(alone.describe)
-        state = (0.0,) * policy["state"]
-        say(f"{policy['name']}: in-process")
+        state = (0.0,) * policy.state
+        say(f"{policy.name}: in-process")
         pictures = {kind.name: kind.pictures(depth.pictures) for kind in depth.kinds}
         small = depth.kinds[0].name
-        in_process = process.call(alone.everything, _rows(pictures[small], state), depth.figure_s)
-        with Served(archive, state) as served:
-            run = _Run(depth, served, process, Path(folder), pictures, say)
+        in_process = process.call(alone.everything, bodies.rows(pictures[small], state), depth.figure_s)
+        with served(archive, state) as server:
+            run = _Run(depth, server, process, Path(folder), pictures, say)
             say("served: warming up")
-            served.load(run.pool(small, "multipart"), WARM_UP_S if depth is FULL else 1.0, clients=8)
+            server.load(run.pool(small, "multipart"), WARM_UP_S if depth is FULL else 1.0, clients=8)
             closed = {clients: run.closed(small, clients) for clients in depth.clients}
             # After the load: the front end's compiler has done its work by then.
             lone = [run.lone(kind.name, body) for kind in depth.kinds for body in BODIES]
@@ -188,7 +186,7 @@ def measure(archive: Path, depth: Depth, say: Callable[[str], None]) -> Results:
             rounds = [run.round(turn, bucket, peak) for turn in range(1, depth.rounds + 1)]
             rate_hz = median(one.served.answers.rate_hz for one in rounds)
             opened = {share * rate_hz: run.open(small, share * rate_hz) for share in depth.shares}
-            peak_mib = {"in-process": process.call(alone.own_peak_mib), **served.peak_mib()}
+            peak_mib = {"in-process": process.call(alone.own_peak_mib), **server.peak_mib()}
     return Results(policy, in_process, lone, closed, saturated, rounds, opened, peak_mib)
 
 
@@ -201,32 +199,28 @@ def ceilings(folder: Path, depth: Depth, batch: int = 32) -> Ceilings:
         path = bodies.write(pool, folder / "empty.pool")
         generator = drive(Plan("127.0.0.1", port, str(path), depth.phase_s, clients=16))
     front_end = {}
-    with Served(write_empty_archive(folder / "empty.mar", batch), ()) as served:
+    with served(write_empty_archive(folder / "empty.mar", batch)) as server:
         for body in BODIES:
-            pool = bodies.write(
-                bodies.requests(served.target, pictures, commands, body), folder / "front.pool"
-            )
-            served.load(pool, WARM_UP_S if depth is FULL else 1.0, clients=32)
-            front_end[body] = served.load(pool, depth.phase_s, clients=32)
+            made = bodies.requests(server.target, pictures, commands, body)
+            pool = bodies.write(made, folder / "front.pool")
+            server.load(pool, WARM_UP_S if depth is FULL else 1.0, clients=32)
+            front_end[body] = server.load(pool, depth.phase_s, clients=32)
     return Ceilings(generator, front_end)
 
 
+@dataclass
 class _Run:
     """The steps of one archive's measurement."""
 
-    def __init__(  # noqa: PLR0917
-        self,
-        depth: Depth,
-        served: Served,
-        process: Process,
-        folder: Path,
-        pictures: dict[str, list[bytes]],
-        say: Callable[[str], None],
-    ) -> None:
-        self.depth, self.served, self.process, self.folder = depth, served, process, folder
-        self.pictures, self.say = pictures, say
-        # What the last closed loop reached [requests/s].
-        self.rate_hz = math.inf
+    depth: Depth
+    server: Server
+    process: Process
+    folder: Path
+    # Kind -> pictures.
+    pictures: dict[str, list[bytes]]
+    say: Callable[[str], None]
+    # What the last closed loop reached [requests/s].
+    rate_hz: float = math.inf
 
     def pool(self, kind: str, body: Body, turn: int = 0) -> Path:
         """Write requests with pictures of one kind, a different picture each.
@@ -238,19 +232,19 @@ class _Run:
             pictures = self.pictures[kind]
             # More commands than the worker keeps.
             commands = bodies.all_different(1100, turn) if turn else bodies.repeated(len(pictures))
-            bodies.write(bodies.requests(self.served.target, pictures, commands, body), path)
+            bodies.write(bodies.requests(self.server.target, pictures, commands, body), path)
         return path
 
     def lone(self, kind: str, body: Body) -> Lone:
         """Measure one client and the same pictures in-process, in turns."""
         seconds = self.depth.phase_s / TURNS
         pictures = self.pictures[kind]
-        rows = _rows(pictures, self.served.target.state)
+        rows = bodies.rows(pictures, self.server.target.state)
         turns = []
         for _ in range(TURNS):
             in_process = self.process.call(alone.latency, rows, seconds)
             settle()
-            turns.append((in_process, self.served.load(self.pool(kind, body), seconds, clients=1)))
+            turns.append((in_process, self.server.load(self.pool(kind, body), seconds, clients=1)))
             settle()
         # The turn in the middle by its overhead.
         overheads = [load.answers.latency.p50_ms - in_process.p50_ms for in_process, load in turns]
@@ -266,7 +260,7 @@ class _Run:
     def closed(self, kind: str, clients: int) -> Load:
         """Measure `clients` in closed loop."""
         settle()
-        load = self.served.load(self.pool(kind, "multipart"), self._seconds(clients), clients=clients)
+        load = self.server.load(self.pool(kind, "multipart"), self._seconds(clients), clients=clients)
         self.rate_hz = load.answers.rate_hz
         self._tell(f"{clients} clients, {kind}", load)
         return load
@@ -274,18 +268,18 @@ class _Run:
     def open(self, kind: str, rate_hz: float) -> Load:
         """Measure Poisson arrivals."""
         settle()
-        load = self.served.load(self.pool(kind, "multipart"), self.depth.phase_s, rate_hz=rate_hz, seed=1)
+        load = self.server.load(self.pool(kind, "multipart"), self.depth.phase_s, rate_hz=rate_hz, seed=1)
         self._tell(f"arrivals at {rate_hz:.1f}/s, {kind}", load)
         return load
 
     def round(self, turn: int, bucket: int, clients: int) -> Round:
         """Measure saturated throughput in-process, served, and served with commands never seen before."""
         kind, seconds = self.depth.kinds[0].name, self._seconds(clients)
-        rows = _rows(self.pictures[kind], self.served.target.state)
+        rows = bodies.rows(self.pictures[kind], self.server.target.state)
         alone_hz = self.process.call(alone.rate, rows, bucket, seconds)
         settle()
-        load = self.served.load(self.pool(kind, "multipart"), seconds, clients=clients)
-        uncached = self.served.load(self.pool(kind, "multipart", turn), seconds, clients=clients)
+        load = self.server.load(self.pool(kind, "multipart"), seconds, clients=clients)
+        uncached = self.server.load(self.pool(kind, "multipart", turn), seconds, clients=clients)
         one = Round(alone_hz, load, uncached)
         self.say(f"  served / in-process {one.served_share:.2f}, cached / uncached {one.cached_gain:.2f}")
         return one
@@ -300,23 +294,11 @@ class _Run:
         self.say(f"  {what}: {answers.rate_hz:.1f}/s, p95 {answers.latency.p95_ms:.0f} ms{failed}")
 
 
-def _rows(pictures: list[bytes], state: tuple[float, ...]) -> list[Row]:
-    rows: list[Row] = [
-        {"image": picture, "command": command}
-        for picture, command in zip(pictures, bodies.repeated(len(pictures)), strict=True)
-    ]
-    return [{**row, "state": state} for row in rows] if state else rows
-
-
 def _encode_ms(pictures: list[bytes]) -> float:
     """Return the median time that a client takes to encode such a picture [ms]."""
-    taken_s = []
-    for picture in pictures[:16]:
-        pixels = np.asarray(Image.open(io.BytesIO(picture)))
-        begin = time.perf_counter()
-        encode(pixels, "jpeg")
-        taken_s.append(time.perf_counter() - begin)
-    return median(taken_s) * 1000
+    pixels = [np.asarray(Image.open(io.BytesIO(picture))) for picture in pictures[:16]]
+    turns = itertools.cycle(pixels)
+    return 1000 * median(taken_s(lambda: encode(next(turns), "jpeg"), least=len(pixels)))
 
 
 @contextmanager

@@ -6,7 +6,6 @@ A worker decodes, computes and answers one batch after another; a second worker 
 device takes a set time for a batch and no processor, one batch at a time for all workers, as one GPU does.
 """
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +17,16 @@ import numpy as np
 import tyro
 
 from archive.read import unpack
-from bench import bodies, simulated
-from bench.brief import report
-from bench.gpu.measure import rows
-from bench.served import Served
+from bench import bodies, results, simulated
+from bench.answers import answers
+from bench.machine import fingerprint
+from bench.results import say
+from bench.served import served
 from export.export import Options as Export
 from export.export import archived
 from export.source import Eager, Observation, Source
-from loadtest import document
-from vla_runtime.policy import Answer, Policy
+from loadtest.document import Table
+from vla_runtime.policy import Policy
 from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Statistics
 
 NAMES = ("x", "y", "z", "gripper")
@@ -73,6 +73,11 @@ class Measured:
         """What max(prepare, compute) allows with batches of the size that was computed [1/s]."""
         return 1000 * self.mean_batch / max(self.batch_ms, self.prepare_ms)
 
+    @property
+    def share(self) -> str:
+        """How much of that was reached."""
+        return f"{100 * self.rate_hz / self.bound_hz:.0f} %"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every combination and write the report."""
@@ -86,22 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for batch_ms in options.batch_ms:
         for workers in options.workers:
             found.append(_measured(options, batch_ms, workers))
-            print(found[-1], file=sys.stderr, flush=True)
-    report("Overlap on a simulated device", options.output, _table(found), found)
+            say(str(found[-1]))
+    title = "Overlap on a simulated device"
+    results.write(title, options.output, fingerprint(), found, [_table(found)])
     return 0
 
 
-def _table(found: Sequence[Measured]) -> document.Table:
-    head = (
-        "device [ms a batch]",
-        "prepare [ms a batch]",
-        "workers",
-        "requests/s",
-        "mean batch",
-        "of max(prepare, compute)",
-        "p95 [ms]",
-        "failed",
-    )
+def _table(found: Sequence[Measured]) -> Table:
+    device = ("device [ms a batch]", "prepare [ms a batch]", "workers")
+    served = ("requests/s", "mean batch", "of max(prepare, compute)", "p95 [ms]", "failed")
     lines = [
         (
             f"{m.batch_ms:g}",
@@ -109,13 +107,13 @@ def _table(found: Sequence[Measured]) -> document.Table:
             str(m.workers),
             m.rate_hz,
             m.mean_batch,
-            f"{100 * m.rate_hz / m.bound_hz:.0f} %",
+            m.share,
             m.p95_ms,
             str(m.failed),
         )
         for m in found
     ]
-    return document.Table(head, lines)
+    return Table((*device, *served), lines)
 
 
 def _measured(options: Options, batch_ms: float, workers: int) -> Measured:
@@ -126,29 +124,29 @@ def _measured(options: Options, batch_ms: float, workers: int) -> Measured:
         export = Export("simulated", archive, format="eager", workers=workers, buckets=buckets)
         archived(_source(folder / "device", batch_ms, options.row_ms), export)
         prepare_ms = _prepare_ms(archive, folder, options)
-        with Served(archive, ()) as served:
-            images = [bytes(row["image"]) for row in rows(64, options.picture)]  # pyright: ignore[reportArgumentType]
-            pool = bodies.requests(served.target, images, [""] * 64, "msgpack")
+        with served(archive) as server:
+            images = bodies.pictures(64, options.picture)
+            pool = bodies.requests(server.target, images, [""] * 64, "msgpack")
             file = bodies.write(pool, folder / "pool")
-            served.load(file, WARM_UP_S, clients=options.clients)
-            answers = served.load(file, options.duration_s, clients=options.clients).answers
-    whole_ms = batch_ms + options.row_ms * answers.mean_batch
-    p95_ms = answers.latency.p95_ms
+            server.load(file, WARM_UP_S, clients=options.clients)
+            load = server.load(file, options.duration_s, clients=options.clients).answers
     return Measured(
-        whole_ms, workers, prepare_ms, answers.rate_hz, answers.mean_batch, p95_ms, answers.failed
+        batch_ms=batch_ms + options.row_ms * load.mean_batch,
+        workers=workers,
+        prepare_ms=prepare_ms,
+        rate_hz=load.rate_hz,
+        mean_batch=load.mean_batch,
+        p95_ms=load.latency.p95_ms,
+        failed=load.failed,
     )
 
 
 def _prepare_ms(archive: Path, folder: Path, options: Options) -> float:
     """Return the median time of preparing a full batch in a quiet process [ms]."""
     policy = Policy.load(unpack(archive, folder / "unpacked"), threads=2)
-    requests = [{"image": row["image"]} for row in rows(options.batch, options.picture)]
-    taken = []
-    for _ in range(12):
-        (answer, *_rest) = policy.infer(requests)
-        assert isinstance(answer, Answer), answer
-        taken.append(answer.timing_ms["preprocess"])
-    return float(median(taken[2:]))
+    requests = [{"image": picture} for picture in bodies.pictures(options.batch, options.picture)]
+    taken_ms = [answers(policy, requests)[0].timing_ms["preprocess"] for _ in range(12)]
+    return float(median(taken_ms[2:]))
 
 
 def _source(lock: Path, batch_ms: float, row_ms: float) -> Source:

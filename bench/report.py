@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from bench import plots
 from bench.load import Answers
 from bench.measure import Ceilings, Lone, Results
 from bench.served import Load
-from loadtest.document import Block, Plots, Table
+from loadtest.document import Block, Table
 
 # What serving may cost, see `targets`.
 SERVED_SHARE = 0.90
@@ -23,11 +21,8 @@ LARGE_MS = 15.0
 class Report:
     """One run of the benchmark."""
 
-    machine: dict[str, Any]
     ceilings: Ceilings
     results: list[Results]
-    # Mean number of processes that wanted a core in the last minute of the run.
-    load_average_after: float
     took_s: float
 
 
@@ -67,8 +62,7 @@ def missed(report: Report) -> list[Target]:
 
 def blocks(report: Report) -> Iterator[Block]:
     """Yield the report's parts."""
-    machine = ", ".join(f"{name} {value}" for name, value in report.machine.items() if value is not None)
-    yield f"{machine}; {report.took_s:.0f} s, load average at the end {report.load_average_after}."
+    yield f"The run took {report.took_s:.0f} s."
     yield from _ceilings(report.ceilings)
     for results in report.results:
         yield from _section(results)
@@ -109,8 +103,8 @@ def _ceilings(ceilings: Ceilings) -> Iterator[Block]:
 
 def _section(results: Results) -> Iterator[Block]:
     policy, alone = results.policy, results.alone
-    how = f"{policy['picture_pixels']} px, {policy['precision']}, {policy['threads']} threads"
-    yield f"## {policy['name']}, {how}"
+    how = f"{policy.picture_pixels} px, {policy.precision}, {policy.threads} threads"
+    yield f"## {policy.name}, {how}"
     judged = [(t.name, t.wanted, t.measured, "kept" if t.met else "missed") for t in targets(results)]
     yield Table(("target", "wanted", "measured", "verdict"), judged)
     rounds = ", ".join(f"{one.served_share:.2f}" for one in results.rounds)
@@ -134,10 +128,6 @@ def _section(results: Results) -> Iterator[Block]:
     columns = (f"where the time goes [ms], {results.lone[0].kind}", *spent["loaded"])
     rows = [(name.replace("loaded", f"{most} clients"), *stages.values()) for name, stages in spent.items()]
     yield Table(columns, rows)
-    yield Plots(
-        {"Latency against load": plots.latency(results), "Batches": plots.batches(results)}
-        | {"Where the time goes": plots.stages(spent)}
-    )
 
 
 def _loads(results: Results) -> Iterator[tuple[str, Load]]:

@@ -2,9 +2,10 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import psutil
 
@@ -33,26 +34,18 @@ class Load:
     """A phase of load on a server."""
 
     answers: Answers
-    # CPU time a request [ms] of the Java front end and of the workers.
+    # CPU time a request [ms] of the server's first process, TorchServe's Java front end, and of its children.
     front_end_cpu_ms: float
     worker_cpu_ms: float
 
 
-class Served:
-    """A running server: `with Served(archive) as served: served.load(pool, ...)`."""
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
 
-    def __init__(self, archive: Path, state: tuple[float, ...]) -> None:
-        self._server = TorchServe(archive, port=free_port())
-        self.target = Target(
-            "127.0.0.1", self._server.port, f"/predictions/{self._server.archive.name}", state
-        )
-
-    def __enter__(self) -> Self:
-        self._server.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop()
+    target: Target
+    # Its first process.
+    pid: int
 
     def load(
         self, pool: Path, seconds: float, *, clients: int = 0, rate_hz: float = 0.0, seed: int = 0
@@ -76,16 +69,31 @@ class Served:
     def peak_mib(self) -> dict[str, float]:
         """Return the most memory resident so far [MiB]: the front end, and all workers together."""
         workers = sum(peak_mib(worker.pid) for worker in self._workers())
-        return {"front end": peak_mib(self._server.pid), "workers": workers}
+        return {"front end": peak_mib(self.pid), "workers": workers}
 
     def _workers(self) -> list[psutil.Process]:
-        return psutil.Process(self._server.pid).children(recursive=True)
+        return psutil.Process(self.pid).children(recursive=True)
 
     def _cpu_s(self) -> tuple[float, float]:
         """Return the CPU time used so far [s] by the front end and by the workers."""
-        front_end = psutil.Process(self._server.pid).cpu_times()
+        front_end = psutil.Process(self.pid).cpu_times()
         workers = [worker.cpu_times() for worker in self._workers()]
         return front_end.user + front_end.system, sum(times.user + times.system for times in workers)
+
+
+@contextmanager
+def served(
+    archive: Path,
+    state: tuple[float, ...] = (),
+    *,
+    gpus: int = 1,
+    model_api: bool = False,
+    on_log: Callable[[str], None] | None = None,
+) -> Iterator[Server]:
+    """Serve an archive by TorchServe on free ports; see `server.process` for the options."""
+    with TorchServe(archive, port=free_port(), gpus=gpus, model_api=model_api, on_log=on_log) as server:
+        target = Target("127.0.0.1", server.port, f"/predictions/{server.archive.name}", state)
+        yield Server(target, server.pid)
 
 
 def write_empty_archive(path: Path, batch: int) -> Path:

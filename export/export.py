@@ -1,5 +1,6 @@
 """Source to archive, as one list of steps."""
 
+import dataclasses
 import gc
 import platform
 import shutil
@@ -214,28 +215,15 @@ def _describe(
     """Write `policy.json` and what it refers to into the artifact's folder, with the example's answer."""
     if source.tokenizer and source.tokenizer_file:
         shutil.copy(source.tokenizer_file, folder / source.tokenizer.file)
-    spec = PolicySpec(
-        name=source.name,
-        version=options.version,
-        architecture=source.architecture,
-        cameras=source.cameras,
-        tokenizer=source.tokenizer,
-        state=source.state,
-        action=saturating(source.action),
-        safety=source.safety,
-        artifact=artifact,
-        history=source.history,
-        noise=source.noise,
-        max_delay=source.max_delay,
-        example=Example(
-            images=_write_pictures(source, folder),
-            command=source.example.command,
-            state=source.example.state,
-            seed=0,
-            actions=(),
-        ),
-        provenance=_provenance(source) | found,
+    example = Example(
+        images=_write_pictures(source, folder),
+        command=source.example.command,
+        state=source.example.state,
+        seed=0,
+        actions=(),
     )
+    served = dataclasses.replace(source, action=saturating(source.action))
+    spec = served.spec(options.version, artifact, example, _provenance(source) | found)
     spec.save(folder)
     spec = msgspec.structs.replace(
         spec,

@@ -14,7 +14,6 @@ import vla
 from export.source import Eager, Observation, Source
 from vla import checkpoint
 from vla.exportable import Exportable
-from vla.models import Sizes
 from vla_runtime.spec import ActionSpace, BinnedSpace, ContinuousSpace, load
 
 
@@ -25,38 +24,43 @@ def make(folder: Path) -> Source:
         SpecError: a file is missing, breaks a rule, or the weights do not fit the architecture.
     """
     config, model = checkpoint.load(folder)
-    extras = dict(getattr(model, "extras", {}))
+    return source_of(config, model, _example(folder, config), _provenance(folder))
+
+
+def source_of(
+    config: checkpoint.Config, model: nn.Module, example: Observation, provenance: dict[str, Any]
+) -> Source:
+    """Return a model of `vla.models` as a source."""
     stochastic = bool(getattr(model, "stochastic", False))
     return Source(
         model=Exportable(model),
         name=config.name,
         cameras=config.cameras,
-        action=action_space(config.action, model),
-        example=_example(folder, config),
+        action=_action_space(config.action, model),
+        example=example,
         state=config.state,
         tokenizer=config.tokenizer,
         tokenizer_file=config.tokenizer_folder / config.tokenizer.file,
         noise=(config.action.horizon, config.action.width) if stochastic else None,
         max_delay=getattr(model, "max_delay", 0),
         safety=config.safety,
-        extras=extras,
+        extras=dict(getattr(model, "extras", {})),
         architecture=config.architecture,
-        eager=eager(config.architecture, model, config.sizes()),
-        provenance=_provenance(folder),
+        eager=_eager(config, model),
+        provenance=provenance,
     )
 
 
-def eager(architecture: str, model: nn.Module, sizes: Sizes) -> Eager:
-    """Return how a worker builds a model of `vla.models`."""
-    config: Any = model.config
-    values = {"architecture": architecture, "config": asdict(config), "sizes": asdict(sizes)}
+def _eager(config: checkpoint.Config, model: nn.Module) -> Eager:
+    """Return how a worker builds the model."""
+    sizes = asdict(config.sizes())
+    values = {"architecture": config.architecture, "config": asdict(model.config), "sizes": sizes}  # pyright: ignore[reportArgumentType]
     return Eager(Path(vla.__file__).parent, "vla.exportable:build", values)
 
 
-def action_space(declared: ActionSpace, model: nn.Module) -> ActionSpace:
+def _action_space(declared: ActionSpace, model: nn.Module) -> ActionSpace:
     """Return the action space of a model: binned where it chooses among bins, as `rt2` does."""
-    config: Any = model.config
-    bins = getattr(config, "bins", None)
+    bins = getattr(model.config, "bins", None)
     if type(declared) is not ContinuousSpace or bins is None:
         return declared
     return BinnedSpace(**msgspec.structs.asdict(declared), bins=int(bins))

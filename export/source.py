@@ -18,9 +18,12 @@ from vla_runtime.errors import SpecError
 from vla_runtime.preprocessing import CommandTokenizer
 from vla_runtime.spec import (
     ActionSpace,
+    ArtifactSpec,
     Camera,
     ContinuousSpace,
+    Example,
     Extra,
+    PolicySpec,
     Safety,
     Tokenizer,
     Vector,
@@ -155,6 +158,31 @@ class Source:
             return None
         here = msgspec.structs.replace(self.tokenizer, file=self.tokenizer_file.name)
         return CommandTokenizer(self.tokenizer_file.parent, here)
+
+    def spec(
+        self, version: str, artifact: ArtifactSpec, example: Example, provenance: dict[str, Any]
+    ) -> PolicySpec:
+        """Return what an archive of this policy says of it.
+
+        Raises:
+            SpecError: artifact or example do not fit the policy.
+        """
+        return PolicySpec(
+            name=self.name,
+            version=version,
+            architecture=self.architecture,
+            cameras=self.cameras,
+            tokenizer=self.tokenizer,
+            state=self.state,
+            action=self.action,
+            safety=self.safety,
+            artifact=artifact,
+            history=self.history,
+            noise=self.noise,
+            max_delay=self.max_delay,
+            example=example,
+            provenance=provenance,
+        )
 
     @property
     def action_width(self) -> int:

@@ -17,18 +17,27 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vla.models import Sizes, build
+from vla.models import END_ID, Sizes, build, module_of
 from vla_runtime.errors import SpecError
 from vla_runtime.preprocessing import CommandTokenizer
 from vla_runtime.spec import ActionSpace, Camera, Part, Safety, Tokenizer, Vector, dumps, upgrade_cameras
 from vla_runtime.spec import load as load_part
 
 CONFIG, WEIGHTS, EXAMPLE, PROVENANCE = "config.json", "model.safetensors", "example.json", "provenance.json"
-# Where the file that a checkpoint's `tokenizer` names lies: CLIP's entries, or the text's bytes.
+# File of a tokenizer -> where it lies, and how commands are padded unless settings say otherwise: CLIP's
+# entries, or the text's bytes.
+ASSETS = Path(__file__).parent / "assets"
 TOKENIZERS = {
-    name: Path(__file__).parent / "assets" / folder
-    for name, folder in (("tokenizer.json", "clip"), ("bytes.json", "bytes"))
+    "tokenizer.json": (ASSETS / "clip", Tokenizer(file="tokenizer.json", context_length=77, pad_id=END_ID)),
+    "bytes.json": (ASSETS / "bytes", Tokenizer(file="bytes.json", context_length=256, pad_id=0)),
 }
+
+
+def tokenizer_of(architecture: str) -> Tokenizer:
+    """Return the tokenizer that an architecture reads commands by."""
+    model: type[nn.Module] = module_of(architecture).Model
+    _, tokenizer = TOKENIZERS[getattr(model, "tokenizer", "tokenizer.json")]
+    return tokenizer
 
 
 class Config(Part, frozen=True):
@@ -80,7 +89,7 @@ class Config(Part, frozen=True):
         """
         if self.tokenizer.file not in TOKENIZERS:
             raise SpecError(f"no tokenizer {self.tokenizer.file!r}; available: {', '.join(TOKENIZERS)}")
-        return TOKENIZERS[self.tokenizer.file]
+        return TOKENIZERS[self.tokenizer.file][0]
 
 
 class Example(Part, frozen=True):

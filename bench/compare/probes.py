@@ -1,21 +1,25 @@
 """What is measured of a policy without the simulator: validation errors, latency, memory."""
 
+import os
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
-import numpy as np
 import torch
 
 from archive.read import unpack
+from bench.answers import answers
+from bench.timing import taken_s
+from loadtest.host import peak_mib
 from vla import checkpoint
 from vla.models import Batch
 from vla.tabletop.commands import parse
 from vla.tabletop.demonstrations import Demonstrations
 from vla.training.batches import Batches
 from vla.training.imitation import action_error
-from vla_runtime.policy import Answer, Policy
+from vla_runtime.policy import Policy
 from vla_runtime.preprocessing import normalise_pictures
 
 # held_out: the trained goals in held-out phrasings; excluded: the goals that training excluded;
@@ -80,15 +84,8 @@ def latency_and_memory(archive: Path, sizes: tuple[int, ...], threads: int) -> t
         policy = Policy.load(unpack(archive, Path(folder)), "cpu", threads)
         policy.warm_up()
         row = policy.example_row(Path(folder))
-    found = {}
+    latency_ms = {}
     for size in sizes:
-        taken_s = []
-        for _ in range(WARM_UP + REPEATS):
-            begin = time.perf_counter()
-            answers = policy.infer([row] * size)
-            taken_s.append(time.perf_counter() - begin)
-            if not all(isinstance(answer, Answer) for answer in answers):
-                raise RuntimeError(f"the policy refused its own example: {answers[0]}")
-        found[size] = 1000 * float(np.median(taken_s[WARM_UP:]))
-    status = Path("/proc/self/status").read_text().splitlines()
-    return found, next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+        taken = taken_s(partial(answers, policy, [row] * size), least=REPEATS, warm_up=WARM_UP)
+        latency_ms[size] = 1000 * median(taken)
+    return latency_ms, peak_mib(os.getpid())

@@ -5,143 +5,116 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import requests
-import torch
 
 from archive.digest import digest
-from archive.read import Archive, unpack
+from archive.read import unpack
 from bench import bodies
-from bench.generator import Plan
-from bench.gpu.measure import answers, rows
-from bench.load import Answers, drive
+from bench.answers import actions, normalised
+from bench.gpu.part import Findings, Run, Skipped
+from bench.gpu.parts import DEFAULT
+from bench.load import Answers
+from bench.policies import STATE, robot_requests
+from bench.served import Server, served
 from export.export import Options, export
+from loadtest.body import MSGPACK
+from loadtest.document import Table
+from loadtest.watch import accelerator_bytes
 from server.java import JavaNotFound, find_java
-from server.ports import free_port
-from server.process import TorchServe
-from vla_runtime.observation import Row
 from vla_runtime.policy import Policy
 
 CLIENTS = (1, 8, 32, 64)
-# Of the tabletop's hand: x, y, z [m], opening.
-STATE = (0.0, 0.1, 0.1, 0.04)
+# Time of each phase of load, and of that in which another version is swapped in [s].
+PHASE_S, SWAP_S = 4.0, 20.0
 # Largest difference of an answer from the same archive in this process, in normalised units.
 ALLOWED = 1e-3
 
 
-def missing() -> str | None:
-    """Return what this host lacks to run TorchServe, None where it has all."""
+class Swap(NamedTuple):
+    """Another version, swapped in while 8 clients asked."""
+
+    status: int
+    says: str
+    load: Answers
+
+
+def http(run: Run) -> Findings:
+    """Serve the default checkpoint by TorchServe, where it and Java are at hand, and load it."""
     if importlib.util.find_spec("ts") is None:
-        return "TorchServe is not installed here"
+        raise Skipped("TorchServe is not installed here")
     try:
         find_java()
     except JavaNotFound as error:
-        return str(error).splitlines()[0]
-    return None
-
-
-def check(checkpoint: Path, device: str, seconds: float) -> dict[str, Any]:
-    """Serve a checkpoint by TorchServe on a device and load it.
-
-    Args:
-        checkpoint: folder of the policy
-        device: `cpu`, or the GPU whose worker TorchServe starts
-        seconds: time of each phase of load [s]
-    """
+        raise Skipped(str(error).splitlines()[0]) from error
+    log: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        first, second = (_exported(checkpoint, folder, version) for version in ("1.0", "2.0"))
-        log: list[str] = []
-        gpus = int(device != "cpu")
-        with TorchServe(first, port=free_port(), gpus=gpus, model_api=True, on_log=log.append) as server:
-            said = (line.partition("MODEL_LOG - ")[2] for line in log if "ready after" in line)
-            found: dict[str, Any] = {"worker": next(said, "")}
-            found["largest_difference"] = _difference(server, first, device)
-            target = bodies.Target("127.0.0.1", server.port, "/predictions/vla", STATE)
-            pictures = [bytes(row["image"]) for row in rows(64)]  # pyright: ignore[reportArgumentType]
-            made = bodies.requests(target, pictures, bodies.repeated(256), "msgpack")
-            load = _Load(server.port, bodies.write(made, folder / "pool"))
-            load.phase(seconds, clients=8)  # the front end is slow in its first hundreds of requests
-            found["load"] = [_figures(clients, load.phase(seconds, clients=clients)) for clients in CLIENTS]
-            found["swap"] = _swapped(server, second, load)
-            found["gpu_memory_mib"] = _memory_mib() if gpus else None
-    kept = found["largest_difference"] <= ALLOWED and found["swap"]["status"] == 0
-    failed = sum(phase["failed"] for phase in found["load"]) + found["swap"]["failed"]
-    return found | {"ok": kept and failed == 0}
+        first, second = (_exported(folder, *named) for named in (("vla", "1.0"), ("next", "2.0")))
+        with served(first, STATE, gpus=int(run.on_gpu), model_api=True, on_log=log.append) as server:
+            made = bodies.requests(server.target, bodies.pictures(64), bodies.repeated(256), "msgpack")
+            pool = bodies.write(made, folder / "pool")
+            server.load(pool, PHASE_S, clients=8)  # the front end is slow in its first hundreds of requests
+            difference = _difference(server, first, run.device)
+            loads = {clients: server.load(pool, PHASE_S, clients=clients).answers for clients in CLIENTS}
+            swap = _swapped(server, second, pool)
+            used_mib = (accelerator_bytes() or 0.0) / 2**20
+    worker = next((line.partition("MODEL_LOG - ")[2] for line in log if "ready after" in line), "")
+    about = (
+        f"TorchServe, one worker ({worker}), clients on the same host, 640 x 480 JPEG in msgpack; largest "
+        f"difference from the same archive in process {difference:.1e}; GPU memory in use {used_mib:.0f} MiB."
+    )
+    swapped = (
+        f"Another version swapped in under 8 clients: {swap.says}; {swap.load.requests} requests, "
+        f"{swap.load.failed} failed, p95 {swap.load.latency.p95_ms:.2f} ms."
+    )
+    figures = {"largest_difference": difference, "gpu_memory_mib": used_mib, "load": loads, "swap": swap}
+    failed = sum(load.failed for load in (*loads.values(), swap.load))
+    kept = difference <= ALLOWED and swap.status == 0 and failed == 0
+    return Findings.of([about, _table(loads), swapped], figures, ok=kept)
 
 
-@dataclass(frozen=True)
-class _Load:
-    port: int
-    pool: Path
+def _table(loads: dict[int, Answers]) -> Table:
+    rows = [
+        (str(clients), load.rate_hz, load.latency.p50_ms, load.latency.p95_ms, str(load.failed))
+        for clients, load in loads.items()
+    ]
+    return Table(("clients", "requests/s", "p50 [ms]", "p95 [ms]", "failed"), rows)
 
-    def phase(self, seconds: float, *, clients: int) -> Answers:
-        return drive(Plan("127.0.0.1", self.port, str(self.pool), seconds, clients))
 
-
-def _exported(checkpoint: Path, folder: Path, version: str) -> Path:
-    archive = folder / "store" / f"{'vla' if version == '1.0' else 'next'}.mar"
-    export(Options(str(checkpoint), archive, version=version))
+def _exported(folder: Path, name: str, version: str) -> Path:
+    archive = folder / "store" / f"{name}.mar"
+    export(Options(str(DEFAULT), archive, version=version))
     return archive
 
 
-def _difference(server: TorchServe, archive: Path, device: str) -> float:
+def _difference(server: Server, archive: Path, device: str) -> float:
     """Compare single requests with the same archive in this process, one batch; in normalised units."""
-    asked = [{**row, "state": STATE} for row in rows(16, seed=3)]
+    asked = robot_requests(16)
     with tempfile.TemporaryDirectory() as folder:
         policy = Policy.load(unpack(archive, Path(folder)), device)
-        scale: Any = policy.spec.action
-        right = answers(policy, asked)
-    got = np.asarray([_asked(server, row) for row in asked]) / scale.scale
-    return float(np.abs(got - right).max())
+        right = actions(policy, asked)
+    headers = {"Content-Type": MSGPACK, "Accept": MSGPACK}
+    got = []
+    for row in asked:
+        answer = requests.post(server.target.url, msgspec.msgpack.encode(row), headers=headers, timeout=30)
+        answer.raise_for_status()
+        got.append(msgspec.msgpack.decode(answer.content)["actions"])
+    return float(np.abs(normalised(policy, got) - right).max())
 
 
-def _asked(server: TorchServe, row: Row) -> list[list[float]]:
-    kind = "application/msgpack"
-    body = msgspec.msgpack.encode(row)
-    answer = requests.post(
-        server.predictions_url, data=body, headers={"Content-Type": kind, "Accept": kind}, timeout=30
-    )
-    answer.raise_for_status()
-    return msgspec.msgpack.decode(answer.content)["actions"]
-
-
-def _figures(clients: int, answered: Answers) -> dict[str, Any]:
-    return {
-        "clients": clients,
-        "rate_hz": round(answered.rate_hz, 1),
-        "p50_ms": round(answered.latency.p50_ms, 2),
-        "p95_ms": round(answered.latency.p95_ms, 2),
-        "failed": answered.failed,
-        "stages_ms": {name: round(value, 2) for name, value in answered.stages_ms.items()},
-    }
-
-
-def _swapped(server: TorchServe, new: Path, load: _Load) -> dict[str, Any]:
+def _swapped(server: Server, new: Path, pool: Path) -> Swap:
     """Swap in another version while 8 clients ask: none may lose a request."""
-    phases: list[Answers] = []
-    thread = threading.Thread(target=lambda: phases.append(load.phase(20.0, clients=8)))
+    loads: list[Answers] = []
+    thread = threading.Thread(target=lambda: loads.append(server.load(pool, SWAP_S, clients=8).answers))
     thread.start()
-    command = [sys.executable, "-m", "server.swap", str(new), "--port", str(server.port)]
+    command = [sys.executable, "-m", "server.swap", str(new), "--port", str(server.target.port)]
     command += ["--sha256", digest(new)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     thread.join()
-    said = (done.stderr or done.stdout).strip().splitlines()
-    return {
-        "status": done.returncode,
-        "says": said[-1] if said else "",
-        "requests": phases[0].requests,
-        "failed": phases[0].failed,
-        "p95_ms": round(phases[0].latency.p95_ms, 2),
-        "version": Archive.open(new).version,
-    }
-
-
-def _memory_mib() -> float:
-    free, total = torch.cuda.mem_get_info()
-    return (total - free) / 2**20
+    says = (done.stderr or done.stdout).strip().splitlines()
+    return Swap(done.returncode, says[-1] if says else "", loads[0])

@@ -11,21 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import psutil
 import requests
 
 from archive.read import unpack
 from bench import bodies
 from bench.bodies import Target
-from bench.generator import Plan
-from bench.load import Answers, drive
+from bench.load import Answers
 from bench.measure import Kind
 from bench.peers import FOLDER
+from bench.served import WARM_UP_S, Server, served
 from loadtest.body import MSGPACK, packed
 from loadtest.document import Block, Table
-from loadtest.host import peak_mib
 from server.ports import free_port
-from server.process import WORKER_ENVIRONMENT, TorchServe
+from server.process import WORKER_ENVIRONMENT
 from vla_runtime.spec import PolicySpec
 
 OURS = "TorchServe"
@@ -34,7 +32,6 @@ PEERS = {"fastapi": (), "mosec": ("--address", "127.0.0.1", "--port")}
 CLIENTS = (1, 8, 32, 64)
 PICTURES = Kind("65KB", 640, 480, 65.0)
 STARTUP_TIMEOUT_S = 120.0
-WARM_UP_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -48,19 +45,6 @@ class Comparison:
     peak_mib: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running server."""
-
-    target: Target
-    pid: int
-
-    def peak_mib(self) -> float:
-        """Return the memory of all its processes together, each at its peak [MiB]."""
-        processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-        return sum(peak_mib(process.pid) for process in processes)
-
-
 def compare(archive: Path, say: Callable[[str], None], *, turns: int, seconds: float) -> Comparison:
     """Start ours and every peer, and load them in turn with the same requests."""
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
@@ -68,7 +52,7 @@ def compare(archive: Path, say: Callable[[str], None], *, turns: int, seconds: f
         spec = PolicySpec.load(folder)
         state = (0.0,) * spec.state_size
         pictures = PICTURES.pictures(256)
-        running = {OURS: stack.enter_context(_ours(archive, state))}
+        running = {OURS: stack.enter_context(served(archive, state))}
         for name in PEERS:
             say(f"starting {name}")
             running[name] = stack.enter_context(_peer(name, folder, state, pictures[0]))
@@ -80,19 +64,16 @@ def compare(archive: Path, say: Callable[[str], None], *, turns: int, seconds: f
             for name, server in running.items()
         }
 
-        def load(name: str, clients: int, duration_s: float) -> Answers:
-            target = running[name].target
-            return drive(Plan(target.host, target.port, str(pools[name]), duration_s, clients))
-
-        for name in running:
-            load(name, 8, WARM_UP_S if seconds > 1 else 1.0)
+        for name, server in running.items():
+            server.load(pools[name], WARM_UP_S if seconds > 1 else 1.0, clients=8)
         phases: dict[str, dict[int, list[Answers]]] = {name: {c: [] for c in CLIENTS} for name in running}
         for clients in CLIENTS:
             for turn in range(turns):
-                for name in running:
-                    phases[name][clients].append(answers := load(name, clients, seconds))
+                for name, server in running.items():
+                    answers = server.load(pools[name], seconds, clients=clients).answers
+                    phases[name][clients].append(answers)
                     say(f"  {clients} clients, turn {turn + 1}, {name}: {answers.rate_hz:.0f}/s")
-        peaks = {name: server.peak_mib() for name, server in running.items()}
+        peaks = {name: sum(server.peak_mib().values()) for name, server in running.items()}
     return Comparison(spec.name, phases, peaks)
 
 
@@ -120,13 +101,6 @@ def _rate_hz(comparison: Comparison, name: str, clients: int) -> float:
 
 
 @contextmanager
-def _ours(archive: Path, state: tuple[float, ...]) -> Iterator[Server]:
-    with TorchServe(archive, port=free_port()) as server:
-        target = Target("127.0.0.1", server.port, f"/predictions/{server.archive.name}", state)
-        yield Server(target, server.pid)
-
-
-@contextmanager
 def _peer(name: str, folder: Path, state: tuple[float, ...], picture: bytes) -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", f"bench.peers.{name}_server", *PEERS[name], str(port)]
@@ -151,8 +125,7 @@ def _answers(process: subprocess.Popen[bytes], to: Target, picture: bytes) -> bo
     body, deadline = packed({"image": picture}, values), time.monotonic() + STARTUP_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            url = f"http://{to.host}:{to.port}{to.path}"
-            if requests.post(url, body, headers={"Content-Type": MSGPACK}, timeout=30).ok:
+            if requests.post(to.url, body, headers={"Content-Type": MSGPACK}, timeout=30).ok:
                 return True
         except requests.RequestException:
             time.sleep(0.2)

@@ -48,6 +48,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+# The end of text in CLIP's vocabulary: its feature stands for the whole command, and it pads commands.
+END_ID = 49407
+
 ARCHITECTURES = (
     "command_attention",
     "early_fusion",

@@ -28,8 +28,6 @@ from vla.training.settings import Settings
 from vla.training.statistics import Statistics, Summary
 from vla_runtime import spec
 
-# File of a tokenizer -> the id that pads its tokens, and the longest command unless settings say another.
-TOKENIZERS = {"tokenizer.json": (49407, 77), "bytes.json": (0, 256)}
 # Share of the run in which the learning rate rises, and where it starts as a share of the highest.
 WARM_UP, START = 0.3, 0.04
 # Frames, and commands of each, in a validation during the run and in the one after it.
@@ -94,8 +92,8 @@ def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
         values["checkpoint"] = str(settings.pretrained)
     if settings.max_delay:
         values["max_delay"] = settings.max_delay
-    tokenizer = getattr(module_of(settings.architecture).Model, "tokenizer", "tokenizer.json")
-    padding, longest = TOKENIZERS[tokenizer]
+    tokenizer = checkpoint.tokenizer_of(settings.architecture)
+    length = settings.context_length or tokenizer.context_length
     state = _vector(about.state, statistics.state, settings)
     action = _vector(about.action, statistics.action, settings)
     return checkpoint.Config(
@@ -103,9 +101,7 @@ def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
         architecture=settings.architecture,
         model=values,
         cameras=(spec.Camera(name=about.camera, width=about.image_size, height=about.image_size),),
-        tokenizer=spec.Tokenizer(
-            file=tokenizer, context_length=settings.context_length or longest, pad_id=padding
-        ),
+        tokenizer=msgspec.structs.replace(tokenizer, context_length=length),
         state=spec.Vector(**state),
         action=spec.ContinuousSpace(**action, horizon=about.horizon, control_hz=about.control_hz),
         safety=spec.Safety(mode="clamp", hold_action=HOLD_ACTION),

@@ -40,7 +40,7 @@ def test_peers_answer_all_that_ours_answers(policy_archive: Path, tmp_path: Path
     run = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
 
     assert run.returncode == 0, run.stderr
-    _, found = msgspec.json.decode((tmp_path / "peers.json").read_bytes())
+    found = msgspec.json.decode((tmp_path / "peers.json").read_bytes())["measured"]
     for loads in found["phases"].values():
         for turns in loads.values():
             assert all(answers["failed"] == 0 < answers["requests"] for answers in turns)

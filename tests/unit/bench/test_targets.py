@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bench.alone import Alone
+from bench.alone import Alone, Described
 from bench.generator import Sample, Samples
 from bench.load import Latency, summarise
 from bench.measure import Results, Round
@@ -24,7 +24,8 @@ def results(closed, alone_hz=100.0, served_hz=95.0, uncached_hz=50.0, artifact_s
     rounds = [Round(alone_hz, loaded(served_hz), loaded(uncached_hz))]
     curve = {2**index: loaded(rate) for index, rate in enumerate(closed)}
     latency = Latency.of([artifact_s])
-    return Results({}, Alone(latency, latency, {}, {}), [], curve, {}, rounds, {}, {})
+    policy = Described("tiny", 96, "float32", 4, "cpu", 2)
+    return Results(policy, Alone(latency, latency, {}, {}), [], curve, {}, rounds, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -52,12 +53,13 @@ def test_the_quick_run_writes_a_whole_report(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    measured = report["results"][0]
+    found = report["measured"]
+    measured = found["results"][0]
     assert [load["answers"]["failed"] for load in measured["closed"].values()] == [0, 0]
     assert {lone["body"] for lone in measured["lone"]} == {"multipart", "msgpack"}
     assert (
-        report["ceilings"]["generator"]["rate_hz"]
-        > report["ceilings"]["front_end"]["msgpack"]["answers"]["rate_hz"]
+        found["ceilings"]["generator"]["rate_hz"]
+        > found["ceilings"]["front_end"]["msgpack"]["answers"]["rate_hz"]
     )
     assert (tmp_path / "report.md").read_text() in run.stdout
-    assert (tmp_path / "report.html").read_text().count("<svg") == 3
+    assert (tmp_path / "report.html").read_text().count("<table>") == 7

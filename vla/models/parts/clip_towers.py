@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from vla.models import Sizes
+from vla.models import END_ID, Sizes
 
-# The end of text in CLIP's vocabulary; its feature stands for the whole command.
-END_ID = 49407
 POSITIONS = "embeddings.position_embedding.weight"
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from vla.models import END_ID
 from vla.tabletop.collection import Collection, collect
 from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, Goal, held_out
 from vla.tabletop.demonstrations import Demonstrations
 from vla.tabletop.labels import boxes as blocks_in_the_picture
 from vla.training.batches import Batches
-from vla.training.imitation import TOKENIZERS, describe
+from vla.training.imitation import describe
 from vla.training.settings import Settings
 from vla_runtime.actions import unnormalise
 from vla_runtime.errors import SpecError
@@ -161,6 +162,6 @@ def test_validation_of_a_selective_policy_says_the_test_split(settings):
 
 def full(ids):
     """Pad a command as the tokenizer does."""
-    padded = np.full(77, TOKENIZERS["tokenizer.json"][0])
+    padded = np.full(77, END_ID)
     padded[: len(ids)] = ids
     return padded.tobytes()
