@@ -25,8 +25,8 @@ WAIT_S = 10.0
 class Planning:
     """The chunk for the observation of step s holds s, s + 1, ...; it plans for `max_delay` steps."""
 
-    def __init__(self, max_delay: int = 3, control_hz: float = 10.0) -> None:
-        self.max_delay, self.control_hz = max_delay, control_hz
+    def __init__(self, max_delay: int = 3, control_hz: float = 10.0, length: int = 8) -> None:
+        self.max_delay, self.control_hz, self.length = max_delay, control_hz, length
         self.seen: list[Observation] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -34,7 +34,7 @@ class Planning:
     def infer(self, observation: Observation) -> ActionChunk:
         self.seen.append(observation)
         assert self.gate.wait(WAIT_S)
-        steps = np.arange(8, dtype=np.float32) + np.float32(np.asarray(observation.state)[0])
+        steps = np.arange(self.length, dtype=np.float32) + np.float32(np.asarray(observation.state)[0])
         return ActionChunk(
             steps[:, None], ("a",), self.control_hz, None, SafetyReport("ok"), {}, "p", "1", "r",
             delay=observation.delay or 0, max_delay=self.max_delay,
@@ -62,7 +62,7 @@ def test_a_player_ahead_says_what_it_executes_until_it_takes_over() -> None:
 
 
 def test_a_player_ahead_expects_what_it_has_measured() -> None:
-    policy = Planning(max_delay=3)
+    policy = Planning(max_delay=3, length=12)
     with AheadPlayer(policy, replan=4, lead=1) as player:
         robot = Robot(player)
         first = [robot.settled_step() for _ in range(3)]
