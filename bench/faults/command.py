@@ -12,15 +12,25 @@ from typing import Annotated
 
 import tyro
 
-from bench.faults import page, table
+from bench.faults import beside, memory, page, table
 
 
 @dataclass(frozen=True)
 class Options:
     """What to provoke."""
 
-    # Faults by words of their names; default: all without a result.
+    # Faults, or attacks, by words of their names; default: all faults without a result, or all attacks.
     only: tuple[str, ...] = ()
+    # Attack beside eight good robots instead.
+    attacks: bool = False
+    # Ask for far more than the server can answer instead, beside eight good robots of another key.
+    overload: bool = False
+    # Read the server's memory over so many requests instead.
+    memory: int = 0
+    # Time of each attack, or of the overload [s].
+    seconds: float = 60.0
+    # The archive that attacks, overload and memory are measured with.
+    archive: Path = Path("model_store/vla.mar")
     # Provoke again what has a result.
     anew: bool = False
     # Folder of the results, a JSON file each.
@@ -30,7 +40,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, and write the page: 0. Something did not survive its fault: 1."""
+    """Run, and write the page: 0. Something did not survive its fault, or robots noticed an attack: 1."""
     options = tyro.cli(
         Annotated[Options, tyro.conf.OmitArgPrefixes],
         prog="python -m bench faults",
@@ -39,7 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    results = table.run(options.output, options.only, anew=options.anew)
-    page.write(options.page, results)
+    folder = options.output
+    if options.attacks:
+        beside.attacks(options.archive, folder, options.seconds, options.only)
+    if options.overload:
+        beside.overload(options.archive, folder, options.seconds)
+    if options.memory:
+        memory.run(options.archive, folder, options.memory)
+    if not (options.attacks or options.overload or options.memory):
+        table.run(folder, options.only, anew=options.anew)
+    found = page.Found(
+        table.read(folder),
+        beside.read(folder, "attack"),
+        beside.read(folder, "overload"),
+        memory.read(folder),
+    )
+    page.write(options.page, found)
     print(f"wrote {options.page}")
-    return 0 if all(table.survived(result) for result in results) else 1
+    return 0 if all(map(table.survived, found.faults)) and all(result.kept for result in found.attacks) else 1

@@ -1,12 +1,15 @@
 """docs/faults.md, out of results."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.faults import attackers, beside, memory, table
 from bench.faults.setup import WAYS, Way
-from bench.faults.table import Result
-from loadtest.document import Table, markdown
+from loadtest.document import Block, Table, markdown
+
+Measured = table.Result | beside.Result | memory.Result
 
 COLUMNS: dict[Way, str] = {"deployed": "behind gate and proxy", "alone": "`python -m server` alone"}
 FAULTS = """\
@@ -20,13 +23,112 @@ container's runtime does. The policy is a small one that fails when it is told t
 allocation that the host refuses. The clock is Python's in gate and worker; the front end's goes on."""
 
 
-def write(path: Path, results: Sequence[Result]) -> None:
+ATTACKS = """\
+`make faults ARGS=--attacks` runs each attack beside eight robots that ask 10 times a second with another
+key, through the proxy with its default settings. Servers have one half of the cores, robots and attackers
+the other; attackers, in a process of their own, send as fast as they are answered. *Errors* are the robots'
+answers that were no 200 or not the right one; the target is none. The ratio is the robots' p95 during the
+attack over that right before it, in the same run; the target is at most 1.5. What an archive may unpack to
+is no matter of requests: a test of the swap covers it."""
+OVERLOAD = """\
+`make faults ARGS=--overload`: 256 connections of one key send good requests as fast as they are answered,
+without heed of `Retry-After`, from other cores than the server's; eight robots of another key ask 10 times
+a second."""
+MEMORY = """\
+`make faults ARGS='--memory 100000'`: resident memory over that many answered requests of 16 connections
+through the proxy, as a straight line after the first 20,000."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """All results that there are."""
+
+    faults: Sequence[table.Result]
+    attacks: Sequence[beside.Result] = ()
+    overload: Sequence[beside.Result] = ()
+    growth: memory.Result | None = None
+
+
+def write(path: Path, found: Found) -> None:
     """Write the page."""
-    blocks = [_measured(results), FAULTS.format(count="three"), _faults(results)] if results else []
+    blocks: list[Block] = []
+    if found.faults:
+        blocks += ["## Faults", FAULTS.format(count="three"), _measured(found.faults), _faults(found.faults)]
+    if found.attacks:
+        blocks += ["## Attacks", ATTACKS, _measured(found.attacks), _attacks(found.attacks)]
+    if found.overload:
+        blocks += ["## Overload", OVERLOAD, _measured(found.overload), _overload(found.overload)]
+    if found.growth:
+        blocks += ["## Memory", MEMORY, _measured([found.growth]), _memory(found.growth)]
     path.write_text(markdown("Faults and attacks", blocks))
 
 
-def _faults(results: Sequence[Result]) -> Table:
+def _attacks(results: Sequence[beside.Result]) -> Table:
+    head = (
+        "attack",
+        "connections",
+        "seconds",
+        "robots' errors",
+        "quiet p50, p95 [ms]",
+        "beside it",
+        "ratio",
+        "attackers got",
+    )
+    rows = [
+        (
+            result.attack,
+            str(result.connections),
+            f"{result.seconds:g}",
+            f"{sum(result.beside.errors.values())} of {result.beside.requests}",
+            f"{result.quiet.p50_ms:.0f}, {result.quiet.p95_ms:.0f}",
+            f"{result.beside.p50_ms:.0f}, {result.beside.p95_ms:.0f}",
+            result.ratio,
+            ", ".join(f"{status} x {count}" for status, count in sorted(result.found.answers.items())),
+        )
+        for result in results
+    ]
+    return Table(head, rows)
+
+
+def _overload(results: Sequence[beside.Result]) -> Table:
+    rows: list[tuple[str, str]] = []
+    for result in results:
+        found, quiet, robots = result.found, result.quiet, result.beside
+        asked, answered = sum(found.answers.values()), found.answers.get("200", 0)
+        rows += [
+            ("asked by the greedy key [1/s]", f"{asked / result.seconds:.0f}"),
+            ("answered to it with 200 [1/s]", f"{answered / result.seconds:.0f}"),
+            ("its answers, p50, p95 [ms]", _times(found, "200")),
+            ("its refusals (429), p50, p95 [ms]", _times(found, "429")),
+            ("each refusal with Retry-After", "yes" if found.retry_after else "no"),
+            (
+                "other statuses",
+                str({s: n for s, n in found.answers.items() if s not in ("200", "429")} or "none"),
+            ),
+            ("the robots, quiet, p50, p95 [ms]", f"{quiet.p50_ms:.0f}, {quiet.p95_ms:.0f}"),
+            ("the robots beside it, p50, p95 [ms]", f"{robots.p50_ms:.0f}, {robots.p95_ms:.0f}"),
+            ("their p95 over the quiet one", f"{result.ratio:.2f}"),
+            ("the robots' errors", f"{sum(robots.errors.values())} of {robots.requests}"),
+        ]
+    return Table(("under overload", "measured"), rows)
+
+
+def _times(found: attackers.Found, status: str) -> str:
+    if status not in found.p50_s:
+        return "none"
+    return f"{1000 * found.p50_s[status]:.0f}, {1000 * found.p95_s[status]:.0f}"
+
+
+def _memory(result: memory.Result) -> Table:
+    rows = [
+        (name, f"{mib[0]:.0f}", f"{mib[-1]:.0f}", f"{result.slope_mib(name):+.2f}")
+        for name, mib in result.resident_mib.items()
+    ]
+    count = f"after {result.requests[-1]} requests"
+    return Table(("process", "at first [MiB]", count, "for each 10,000 requests"), rows)
+
+
+def _faults(results: Sequence[table.Result]) -> Table:
     names = dict.fromkeys(result.fault for result in results)
     by_place = {(result.fault, result.way): result for result in results}
     rows = []
@@ -36,11 +138,11 @@ def _faults(results: Sequence[Result]) -> Table:
     return Table(("fault", *COLUMNS.values()), rows)
 
 
-def _cell(result: Result) -> str:
+def _cell(result: table.Result) -> str:
     return "; ".join(_said(result))
 
 
-def _said(result: Result) -> Iterator[str]:
+def _said(result: table.Result) -> Iterator[str]:
     seen = result.seen
     if seen is not None:
         yield ", ".join(f"{kind} x {count}" for kind, count in seen.kinds.items())
@@ -56,7 +158,7 @@ def _said(result: Result) -> Iterator[str]:
         yield result.note.replace("|", "\\|")
 
 
-def _measured(results: Sequence[Result]) -> str:
+def _measured(results: Sequence[Measured]) -> str:
     """Say where and when."""
     machines: dict[tuple[object, ...], list[float]] = {}
     for result in results:

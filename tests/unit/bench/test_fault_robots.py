@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from policy_server import ANSWER, Server, running_server
 
-from bench.faults.page import write
+from bench.faults.page import Found, write
 from bench.faults.robots import Ask, Outcome, Robots, Seen
 from bench.faults.table import Result, survived
 
@@ -76,7 +76,7 @@ def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
         Result("gate killed", "alone", lost, "", machine, "2026-01-01"),
         Result("disk full", "alone", None, "not provoked: no root", machine, "2026-01-01"),
     ]
-    write(tmp_path / "faults.md", results)
+    write(tmp_path / "faults.md", Found(results))
     lines = (tmp_path / "faults.md").read_text().splitlines()
 
     assert (
