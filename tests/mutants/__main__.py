@@ -5,6 +5,7 @@ function at fault, the fastest first. Results are kept in build/mutants: a fault
 again as long as its file stays the same; one that was missed is.
 """
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -14,9 +15,9 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from mutants.checkout import Checkout, Collected, Ran
+from mutants.checkout import ROOT, Checkout, Collected, Ran
 from mutants.faults import Fault, mutated
-from mutants.results import Result, files, table
+from mutants.results import KEPT, Result, files, table
 
 # Code, and the tests that are to notice its faults.
 TESTS = {
@@ -36,7 +37,7 @@ class Options:
     only: tuple[str, ...] = tuple(TESTS)
     # Most faults of one file, drawn at random with seed 0.
     most: int = 10_000
-    # Leave out tests that take longer than this [s].
+    # Leave out tests that take more of a processor than this [s].
     slowest_s: float = 3.0
     # A fault is noticed, too, when the tests take four times as long as without it, and this much longer [s].
     patience_s: float = 20.0
@@ -56,22 +57,32 @@ def chosen(ran: list[Ran], path: str, fault: Fault) -> tuple[list[str], float]:
     return [test.test for test in found], sum(test.took_s for test in found)
 
 
+def contents(*paths: str) -> list[bytes]:
+    """Read every Python file in some files or folders of the checkout."""
+    found = [file for path in paths for file in [ROOT / path, *sorted((ROOT / path).rglob("*.py"))]]
+    return [file.read_bytes() for file in found if file.is_file()]
+
+
 class Attempt:
     """The faults of one package, put in one after another."""
 
-    def __init__(self, checkout: Checkout, results: list[Result], options: Options, folder: Path) -> None:
+    def __init__(self, checkout: Checkout, package: str, results: list[Result], options: Options) -> None:
         self._checkout, self._results, self._options = checkout, results, options
-        self._recorded = folder / "recorded.json"
+        self._tests = TESTS[package]
+        digest = hashlib.sha256(b"".join(contents(package, *self._tests))).hexdigest()[:16]
+        self._recorded = KEPT / f"recorded-{digest}.json"
 
-    def run(self, tests: tuple[str, ...]) -> None:
+    def run(self) -> None:
         """First the faults in functions, then the others."""
-        self._checkout.collect(tests, self._in_functions)
+        self._checkout.collect(self._tests, self._in_functions)
         for result in self._results:
             result.read()
             self._try(result, None)
 
     def _in_functions(self, collected: Collected) -> None:
-        collected.record(self._recorded)
+        if not self._recorded.exists():
+            print(f"running {' '.join(self._tests)} once, to see what each test calls")
+            collected.record(self._recorded)
         for result in self._results:
             self._try(result, collected)
 
@@ -105,7 +116,7 @@ class Attempt:
         ran, failed = json.loads(self._recorded.read_text())
         for test in failed:
             tqdm.write(f"left out, as it fails without any fault: {test}")
-        found = [Ran(**test) for test in ran if test["took_s"] <= self._options.slowest_s]
+        found = [Ran(**test) for test in ran if test["cpu_s"] <= self._options.slowest_s]
         return sorted(found, key=lambda test: test.took_s)
 
 
@@ -117,11 +128,11 @@ def main(options: Options) -> int:
             __import__(name)
         with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
             checkout = Checkout(Path(temporary))
-            for package, tests in TESTS.items():
+            for package in TESTS:
                 if inside := [result for result in results if result.path.startswith(f"{package}/")]:
                     for result in inside:
                         result.forget_missed()
-                    Attempt(checkout, inside, options, Path(temporary)).run(tests)
+                    Attempt(checkout, package, inside, options).run()
     for result in results:
         for fault in result.missed():
             print(f"missed: {result.path}:{fault.line}: {fault.code}: {fault.change}")

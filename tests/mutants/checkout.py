@@ -33,10 +33,12 @@ MEMORY = 8 << 30
 
 @dataclass(frozen=True)
 class Ran:
-    """One test without any fault: how long it takes [s], and the functions that it calls, as `file:line`."""
+    """One test without any fault: what it costs, and the functions that it calls, as `file:line`."""
 
     test: str
     took_s: float
+    # Of a processor, its children's included.
+    cpu_s: float
     called: list[str]
 
 
@@ -74,12 +76,14 @@ class Collected:
         def work() -> int:
             threading.settrace(self._trace)
             for test, following in pairwise([*self._tests, ""]):
-                self._called, started = set(), time.monotonic()
+                self._called, started, busy_s = set(), time.monotonic(), sum(os.times()[:4])
                 sys.settrace(self._trace)
                 self._run(test, following)
                 sys.settrace(None)
-                ran.append(Ran(test, time.monotonic() - started, sorted(self._called)))
+                took_s, cpu_s = time.monotonic() - started, sum(os.times()[:4]) - busy_s
+                ran.append(Ran(test, took_s, cpu_s, sorted(self._called)))
             sound = [vars(test) for test in ran if test.test not in self._failed]
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps([sound, sorted(self._failed)]))
             return 0
 

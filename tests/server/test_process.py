@@ -229,7 +229,7 @@ def test_damaged_archives(make_archive: MakeArchive, tmp_path: Path) -> None:
 
 def test_an_impossible_port_is_named(make_archive: MakeArchive) -> None:
     with (
-        pytest.raises(PortTaken, match=r"^port must be from 1 to 65530, got 99999 \(--port\)$"),
+        pytest.raises(PortTaken, match=r"^port must be from 1 to 65529, got 99999 \(--port\)$"),
         TorchServe(make_archive(), port=99999),
     ):
         pass
