@@ -30,7 +30,11 @@ class ArchivedPolicy:
         from vla_runtime.policy import Policy  # noqa: PLC0415  loads torch, which nothing else here needs
 
         self._folder = tempfile.TemporaryDirectory(prefix="vla_evaluation_")
-        self._policy = Policy.load(unpack(archive, Path(self._folder.name)), device=device)
+        try:
+            self._policy = Policy.load(unpack(archive, Path(self._folder.name)), device=device)
+        except BaseException:
+            self.close()
+            raise
         self._turn = threading.Lock()
 
     def infer(self, observation: Observation) -> ActionChunk:
