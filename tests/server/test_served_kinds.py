@@ -17,6 +17,8 @@ from export.export import Options, archived
 from export.native import make
 from server.ports import free_port
 from server.process import TorchServe
+from vla.evaluation.episodes import Recorded
+from vla_client import AheadPlayer, Observation, RemotePolicy
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     folder = tmp_path_factory.mktemp("kinds")
     sources = [remembering(), turning(), choosing(folder), branching(folder)]
     sources.append(make(write_checkpoint(folder / "rt2", "rt2")))
+    sources.append(make(write_checkpoint(folder / "flow", "flow", max_delay=2)))
     archives = []
     for source in sources:
         output = folder / f"{source.name}.mar"
@@ -127,6 +130,41 @@ def test_rt2_says_that_it_chose_among_bins(server: TorchServe) -> None:
     assert answer.status_code == 200
     values = (np.array(answer.json()["actions"]) / [0.03, 1.0] + 1) * 8 - 0.5  # the centres of 16 bins
     np.testing.assert_allclose(values, values.round(), atol=1e-4)
+
+
+def test_a_player_tells_what_it_executes_until_the_answer_comes(server: TorchServe) -> None:
+    seen = Observation(grey(9, (96, 96)), "push", [0.1, 1.0])
+    with RemotePolicy(server.url, timeout_s=30, model="tiny_flow", body="msgpack") as policy:
+        recorded = Recorded(policy)
+        with AheadPlayer(recorded, replan=2, lead=1) as player:
+            executed = [player.action(lambda: seen) for _ in range(6)]
+        old, new = recorded.chunks[:2]
+
+    assert (old.delay, new.delay, new.max_delay) == (0, 1, 2)
+    # The second chunk was asked for at step 1.
+    np.testing.assert_allclose(new.actions[0], executed[1], atol=1e-6)
+    assert np.abs(new.actions[1:] - old.actions[1:]).max() > 1e-4
+
+
+def test_delays_that_can_not_be_are_refused(server: TorchServe) -> None:
+    picture, state = {"image": grey(9, (96, 96))}, [0.1, 1.0]
+    rest = [[0.01, 0.5], [0.02, 0.5]]
+    cases: list[tuple[dict[str, object], int, str]] = [
+        ({"delay": 3, "previous": rest}, 422, "delay"),
+        ({"delay": -1, "previous": rest}, 422, "delay"),
+        ({"delay": 1.5, "previous": rest}, 422, "delay"),
+        ({"delay": 2, "previous": rest[:1]}, 422, "delay"),
+        ({"delay": 1}, 400, "previous"),
+        ({"delay": 1, "previous": [[0.01]]}, 422, "previous"),
+    ]
+    for told, status, field in cases:
+        answer = ask(server, "tiny_flow", picture, command="push", state=state, **told)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (status, field)
+    answer = ask(server, "tiny_flow", picture, command="push", state=state, delay=2, previous=rest)
+    assert answer.json()["delay"] == 2
+    np.testing.assert_allclose(answer.json()["actions"][:2], rest, rtol=1e-6)
+    other = ask(server, "turning", {"image": grey(255)}, delay=0)
+    assert (other.status_code, other.json()["error"]["field"]) == (400, "delay")
 
 
 def test_two_archives_of_one_name_are_refused(tmp_path: Path) -> None:
