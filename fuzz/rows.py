@@ -82,6 +82,6 @@ def _picture(row: dict[str, object], name: str, draw: random.Random) -> None:
 def _value(draw: random.Random) -> object:
     """One of the values, or a deep or long one."""
     value = draw.choice(VALUES)
-    for _ in range(draw.choice((0, 0, 0, 0, 1, 2, 200))):
+    for _ in range(draw.choice((0, 0, 0, 0, 1, 2, 100))):
         value = [value] if draw.random() < 0.5 else {"a": value}
     return [value] * 5000 if draw.random() < 0.01 else value

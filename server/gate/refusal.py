@@ -29,14 +29,16 @@ class Refusal(Exception):
         self.message = message
         self.field = field
         self.retry_after_s = retry_after_s
+        # The one method that is taken, where another one was sent.
+        self.allow = ""
 
     def answer(self, request_id: str) -> Answer:
         """Return it as a response."""
         error = {"code": self.code, "field": self.field, "message": self.message}
         body = json.dumps({"error": error, "request_id": request_id}).encode()
         headers = [(b"request-id", request_id.encode("latin-1"))]
-        if self.status == 405:
-            headers.append((b"allow", b"POST"))
+        if self.allow:
+            headers.append((b"allow", self.allow.encode()))
         if self.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % self.retry_after_s))
         return Answer(self.status, JSON, body, tuple(headers))
@@ -67,9 +69,11 @@ def not_found() -> Refusal:
     return Refusal(404, "not_found", "no such path, model or version; send POST /predictions/<model>")
 
 
-def wrong_method() -> Refusal:
-    """A model takes POST alone."""
-    return Refusal(405, "method_not_allowed", "send POST")
+def wrong_method(allow: str = "POST") -> Refusal:
+    """Each path takes one method."""
+    refusal = Refusal(405, "method_not_allowed", f"send {allow}")
+    refusal.allow = allow
+    return refusal
 
 
 # These are answered and never raised: an exception that is raised again and again keeps every traceback.

@@ -13,6 +13,8 @@ from server.gate.refusal import OVERLOADED, UNAVAILABLE, Answer, Refusal, expire
 # TorchServe's own limit as well [bytes].
 LARGEST_BODY = 4 << 20
 MODEL = re.compile(r"/(predictions|explanations)/([A-Za-z0-9_.-]+)(/[A-Za-z0-9_.-]+)?")
+# What the gate itself answers.
+OWN = ("/health/live", "/health/ready", "/openapi.json")
 # TorchServe's words for a full queue.
 FULL = "has no worker to serve"
 
@@ -43,6 +45,8 @@ def check(head: Head) -> None:
     Raises:
         Refusal: no such path, no such method, or a body that is too long.
     """
+    if head.path in OWN:
+        raise wrong_method("GET")
     if not is_model(head.path) and head.method != "HEAD":
         raise not_found()
     if head.method != "POST":

@@ -19,7 +19,10 @@ import pytest
 import requests
 from PIL import Image
 
+from archive.read import unpack
 from bench.faults.processes import proxy
+from fuzz.server import send, target_of
+from fuzz.targets import load
 from server.gate.gate import Gate
 from server.ports import free_port
 from server.process import TorchServe
@@ -155,6 +158,20 @@ def wrong(url: str, sent: Sent) -> str | None:
     if sent.actions is None:
         return None if answer.json()["error"]["code"] == sent.code else got
     return None if np.abs(np.float64(answer.json()["actions"]) - sent.actions).max() <= 1e-4 else got
+
+
+@pytest.mark.parametrize("way", ["proxy_port", "gate_port"])
+def test_changed_bytes_are_answered_as_the_contract_says(
+    request: pytest.FixtureRequest, policy_archive: Path, tmp_path: Path, way: str
+) -> None:
+    whole = load(unpack(policy_archive, tmp_path))["http"]
+    port = request.getfixturevalue(way)
+
+    report = send(target_of(whole, port), 12, 60.0, most=200)
+
+    print(report.outcomes)
+    assert [finding.detail for finding in report.findings] == []
+    assert {"answered", "bad_request", "malformed_body", "bad_image"} <= set(report.outcomes)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,8 @@ def head(
         ("GET", "/predictions/vla", 405),
         ("HEAD", "/predictions/vla", 405),
         ("HEAD", "/nothing", 405),
+        ("TRACE", "/health/live", 405),
+        ("POST", "/openapi.json", 405),
         ("POST", "/nothing", 404),
         ("DELETE", "/models/vla", 404),
     ],
