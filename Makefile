@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 # Override on the command line: make run PORT=9000 CHECKPOINT=runs/mine
 SYSTEM_PYTHON ?= python3.11
+# LeRobot 0.6 wants a later one.
+PYTHON_OF_LEROBOT ?= python3.12
 CHECKPOINT ?= checkpoints/command_attention
 ARCHIVE ?= model_store/vla.mar
 PORT ?= 8080
@@ -29,7 +31,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden clean java rendering nginx image image-run test-image deploy-check FORCE
+.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-flow clean java rendering nginx image image-run test-image deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -57,6 +59,9 @@ export: .venv/.train model_store/.checkpoint ## export CHECKPOINT to ARCHIVE
 
 golden: build/golden/.installed ## record anew what the real LeRobot answers, for the tests (5 GB to install)
 	HF_HUB_OFFLINE=1 build/golden/bin/python tests/golden/make_lerobot.py $(ARGS)
+
+golden-flow: build/golden-flow/.installed ## record anew what its pi0 answers, by LeRobot 0.6 (5 GB to install, Python 3.12)
+	HF_HUB_OFFLINE=1 build/golden-flow/bin/python tests/golden/make_pi0.py $(ARGS)
 
 demos: .venv/.train rendering ## collect demonstrations in the simulator
 	$(PYTHON) -m vla.tabletop $(ARGS)
@@ -131,6 +136,11 @@ $(PYTHON):
 	@touch $@
 
 # LeRobot pins packages that contradict ours: an environment of its own.
+build/golden-flow/.installed: tests/golden/requirements-pi0.txt
+	$(PYTHON_OF_LEROBOT) -m venv build/golden-flow
+	build/golden-flow/bin/python -m pip --disable-pip-version-check install -r $<
+	@touch $@
+
 build/golden/.installed: tests/golden/requirements.txt
 	$(SYSTEM_PYTHON) -m venv build/golden
 	build/golden/bin/python -m pip --disable-pip-version-check install -r $<

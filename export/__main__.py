@@ -5,6 +5,7 @@ For instance:
     python -m export my_robot/policy.py:make --output model_store/mine.mar
     python -m export checkpoints/command_attention
     python -m export --from lerobot outputs/act --names meta/info.json --margin 0.5
+    python -m export --from lerobot outputs/pi0 --names meta/info.json --margin 0.5 --tokenizer tokenizer.json
 """
 
 import sys

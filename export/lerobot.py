@@ -6,11 +6,12 @@ Read are the layouts of LeRobot 0.4.4 to 0.6.1; docs/import.md says which polici
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
-from export.foreign import act, diffusion
+from export.foreign import act, diffusion, lerobot_pi0
 from export.foreign.facts import Facts, read_names
 from export.foreign.folder import CONFIG, Folder
 from export.foreign.processors import (
@@ -68,10 +69,10 @@ def make(path: Path, facts: Facts) -> Source:
         raise ExportError(f"{path / CONFIG} has no `type` and `input_features`: it is not one of LeRobot")
     if kind not in MAKERS:
         raise ExportError(f"{path} is a policy of type {kind!r}; read are: {', '.join(MAKERS)}")
-    fields, maker = MAKERS[kind]
-    _check_fields(path / CONFIG, config, fields)
-    before, after = _processors(path, config)
-    return maker(Folder(path, config, facts, read_names(facts), before, after))
+    read = MAKERS[kind]
+    _check_fields(path / CONFIG, config, read.fields)
+    before, after = _processors(path, config, read.steps)
+    return read.make(Folder(path, config, facts, read_names(facts), before, after))
 
 
 def _act(folder: Folder) -> Source:
@@ -109,7 +110,7 @@ def _check_act(folder: Folder) -> None:
         "replace_final_stride_with_dilation": (False,),
         "n_obs_steps": (1,),
     }
-    _check_values(folder, ACT_FIELDS, known)
+    folder.check_values(ACT_FIELDS, known)
 
 
 def _diffusion(folder: Folder) -> Source:
@@ -134,7 +135,7 @@ def _diffusion(folder: Folder) -> Source:
 
 def _diffusion_config(folder: Folder) -> diffusion.Config:
     known = {"vision_backbone": tuple(DEPTHS), "noise_scheduler_type": ("DDPM", "DDIM")}
-    _check_values(folder, DIFFUSION_FIELDS, known)
+    folder.check_values(DIFFUSION_FIELDS, known)
     sizes = {(camera.height, camera.width) for camera in folder.cameras}
     if len(sizes) > 1:
         raise ExportError(f"{folder.path / CONFIG}: cameras differ in size, which this policy does not allow")
@@ -164,21 +165,19 @@ def _scheduler_notes(folder: Folder, config: diffusion.Config) -> list[str]:
     return notes
 
 
-def _check_values(folder: Folder, fields: set[str], known: dict[str, tuple[Any, ...]]) -> None:
-    """Refuse a folder that lacks a field, or has a value of one that is not read."""
-    for name in sorted(fields):
-        folder.field(name)
-    for name, values in known.items():
-        if folder.field(name) not in values:
-            raise ExportError(
-                f"{folder.path / CONFIG}: {name} is {folder.field(name)!r}; read are: "
-                f"{', '.join(map(str, values))}"
-            )
+@dataclass(frozen=True)
+class Kind:
+    """A type of policy: what its config.json may have, steps of its processors beside those of all."""
+
+    fields: set[str]
+    make: Callable[[Folder], Source]
+    steps: frozenset[str] = frozenset()
 
 
-MAKERS: dict[str, tuple[set[str], Callable[[Folder], Source]]] = {
-    "act": (ACT_FIELDS | TRAINING, _act),
-    "diffusion": (DIFFUSION_FIELDS | DIFFUSION_TRAINING, _diffusion),
+MAKERS = {
+    "act": Kind(ACT_FIELDS | TRAINING, _act),
+    "diffusion": Kind(DIFFUSION_FIELDS | DIFFUSION_TRAINING, _diffusion),
+    "pi0": Kind(lerobot_pi0.FIELDS | lerobot_pi0.NEUTRAL, lerobot_pi0.make, lerobot_pi0.STEPS),
 }
 
 
@@ -193,7 +192,9 @@ def _check_fields(path: Path, config: dict[str, Any], fields: set[str]) -> None:
         raise ExportError(f"{path} has use_peft: merge the adapter into the weights first")
 
 
-def _processors(path: Path, config: dict[str, Any]) -> tuple[dict[str, Step], dict[str, Step]]:
+def _processors(
+    path: Path, config: dict[str, Any], more: frozenset[str]
+) -> tuple[dict[str, Step], dict[str, Step]]:
     names = {PREPROCESSOR: "normalizer_processor", POSTPROCESSOR: "unnormalizer_processor"}
     missing = [name for name in names if not (path / name).is_file()]
     modes = config.get("normalization_mapping")
@@ -208,7 +209,8 @@ def _processors(path: Path, config: dict[str, Any]) -> tuple[dict[str, Step], di
             "migrate_policy_normalization.py writes these files)"
         )
     before, after = (
-        read_processor(path / file, {step, "rename_observations_processor"}) for file, step in names.items()
+        read_processor(path / file, {step, "rename_observations_processor", *more})
+        for file, step in names.items()
     )
     for file, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
         if names[file] not in steps:

@@ -30,7 +30,9 @@ class Facts:
     margin: float | None = None
     # Rate at which the robot executes the actions [Hz], unless the names file says it.
     control_hz: float | None = None
-    # Denoising steps of a diffusion policy; as many as its config.json says by default.
+    # PaliGemma's tokenizer.json, for a policy that reads commands and comes without one.
+    tokenizer: Path | None = None
+    # Denoising steps of a diffusion or flow policy; as many as its config.json says by default.
     denoising_steps: int | None = None
     # Name of the policy in answers and metrics; the policy's type by default.
     name: str | None = None

@@ -50,6 +50,21 @@ class Folder:
             raise ExportError(f"{self.path / CONFIG} has no {name!r}: it is of another version of LeRobot")
         return self.config[name]
 
+    def check_values(self, fields: set[str], known: dict[str, tuple[Any, ...]]) -> None:
+        """Refuse a folder that lacks a field, or has a value of one that is not read.
+
+        Raises:
+            ExportError: it is so.
+        """
+        for name in sorted(fields):
+            self.field(name)
+        for name, values in known.items():
+            if self.field(name) not in values:
+                raise ExportError(
+                    f"{self.path / CONFIG}: {name} is {self.field(name)!r}; read are: "
+                    f"{', '.join(map(str, values))}"
+                )
+
     @cached_property
     def inputs(self) -> dict[str, PolicyFeature]:
         """What the policy observes, by its key."""
@@ -57,11 +72,13 @@ class Folder:
 
     @cached_property
     def cameras(self) -> tuple[Camera, ...]:
-        """The cameras, in the order in which the policy looks at them."""
+        """The cameras, in the order in which the policy looks at them, but for those that show nothing."""
+        empty = converted(self.path / CONFIG, self.config.get("empty_cameras", 0), int)
+        unseen = {f"observation.images.empty_camera_{number}" for number in range(empty)}
         found = [
             self._camera(key, feature.shape)
             for key, feature in self.inputs.items()
-            if feature.type == "VISUAL"
+            if feature.type == "VISUAL" and key not in unseen
         ]
         if not found:
             raise ExportError(f"{self.path / CONFIG} names no picture among its input_features")
@@ -99,14 +116,14 @@ class Folder:
             control_hz=control_hz(self.facts, self.names),
         )
 
-    def example(self) -> Observation:
+    def example(self, command: str = "") -> Observation:
         """Return a request in the middle of everything: a soft picture, a plausible state."""
         middle = tuple(float((d.low + d.high) / 2) for d in self.state.dimensions)
         steps = self.config.get("n_obs_steps", 1)
         images = {camera.name: _soft(camera) for camera in self.cameras}
         if steps == 1:
-            return Observation(images, state=middle)
-        return Observation({name: (p,) * steps for name, p in images.items()}, state=(middle,) * steps)
+            return Observation(images, command, middle)
+        return Observation({name: (p,) * steps for name, p in images.items()}, command, (middle,) * steps)
 
     def provenance(self, notes: list[str], **more: Any) -> dict[str, Any]:
         """Return where the policy comes from, for its archive, and what its user is to know."""

@@ -62,20 +62,32 @@ def load_weights(folder: Path, table: Table, build: Callable[[], nn.Module]) -> 
     Raises:
         ExportError: there is no such file, it is none, or a key is unknown, missing or of another shape.
     """
-    path = _weights_file(folder)
+    path, shapes = folder / WEIGHTS, read_shapes(folder)
     with torch.device("meta"):
         model = build().eval()
+    places = _placed(path, shapes, table, model)
     try:
         with safe_open(path, "pt") as file:
-            keys = sorted(file.keys())
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
-            places = _placed(path, shapes, table, model)
             state = {target: file.get_tensor(key).float() for target, key in places.items()}
     except SafetensorError as error:
         raise ExportError(f"{path} can't be read as safetensors: {error}") from error
     model.load_state_dict(state, assign=True)
     model.requires_grad_(requires_grad=False)
-    return Loaded(model, tuple(key for key in keys if table.needless(key)))
+    return Loaded(model, tuple(key for key in shapes if table.needless(key)))
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a folder's weights by key, without reading them.
+
+    Raises:
+        ExportError: there is no such file, or it is none.
+    """
+    path = _weights_file(folder)
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
+    except SafetensorError as error:
+        raise ExportError(f"{path} can't be read as safetensors: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

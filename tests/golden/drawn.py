@@ -7,6 +7,9 @@ import zlib
 
 import numpy as np
 
+# They add 1 to their weights.
+GEMMA_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight")
+
 
 def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return the values of a parameter or buffer, float32, of a size that keeps activations near 1."""
@@ -17,7 +20,8 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
         return 1 + np.abs(numbers)
     if len(shape) > 1:
         return numbers * np.float32(1.4 / np.sqrt(np.prod(shape[1:])))
-    return 1 + numbers / 4 if key.endswith("weight") else numbers / 4
+    centred = 0 if key.endswith(GEMMA_NORMS) else 1
+    return centred + numbers / 4 if key.endswith("weight") else numbers / 4
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:

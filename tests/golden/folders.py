@@ -3,14 +3,17 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from golden.drawn import weight
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
+# Reads the commands of every golden pi0.
+TOKENIZER = HERE / "paligemma" / "tokenizer.json"
 
 
 def rebuilt(name: str, parent: Path) -> Path:
@@ -30,3 +33,17 @@ def rebuilt(name: str, parent: Path) -> Path:
 def recorded(name: str) -> dict[str, Any]:
     """Return the recorded requests, and the library's actions."""
     return json.loads((HERE / name / "requests.json").read_text())
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change one of a folder's files in place."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change a folder's weights in place."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")

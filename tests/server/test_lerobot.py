@@ -13,21 +13,29 @@ import numpy as np
 import pytest
 import requests
 from golden.drawn import picture
-from golden.folders import rebuilt, recorded
+from golden.folders import TOKENIZER, rebuilt, recorded
 from making import STARTUP_TIMEOUT_S, running
 from sources import png
 
 from server.ports import free_port
 from server.process import TorchServe
 
-POLICIES = ("act", "act_min_max", "diffusion", "diffusion_ddpm")
+# Policies, and what is said of them besides.
+POLICIES: dict[str, tuple[object, ...]] = {
+    "act": (),
+    "act_min_max": (),
+    "diffusion": (),
+    "diffusion_ddpm": (),
+    "pi0": ("--tokenizer", TOKENIZER),
+    "pi0_one_camera": ("--tokenizer", TOKENIZER, "--format", "eager"),
+}
 
 
 def imported(name: str, folder: Path) -> Path:
     """Export a golden folder by the command that docs/import.md shows."""
     golden, output = rebuilt(name, folder), folder / f"{name}.mar"
-    arguments = ["--from", "lerobot", golden, "--names", golden / "meta" / "info.json", "--margin", "1"]
-    arguments += ["--buckets", "1", "2", "4", "--output", output]
+    arguments = ["--from", "lerobot", golden, "--names", golden / "meta" / "info.json", "--margin", "2"]
+    arguments += [*POLICIES[name], "--buckets", "1", "2", "4", "--output", output]
     done = subprocess.run(
         [sys.executable, "-m", "export", *map(str, arguments)],
         # So small a policy is traced sooner by one thread, on a busy machine by far.
@@ -44,7 +52,8 @@ def imported(name: str, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     folder = tmp_path_factory.mktemp("lerobot")
-    archives = [imported(name, folder) for name in POLICIES]
+    with ThreadPoolExecutor(2) as pool:
+        archives = list(pool.map(lambda name: imported(name, folder), POLICIES))
     with TorchServe(archives, port=free_port(), startup_timeout_s=2 * STARTUP_TIMEOUT_S) as server:
         running.append(server)
         yield server
@@ -61,7 +70,8 @@ def body(sizes: dict[str, Any], request: dict[str, Any]) -> tuple[dict[str, byte
             files[field if len(steps) == 1 else f"{field}.{place}"] = file
     states = [step["state"] for step in steps]
     state = states[0] if len(steps) == 1 else states
-    return files, {"state": json.dumps(state), "seed": str(request["seed"])}
+    told = {"command": request["command"]} if "command" in request else {}
+    return files, told | {"state": json.dumps(state), "seed": str(request["seed"])}
 
 
 def difference(answer: requests.Response, request: dict[str, Any], golden: dict[str, Any]) -> float:

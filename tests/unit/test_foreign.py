@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden.folders import rebuilt
+from golden.folders import edit_json, edit_weights, rebuilt
 from making import export_refused
 from safetensors.torch import load_file, save_file
 
@@ -27,20 +27,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return rebuilt("act", tmp_path_factory.mktemp("sound"))
 
 
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
 def config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "config.json", change)
+    return lambda folder: edit_json(folder / "config.json", change)
 
 
 def no_processors(folder: Path) -> None:
@@ -59,17 +47,17 @@ def disguised(folder: Path) -> None:
 
 def another_step(folder: Path) -> None:
     step = {"registry_name": "my_crop_processor", "config": {}}
-    edit(folder / "policy_preprocessor.json", lambda found: found["steps"].insert(0, step))
+    edit_json(folder / "policy_preprocessor.json", lambda found: found["steps"].insert(0, step))
 
 
 def own_class(folder: Path) -> None:
     step = {"class": "my_robot.Flip", "config": {}}
-    edit(folder / "policy_postprocessor.json", lambda found: found["steps"].append(step))
+    edit_json(folder / "policy_postprocessor.json", lambda found: found["steps"].append(step))
 
 
 def nothing_normalised(folder: Path) -> None:
     no_processors(folder)
-    edit(folder / "config.json", lambda found: found.pop("normalization_mapping"))
+    edit_json(folder / "config.json", lambda found: found.pop("normalization_mapping"))
 
 
 def no_modes(folder: Path) -> None:
@@ -77,7 +65,7 @@ def no_modes(folder: Path) -> None:
         (step,) = (s for s in found["steps"] if s["registry_name"] == "normalizer_processor")
         del step["config"]["norm_map"]
 
-    edit(folder / "policy_preprocessor.json", drop)
+    edit_json(folder / "policy_preprocessor.json", drop)
 
 
 def half_statistics(folder: Path) -> None:
@@ -125,11 +113,13 @@ BROKEN = {
         r"other shapes \(9\): model\.decoder\.layers\.0\.linear1\.bias \[64\] instead of \[96\].*3 more",
     ),
     "missing key": (
-        lambda folder: weights(folder, lambda found: found.pop("model.action_head.bias")),
+        lambda folder: edit_weights(folder, lambda found: found.pop("model.action_head.bias")),
         r"does not fit its config\.json: missing keys \(1\): model\.action_head\.bias$",
     ),
     "extra key": (
-        lambda folder: weights(folder, lambda found: found.update({"model.lora.weight": torch.zeros(1)})),
+        lambda folder: edit_weights(
+            folder, lambda found: found.update({"model.lora.weight": torch.zeros(1)})
+        ),
         r"does not fit its config\.json: unknown keys \(1\): model\.lora\.weight$",
     ),
     "unknown type": (
@@ -153,7 +143,7 @@ BROKEN = {
     ),
     "own class": (own_class, r"has a step 'my_robot\.Flip', and what it does"),
     "unknown mode": (
-        lambda folder: edit(
+        lambda folder: edit_json(
             folder / "policy_postprocessor.json",
             lambda found: found["steps"][0]["config"]["norm_map"].update(ACTION="LOG"),
         ),
@@ -183,11 +173,13 @@ BROKEN = {
         r"config\.json: Expected `int`, got `str` - at `\$\.dim_model`",
     ),
     "steps of no kind": (
-        lambda folder: edit(folder / "policy_preprocessor.json", lambda found: found.update(steps=["x"])),
+        lambda folder: edit_json(
+            folder / "policy_preprocessor.json", lambda found: found.update(steps=["x"])
+        ),
         r"policy_preprocessor\.json: Expected `object`, got `str` - at `\$\.steps\[0\]`",
     ),
     "few names": (
-        lambda folder: edit(
+        lambda folder: edit_json(
             folder / "meta" / "info.json", lambda found: found["features"]["action"]["names"].pop()
         ),
         r"has 5 names for the 6 dimensions of the action",
@@ -270,7 +262,7 @@ def test_identity_needs_no_statistics(sound: Path, tmp_path: Path) -> None:
     shutil.copytree(sound, folder)
     no_processors(folder)
     modes = {"VISUAL": "IDENTITY", "STATE": "IDENTITY", "ACTION": "IDENTITY"}
-    edit(folder / "config.json", lambda found: found.update(normalization_mapping=modes))
+    edit_json(folder / "config.json", lambda found: found.update(normalization_mapping=modes))
     joints = [{"name": f"joint_{number}", "low": -1, "high": 2} for number in range(6)]
     (folder / "names.json").write_text(json.dumps({"action": joints, "state": joints, "control_hz": 20}))
 
@@ -300,7 +292,7 @@ def test_ddpm_is_told_and_its_steps_can_be_fewer(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear", "scaled_linear"])
 def test_fewer_denoising_steps_still_end_at_a_clean_chunk(tmp_path: Path, schedule: str) -> None:
     folder = rebuilt("diffusion", tmp_path)
-    edit(folder / "config.json", lambda found: found.update(beta_schedule=schedule))
+    edit_json(folder / "config.json", lambda found: found.update(beta_schedule=schedule))
 
     source = find(
         str(folder),

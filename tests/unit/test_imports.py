@@ -51,6 +51,8 @@ RULES = {
     "handlers/vla_handler.py": Rule({"ts", "torch", "msgspec"}, {"vla_runtime"}, frozenset()),
     "vla": Rule(None, {"vla", "archive", "vla_runtime", "vla_client"}),
     "export": Rule(None, {"export", "archive", "vla", "vla_runtime"}),
+    # What an `eager` archive carries.
+    "export/foreign/pi0": Rule({"torch"}, set()),
     "archive": Rule(set(), {"archive"}, NO_TORCH),
     "server": Rule({"requests", "psutil", "uvloop", "yaml"}, {"server", "archive"}, NO_TORCH),
     "client/vla_client": Rule({"numpy", "PIL", "urllib3", "msgspec"}, {"vla_client"}, NO_TORCH),

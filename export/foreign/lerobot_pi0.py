@@ -1,0 +1,140 @@
+"""LeRobot's pi0: its configuration, its processors' steps, and the tokenizer that it comes without."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from export.errors import ExportError
+from export.foreign import paligemma, pi0
+from export.foreign.commands import tokenizer
+from export.foreign.folder import CONFIG, Folder
+from export.foreign.pi0.model import Config, Pi0
+from export.foreign.processors import PREPROCESSOR, converted
+from export.foreign.weights import load_weights, read_shapes
+from export.source import Eager, Source
+from vla_runtime.spec import Camera
+
+FIELDS = {
+    "paligemma_variant", "action_expert_variant", "dtype", "chunk_size", "n_action_steps", "max_state_dim",
+    "max_action_dim", "num_inference_steps", "min_period", "max_period", "image_resolution", "empty_cameras",
+    "tokenizer_max_length",
+}  # fmt: skip
+# Of training and of speed; `rtc_config` is of requests that bring the rest of the last chunk. Relative
+# actions are new in 0.6.
+NEUTRAL = {
+    "time_sampling_beta_alpha", "time_sampling_beta_beta", "time_sampling_scale", "time_sampling_offset",
+    "use_relative_actions", "relative_exclude_joints", "action_feature_names", "rtc_config",
+    "gradient_checkpointing", "compile_model", "compile_mode", "freeze_vision_encoder", "train_expert_only",
+    "optimizer_lr", "optimizer_betas", "optimizer_eps", "optimizer_weight_decay", "optimizer_grad_clip_norm",
+    "scheduler_warmup_steps", "scheduler_decay_steps", "scheduler_decay_lr",
+}  # fmt: skip
+# Steps of a pi0's processors beside those of all.
+NEW_LINE, TOKENIZER = "pi0_new_line_processor", "tokenizer_processor"
+RELATIVE, ABSOLUTE = "relative_actions_processor", "absolute_actions_processor"
+STEPS = frozenset((NEW_LINE, TOKENIZER, RELATIVE, ABSOLUTE))
+
+
+def make(folder: Folder) -> Source:
+    """Make a source of a pi0's folder.
+
+    Raises:
+        ExportError: it is not read, and the message says why.
+        SpecError: what it says contradicts itself.
+    """
+    _check(folder)
+    shapes = read_shapes(folder.path)
+    config = _config(folder, shapes)
+    step = folder.before[TOKENIZER].config
+    words = tokenizer(
+        folder.facts.tokenizer,
+        config.vocabulary,
+        length=converted(folder.path / PREPROCESSOR, step.get("max_length"), int),
+        side=step.get("padding_side", "right"),
+        template="{command}\n" if NEW_LINE in folder.before else "{command}",
+    )
+    loaded = load_weights(folder.path, paligemma.table(shapes), lambda: Pi0(config))
+    action = msgspec.structs.replace(folder.action(config.horizon), padded_to=config.action)
+    return Source(
+        model=loaded.model,
+        name=folder.facts.name or "pi0",
+        cameras=tuple(_letterbox(folder, camera, config.vision.picture) for camera in folder.cameras),
+        state=msgspec.structs.replace(folder.state, padded_to=config.state),
+        action=action,
+        tokenizer=words,
+        tokenizer_file=folder.facts.tokenizer,
+        example=folder.example("pick up the cube"),
+        noise=(config.horizon, config.action),
+        architecture="lerobot_pi0",
+        eager=Eager(Path(pi0.__file__).parent, "pi0.model:build", asdict(config)),
+        provenance=folder.provenance(
+            _notes(folder, config),
+            n_action_steps=folder.field("n_action_steps"),
+            denoising_steps=config.steps,
+            ignored_weights=len(loaded.ignored),
+        ),
+    )
+
+
+def _check(folder: Folder) -> None:
+    variants = tuple(paligemma.VARIANTS)
+    known = {"paligemma_variant": variants, "action_expert_variant": variants, "n_obs_steps": (1,)}
+    folder.check_values(FIELDS, known | {"dtype": ("float32", "bfloat16")})
+    steps = (folder.before.get(RELATIVE), folder.after.get(ABSOLUTE))
+    if folder.config.get("use_relative_actions") or any(s and s.config.get("enabled") for s in steps):
+        raise ExportError(
+            f"{folder.path / CONFIG} has use_relative_actions: its actions are differences from the state, "
+            "and are not read here"
+        )
+    if TOKENIZER not in folder.before:
+        raise ExportError(
+            f"{folder.path / PREPROCESSOR} has no step {TOKENIZER!r}, so nothing says how commands are read"
+        )
+
+
+def _config(folder: Folder, shapes: paligemma.Shapes) -> Config:
+    height, width = converted(folder.path / CONFIG, folder.field("image_resolution"), tuple[int, int])
+    if height != width:
+        raise ExportError(f"{folder.path / CONFIG}: image_resolution is {height} x {width}, which no pi0 has")
+    fields: dict[str, Any] = {
+        "vision": asdict(paligemma.tower(shapes, height)),
+        "language": asdict(paligemma.language(shapes, folder.field("paligemma_variant"))),
+        "expert": asdict(paligemma.expert(shapes, folder.field("action_expert_variant"))),
+        "vocabulary": paligemma.vocabulary(shapes),
+        "state": folder.field("max_state_dim"),
+        "action": folder.field("max_action_dim"),
+        "horizon": folder.field("chunk_size"),
+        "steps": folder.facts.denoising_steps or folder.field("num_inference_steps"),
+        "min_period": folder.field("min_period"),
+        "max_period": folder.field("max_period"),
+    }
+    config = converted(folder.path / CONFIG, fields, Config)
+    if config.steps < 1:
+        raise ExportError(f"denoising steps must be 1 at least, got {config.steps}")
+    paligemma.check_pair(config.language, config.expert)
+    return config
+
+
+def _letterbox(folder: Folder, camera: Camera, edge: int) -> Camera:
+    """Return a camera as a pi0 sees it.
+
+    Where the policy knows pictures of its tower's size alone, the server fits what comes into it, as openpi's
+    client does; other sizes must arrive as they are, and the module fits them as LeRobot does.
+    """
+    if camera.values != "zero_to_one":
+        raise ExportError(
+            f"{folder.path}: pictures are normalised by the dataset's statistics, which no pi0 is"
+        )
+    resize = "pad" if (camera.width, camera.height) == (edge, edge) else "none"
+    return msgspec.structs.replace(camera, values="minus_one_to_one", resize=resize, interpolation="bilinear")
+
+
+def _notes(folder: Folder, config: Config) -> list[str]:
+    notes = []
+    for name, sizes in (("paligemma_variant", config.language), ("action_expert_variant", config.expert)):
+        if sizes != paligemma.VARIANTS[folder.field(name)]:
+            notes.append(f"{name} is {folder.field(name)}, and the weights are smaller: {sizes.width} wide")
+    if folder.field("dtype") == "bfloat16":
+        notes.append("LeRobot computes it in bfloat16: --precision bfloat16 halves it here too")
+    return notes

@@ -1,0 +1,139 @@
+"""What a pi0's weights file holds: PaliGemma, the expert beside it, and the layers around them.
+
+LeRobot and openpi's PyTorch port have the same keys; LeRobot's begin with `model.`.
+"""
+
+from collections.abc import Mapping
+
+from export.errors import ExportError
+from export.foreign.pi0 import gemma, siglip
+from export.foreign.weights import Table
+
+Shapes = Mapping[str, tuple[int, ...]]
+# LeRobot's and openpi's names of the two Gemmas, and the picture tower of both.
+VARIANTS = {
+    "gemma_300m": gemma.Sizes(width=1024, depth=18, mlp=4096, heads=8, head_dim=256),
+    "gemma_2b": gemma.Sizes(width=2048, depth=18, mlp=16384, heads=8, head_dim=256),
+}
+TOWER_WIDTH, TOWER_DEPTH, TOWER_HEADS = 1152, 27, 16
+
+BOTH = "paligemma_with_expert."
+PALIGEMMA, EXPERT = f"{BOTH}paligemma.", f"{BOTH}gemma_expert."
+LANGUAGE = f"{PALIGEMMA}model.language_model."
+TOWER = f"{PALIGEMMA}model.vision_tower."
+EMBEDDING, HEAD = f"{LANGUAGE}embed_tokens.weight", f"{PALIGEMMA}lm_head.weight"
+OUTER = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj")
+
+
+def root(shapes: Shapes) -> str:
+    """Return what all keys begin with: `model.` or nothing."""
+    return "model." if any(key.startswith(f"model.{BOTH}") for key in shapes) else ""
+
+
+def table(shapes: Shapes) -> Table:
+    """Return where each key goes."""
+    start = root(shapes)
+    # Some versions of transformers name the tower's inner module too.
+    inner = "vision_model." if any(key.startswith(f"{start}{TOWER}vision_model.") for key in shapes) else ""
+    # The word embedding is kept under the head's name alone where the two are tied.
+    words = EMBEDDING if f"{start}{EMBEDDING}" in shapes else HEAD
+    taken = {
+        f"{TOWER}{inner}": "vision.",
+        f"{PALIGEMMA}model.multi_modal_projector.linear.": "projector.",
+        words: "embed_tokens.weight",
+        f"{LANGUAGE}layers.": "language.layers.",
+        f"{EXPERT}model.layers.": "expert.layers.",
+        f"{EXPERT}model.norm.": "norm.",
+    } | {f"{name}.": f"{name}." for name in OUTER}
+    ignored = {
+        f"{LANGUAGE}norm.weight": "what comes after PaliGemma's last layer is never used",
+        f"{EXPERT}lm_head.weight": "the expert says no words",
+        f"{EXPERT}model.embed_tokens.weight": "the expert reads no words",
+    }
+    if words == EMBEDDING:
+        ignored[HEAD] = "PaliGemma says no words"
+    return Table(
+        tuple((start + old, new) for old, new in taken.items()),
+        tuple((start + key, why) for key, why in ignored.items()),
+    )
+
+
+def language(shapes: Shapes, variant: str) -> gemma.Sizes:
+    """Return the sizes of PaliGemma's language model.
+
+    Raises:
+        ExportError: there is no such model in the file.
+    """
+    return _gemma(shapes, f"{root(shapes)}{LANGUAGE}", variant)
+
+
+def expert(shapes: Shapes, variant: str) -> gemma.Sizes:
+    """Return the sizes of the expert.
+
+    Raises:
+        ExportError: there is no such model in the file.
+    """
+    return _gemma(shapes, f"{root(shapes)}{EXPERT}model.", variant)
+
+
+def check_pair(language: gemma.Sizes, expert: gemma.Sizes) -> None:
+    """Refuse an expert that can't attend to the language model's keys and values.
+
+    Raises:
+        ExportError: they differ in layers or heads.
+    """
+    pairs = [(sizes.depth, sizes.heads, sizes.head_dim) for sizes in (language, expert)]
+    if pairs[0] != pairs[1]:
+        raise ExportError(
+            "the weights are no pi0's: layers, heads and their width are "
+            f"{pairs[0]} in PaliGemma and {pairs[1]} in the expert"
+        )
+
+
+def tower(shapes: Shapes, picture: int) -> siglip.Sizes:
+    """Return the sizes of the tower that sees pictures of this edge [pixels].
+
+    Raises:
+        ExportError: there is no such model in the file.
+    """
+    start = f"{root(shapes)}{TOWER}"
+    start += "vision_model." if f"{start}vision_model.post_layernorm.weight" in shapes else ""
+    width, _, patch, _ = _shape(shapes, f"{start}embeddings.patch_embedding.weight", 4)
+    mlp, _ = _shape(shapes, f"{start}encoder.layers.0.mlp.fc1.weight", 2)
+    if width % TOWER_HEADS:
+        raise ExportError(f"the picture tower is {width} wide, which {TOWER_HEADS} heads can't share")
+    depth = TOWER_DEPTH if width == TOWER_WIDTH else _depth(shapes, f"{start}encoder.layers.")
+    return siglip.Sizes(width, depth, mlp, TOWER_HEADS, patch, picture)
+
+
+def vocabulary(shapes: Shapes) -> int:
+    """Return the number of tokens that PaliGemma knows.
+
+    Raises:
+        ExportError: the file has no embedding of them.
+    """
+    start = root(shapes)
+    key = start + (EMBEDDING if f"{start}{EMBEDDING}" in shapes else HEAD)
+    return _shape(shapes, key, 2)[0]
+
+
+def _gemma(shapes: Shapes, start: str, variant: str) -> gemma.Sizes:
+    """Return a variant's sizes, or those of a model that is narrower, as one made for a test is."""
+    mlp, width = _shape(shapes, f"{start}layers.0.mlp.up_proj.weight", 2)
+    if width == VARIANTS[variant].width:
+        return VARIANTS[variant]
+    head_dim, _ = _shape(shapes, f"{start}layers.0.self_attn.k_proj.weight", 2)
+    queries, _ = _shape(shapes, f"{start}layers.0.self_attn.q_proj.weight", 2)
+    return gemma.Sizes(width, _depth(shapes, f"{start}layers."), mlp, queries // head_dim, head_dim)
+
+
+def _depth(shapes: Shapes, start: str) -> int:
+    return len({key.removeprefix(start).partition(".")[0] for key in shapes if key.startswith(start)})
+
+
+def _shape(shapes: Shapes, key: str, axes: int) -> tuple[int, ...]:
+    found = shapes.get(key)
+    if found is None or len(found) != axes or min(found) < 1:
+        what = "is missing" if found is None else f"has the shape {list(found)}"
+        raise ExportError(f"the weights are no pi0's: {key} {what}")
+    return found

@@ -1,0 +1,217 @@
+"""Golden truth of LeRobot's pi0: tiny ones of the real library, and what they answer.
+
+`make golden-flow` runs it in an environment of its own, which has LeRobot 0.6.1. It writes what
+make_lerobot.py writes, and a tokenizer of PaliGemma's kind. LeRobot knows pi0 in one size alone, so that size
+is made smaller here, by what it calls to build the model; all else is its own code.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from drawn import picture, weight
+from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.pi0 import modeling_pi0
+from lerobot.policies.pi0.configuration_pi0 import PI0Config
+from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+from lerobot.policies.utils import prepare_observation_for_inference
+from lerobot.processor import tokenizer_processor
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import GemmaTokenizer
+
+HERE = Path(__file__).parent
+COMMANDS = (
+    "pick up the red cube",
+    "open the drawer, then close it",
+    "Stapel die Würfel übereinander ⚙",
+    "wipe  the table",
+)
+WIDTHS = {"gemma_2b": 64, "gemma_300m": 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A policy to make: its folder's name, its cameras as (height, width), fields of its configuration."""
+
+    name: str
+    cameras: dict[str, tuple[int, int]]
+    fields: dict[str, Any]
+    # Rule of state and actions.
+    mode: str = "MEAN_STD"
+
+
+CASES = (
+    Case("pi0", {"observation.images.front": (72, 96), "observation.images.wrist": (56, 56)}, {}),
+    Case(
+        "pi0_one_camera",
+        {"observation.images.top": (40, 30)},
+        {"empty_cameras": 2, "max_state_dim": 16, "num_inference_steps": 3, "min_period": 0.01},
+        mode="MIN_MAX",
+    ),
+)
+JOINTS = json.loads((HERE / "act" / "meta" / "info.json").read_text())["features"]["action"]["names"]
+
+
+def smaller(vocabulary: int) -> None:
+    """Let LeRobot build a pi0 that is small and knows so many tokens."""
+    paligemma = modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma
+    expert = modeling_pi0.PiGemmaForCausalLM
+
+    def sizes(variant: str) -> modeling_pi0.GemmaConfig:
+        width = WIDTHS[variant]
+        return modeling_pi0.GemmaConfig(width, 2, 2 * width, 4, 1, 16)
+
+    def small_paligemma(config: Any) -> Any:
+        config.text_config.vocab_size = vocabulary
+        vision = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+        for name, value in (vision | {"projection_dim": WIDTHS["gemma_2b"]}).items():
+            setattr(config.vision_config, name, value)
+        config.projection_dim = WIDTHS["gemma_2b"]
+        return paligemma(config=config)
+
+    def small_expert(config: Any) -> Any:
+        config.vocab_size = 8
+        return expert(config=config)
+
+    modeling_pi0.get_gemma_config = sizes
+    modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma = small_paligemma
+    modeling_pi0.PiGemmaForCausalLM = small_expert
+
+
+def make_tokenizer(folder: Path) -> int:
+    """Write a tokenizer of PaliGemma's kind, and return the number of its tokens without `<image>`."""
+    model = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    model.normalizer = normalizers.Replace(" ", "▁")
+    model.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    model.decoder = decoders.Fuse()
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{number:02X}>" for number in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=360, special_tokens=special, initial_alphabet=["\n"], show_progress=False
+    )
+    model.train_from_iterator([command for command in COMMANDS if command.isascii()] * 4, trainer)
+    learnt = json.loads(model.to_str())["model"]
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    tokenizer = GemmaTokenizer(vocab=learnt["vocab"], merges=merges, add_bos_token=True)
+    known = len(tokenizer)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    return known
+
+
+def statistics(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """Return what a dataset says of its features, in degrees."""
+    random = np.random.RandomState(7)
+    found = {}
+    for key in ("observation.state", "action"):
+        mean, std = random.uniform(-40, 40, len(JOINTS)), random.uniform(2, 30, len(JOINTS))
+        values = {"mean": mean, "std": std, "min": mean - 2 * std, "max": mean + 2.5 * std}
+        found[key] = {name: value.astype(np.float32) for name, value in values.items()}
+    for key in case.cameras:
+        found[key] = {name: np.full((3, 1, 1), 0.4, np.float32) for name in ("mean", "std")}
+    return found
+
+
+def save(case: Case, folder: Path) -> None:
+    """Write the policy and its processors as the library does."""
+    width = (len(JOINTS),)
+    inputs = {key: PolicyFeature(FeatureType.VISUAL, (3, *size)) for key, size in case.cameras.items()}
+    modes = {"VISUAL": "IDENTITY", "STATE": case.mode, "ACTION": case.mode}
+    small = {"chunk_size": 5, "n_action_steps": 5, "image_resolution": (56, 56), "num_inference_steps": 4}
+    config = PI0Config(
+        input_features=inputs | {"observation.state": PolicyFeature(FeatureType.STATE, width)},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, width)},
+        normalization_mapping={kind: NormalizationMode(mode) for kind, mode in modes.items()},
+        device="cpu",
+        **small | case.fields,
+    )
+    policy = PI0Policy(config)
+    with torch.no_grad():
+        for key, value in policy.state_dict().items():
+            value.copy_(torch.from_numpy(weight(key, tuple(value.shape))))
+    policy.save_pretrained(folder)
+    for processor in make_pre_post_processors(config, dataset_stats=statistics(case)):
+        processor.save_pretrained(folder)
+    (folder / "meta").mkdir()
+    shutil.copyfile(HERE / "act" / "meta" / "info.json", folder / "meta" / "info.json")
+
+
+def answers(case: Case, folder: Path) -> list[dict[str, object]]:
+    """Read the folder as a user of the library does, and compute requests."""
+    policy = PI0Policy.from_pretrained(folder)
+    before, after = make_pre_post_processors(policy.config, pretrained_path=str(folder))
+    shape = (policy.config.chunk_size, policy.config.max_action_dim)
+    found = []
+    for seed, command in enumerate(COMMANDS):
+        drawn = request(case, seed)
+        noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))[None]
+        policy.model.sample_noise = lambda _shape, _device, noise=noise: noise
+        with torch.inference_mode():
+            chunk = policy.predict_action_chunk(before(observation(case, drawn, command)))
+        actions = after(chunk)[0].tolist()
+        found.append({"seed": seed, "command": command, "steps": [drawn], "actions": actions})
+    return found
+
+
+def request(case: Case, seed: int) -> dict[str, Any]:
+    """Draw one observation: the seeds of its pictures, and the state."""
+    told, random = statistics(case)["observation.state"], np.random.RandomState(100 * seed)
+    state = (told["mean"] + told["std"] * random.uniform(-2, 2, len(JOINTS))).astype(np.float32)
+    pictures = {key: 100 * seed + place for place, key in enumerate(case.cameras)}
+    return {"pictures": pictures, "state": state.tolist()}
+
+
+def observation(case: Case, drawn: dict[str, Any], command: str) -> dict[str, object]:
+    """Make an observation as LeRobot's own control loop does."""
+    seen = {key: picture(drawn["pictures"][key], *size) for key, size in case.cameras.items()}
+    state = np.array(drawn["state"], np.float32)
+    found = {**seen, "observation.state": state}
+    return prepare_observation_for_inference(found, torch.device("cpu"), task=command)
+
+
+def write(case: Case) -> None:
+    """Make one policy's golden folder anew."""
+    output = HERE / case.name
+    shutil.rmtree(output, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / case.name
+        save(case, folder)
+        requests = answers(case, folder)
+        weights = folder / "model.safetensors"
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        shapes = {key: list(value.shape) for key, value in load_file(weights).items()}
+        weights.unlink()
+        shutil.copytree(folder, output, copy_function=shutil.copyfile)
+    (output / "weights.json").write_text(json.dumps({"sha256": digest, "shapes": shapes}) + "\n")
+    names = ("lerobot", "transformers", "torch", "numpy")
+    action = statistics(case)["action"]
+    recorded = {
+        "made_with": {name: version(name) for name in names},
+        "sizes": case.cameras,
+        "range": (action["max"] - action["min"]).tolist(),
+        "requests": requests,
+    }
+    (output / "requests.json").write_text(json.dumps(recorded) + "\n")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        smaller(make_tokenizer(Path(temporary)))
+        read = tokenizer_processor.AutoTokenizer.from_pretrained
+        # The step asks a hub for PaliGemma's.
+        tokenizer_processor.AutoTokenizer.from_pretrained = lambda _name: read(temporary)
+        (HERE / "paligemma").mkdir(exist_ok=True)
+        shutil.copyfile(Path(temporary) / "tokenizer.json", HERE / "paligemma" / "tokenizer.json")
+        for case in CASES:
+            if case.name in (sys.argv[1:] or [case.name]):
+                write(case)
+                print(f"{HERE / case.name} is made anew")
