@@ -31,7 +31,7 @@ PICTURE_WORDS = (*MARKERS, *CHUNKS, *RIFF, b"Exif\0\0", b"MM\0*", b"II*\0", b"MP
 JSON_WORDS = tuple(
     word.encode()
     for word in (
-        '"state"', '"image"', '"command"', '"previous"', '"seed"', '"deadline_ms"',
+        '"state"', '"image"', '"command"', '"previous"', '"delay"', '"seed"', '"deadline_ms"',
         '"image.front"', '"shape"',
         "null", "true", "NaN", "-Infinity", "1e400", "-0", "1" * 400, "[", "[[", "]", "{", "}", ",", ":", '"',
         '"\\ud800"', '"\\u0000"', "\ufeff", "9223372036854775808", '{"":0}',

@@ -15,6 +15,7 @@ NAMES = (
     "command",
     "state",
     "previous",
+    "delay",
     "seed",
     "deadline_ms",
     "",

@@ -94,6 +94,33 @@ def test_what_leaves_is_inside_every_limit_or_is_a_refusal(
         assert chunk.safety.violations == ()
 
 
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(
+    policies(),
+    strategies.lists(RAW, min_size=STEPS * WIDTH, max_size=STEPS * WIDTH),
+    strategies.lists(strategies.tuples(READ, READ, READ, READ), min_size=1, max_size=STEPS - 1),
+)
+def test_what_follows_given_actions_is_inside_every_limit_or_is_a_refusal(
+    policy: PolicySpec, raw: list, given: list
+) -> None:
+    action = policy.action
+    assert isinstance(action, ContinuousSpace)
+    prefix, said = np.array(given, np.float32), outputs(np.reshape(raw, (STEPS, WIDTH)), 1.0)
+    try:
+        chunk = to_chunk(said, np.zeros(3, np.float32), prefix[-1], policy, prefix)
+    except UnsafeAction:
+        assert policy.safety.mode == "reject"
+        return
+    actions, delay = chunk.actions, len(prefix)
+    assert chunk.delay == delay
+    assert np.isfinite(actions).all()
+    assert ((actions >= action.low) & (actions <= action.high)).all()
+    if chunk.safety.status != "held":
+        np.testing.assert_array_equal(actions[:delay], np.clip(prefix, action.low, action.high))
+        steps = [math.inf if step is None else step for step in policy.safety.max_step or [None] * WIDTH]
+        assert (np.abs(np.diff(actions[delay - 1 :], axis=0)) <= np.array(steps) + 1e-5).all()
+
+
 def check(
     actions: np.ndarray, report: SafetyReport, policy: PolicySpec, state: np.ndarray, before: np.ndarray
 ) -> None:
