@@ -23,7 +23,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A part of the spec: immutable, and a misspelt or unknown key is an error, never ignored."""
 
 
-class Dimension(Part, frozen=True):
+class Dimension(Part, frozen=True, omit_defaults=True):
     """One named dimension of the state or of an action, with its physical unit and bounds.
 
     An action's bounds are safety limits, a state's the range that is plausible; neither normalises anything

@@ -14,56 +14,27 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from vla.models import Sizes
-from vla.models.parts.distilbert import DistilBert
-from vla.models.parts.policy import QueryConfig, QueryPolicy
+from vla.models.parts.distilbert import DistilBertPolicyConfig
+from vla.models.parts.policy import QueryPolicy
 from vla.models.parts.published_towers import MobileNet, reset_weights
 
 
 @dataclass(frozen=True)
-class Config(QueryConfig):
+class Config(DistilBertPolicyConfig):
     """Sizes of the model."""
 
-    # Scales MobileNetV2's channels; 1 as published.
-    multiplier: float = 0.35
-    # Its inverted residuals, 3 to 5: up to the first or the last of stride 8.
+    # Inverted residuals of MobileNetV2, 3 to 5: up to the first or the last of stride 8.
     blocks: int = 4
-    # Local folder of a pretrained MobileNetV2 as transformers saves it; None: fresh weights.
-    checkpoint: str | None = None
-    # DistilBERT's width, layers, heads and perceptrons.
-    text_width: int = 64
-    text_layers: int = 2
-    text_heads: int = 4
-    text_inner: int = 128
 
     @classmethod
     def tiny(cls) -> Self:
         """For tests: seconds to train, too small to be good."""
-        return cls(
-            multiplier=0.1,
-            text_width=8,
-            text_layers=1,
-            text_heads=2,
-            text_inner=16,
-            queries=2,
-            features=4,
-            hidden=16,
-            layers=1,
-        )
+        return replace(super().tiny(), multiplier=0.1)
 
     @classmethod
     def base(cls) -> Self:
         """MobileNetV2 and DistilBERT of the published sizes."""
-        return cls(
-            multiplier=1.0,
-            blocks=5,
-            text_width=768,
-            text_layers=6,
-            text_heads=12,
-            text_inner=3072,
-            queries=8,
-            features=32,
-            hidden=512,
-        )
+        return replace(super().base(), blocks=5)
 
 
 class Model(QueryPolicy):
@@ -78,12 +49,5 @@ class Model(QueryPolicy):
         tower = MobileNet(config.multiplier, config.blocks, config.checkpoint)
         if config.checkpoint is None:
             reset_weights(tower)
-        text_encoder = DistilBert(
-            sizes.vocabulary,
-            sizes.context_length,
-            config.text_width,
-            layers=config.text_layers,
-            heads=config.text_heads,
-            mlp_width=config.text_inner,
-        )
+        text_encoder = config.text_encoder(sizes)
         super().__init__(replace(config, checkpoint=None), sizes, tower, text_encoder, config.text_width)

@@ -11,58 +11,24 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from vla.models import Sizes
-from vla.models.parts.distilbert import DistilBert
-from vla.models.parts.policy import QueryConfig, QueryPolicy
+from vla.models.parts.distilbert import DistilBertPolicyConfig
+from vla.models.parts.policy import QueryPolicy
 from vla.models.parts.published_towers import EfficientNet
 
 
 @dataclass(frozen=True)
-class Config(QueryConfig):
+class Config(DistilBertPolicyConfig):
     """Sizes of the model."""
 
-    # Scales EfficientNet-B0's channels; 1 as published.
-    multiplier: float = 0.35
-    # How many of its seven stages; 3 end at stride 8, 5 at stride 16.
+    # How many of EfficientNet-B0's seven stages; 3 end at stride 8, 5 at stride 16.
     stages: int = 3
-    # Local folder of a pretrained EfficientNet-B0 as transformers saves it; None: fresh weights.
-    checkpoint: str | None = None
     # Compute again in training instead of remembering.
     recompute: bool = True
-    # DistilBERT's width, layers, heads and perceptrons.
-    text_width: int = 64
-    text_layers: int = 2
-    text_heads: int = 4
-    text_inner: int = 128
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """For tests: seconds to train, too small to be good."""
-        return cls(
-            multiplier=0.25,
-            text_width=8,
-            text_layers=1,
-            text_heads=2,
-            text_inner=16,
-            queries=2,
-            features=4,
-            hidden=16,
-            layers=1,
-        )
 
     @classmethod
     def base(cls) -> Self:
         """EfficientNet-B0 up to stride 16 and DistilBERT, of the published widths."""
-        return cls(
-            multiplier=1.0,
-            stages=5,
-            text_width=768,
-            text_layers=6,
-            text_heads=12,
-            text_inner=3072,
-            queries=8,
-            features=32,
-            hidden=512,
-        )
+        return replace(super().base(), stages=5)
 
 
 class Model(QueryPolicy):
@@ -76,14 +42,7 @@ class Model(QueryPolicy):
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         tower = EfficientNet(config.multiplier, config.stages, config.checkpoint, recompute=config.recompute)
-        text_encoder = DistilBert(
-            sizes.vocabulary,
-            sizes.context_length,
-            config.text_width,
-            layers=config.text_layers,
-            heads=config.text_heads,
-            mlp_width=config.text_inner,
-        )
+        text_encoder = config.text_encoder(sizes)
         if config.recompute:
             text_encoder.recompute()
         super().__init__(replace(config, checkpoint=None), sizes, tower, text_encoder, config.text_width)

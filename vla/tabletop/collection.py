@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vla.tabletop.commands import COLOURS, GOALS
-from vla.tabletop.demonstrations import DESCRIPTION, FORMAT_VERSION, Demonstrations, Description, Dimension
+from vla.tabletop.demonstrations import DESCRIPTION, FORMAT_VERSION, Demonstrations, Description
 from vla.tabletop.expert import expert_action, expert_chunk
 from vla.tabletop.labels import boxes
 from vla.tabletop.looks import PLAIN, draw_look
@@ -196,8 +196,8 @@ def _describe(episodes: list[Episode], config: Collection) -> Description:
         image_size=config.image_size,
         control_hz=CONTROL_HZ,
         horizon=config.horizon,
-        state=tuple(Dimension(*row) for row in STATE),
-        action=tuple(Dimension(*row) for row in ACTION),
+        state=STATE,
+        action=ACTION,
         goals=tuple((goal.task, goal.colour) for goal in GOALS),
         blocks=COLOURS,
         episodes=len(episodes),

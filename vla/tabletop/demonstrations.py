@@ -23,21 +23,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_runtime.spec import Dimension
+
 FORMAT_VERSION = 2
 DESCRIPTION = "dataset.json"
 
 
 class DatasetError(ValueError):
     """A data set on disk is missing something, or is not what its ``dataset.json`` says."""
-
-
-class Dimension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One number of the state or of an action, in physical units."""
-
-    name: str
-    unit: str
-    low: float
-    high: float
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vla.tabletop.commands import COLOURS, GOALS, Goal
 from vla.tabletop.looks import DISTRACTORS, PLAIN, Look, turned
+from vla_runtime.spec import Dimension
 
 SCENE = Path(__file__).with_name("tabletop.xml")
 CAMERA = "front"
@@ -37,21 +38,21 @@ STEP_LIMIT = 0.03
 FINGER_TRAVEL = 0.04
 BLOCK_HALF = 0.025
 
-# (name, unit, low, high) of every dimension; the measured hand may overshoot the workspace a little.
+# The measured hand may overshoot the workspace a little.
 STATE = (
-    ("hand_x", "m", -0.24, 0.20),
-    ("hand_y", "m", -0.24, 0.24),
-    ("hand_z", "m", 0.0, 0.27),
-    ("gripper_opening", "1", 0.0, 1.0),
+    Dimension(name="hand_x", unit="m", low=-0.24, high=0.20),
+    Dimension(name="hand_y", unit="m", low=-0.24, high=0.24),
+    Dimension(name="hand_z", unit="m", low=0.0, high=0.27),
+    Dimension(name="gripper_opening", unit="1", low=0.0, high=1.0),
 )
 ACTION = (
-    ("delta_x", "m", -STEP_LIMIT, STEP_LIMIT),
-    ("delta_y", "m", -STEP_LIMIT, STEP_LIMIT),
-    ("delta_z", "m", -STEP_LIMIT, STEP_LIMIT),
-    ("gripper", "1", -1.0, 1.0),
+    Dimension(name="delta_x", unit="m", low=-STEP_LIMIT, high=STEP_LIMIT),
+    Dimension(name="delta_y", unit="m", low=-STEP_LIMIT, high=STEP_LIMIT),
+    Dimension(name="delta_z", unit="m", low=-STEP_LIMIT, high=STEP_LIMIT),
+    Dimension(name="gripper", unit="1", low=-1.0, high=1.0),
 )
-ACTION_LOW = np.array([low for _, _, low, _ in ACTION], np.float32)
-ACTION_HIGH = np.array([high for _, _, _, high in ACTION], np.float32)
+ACTION_LOW = np.array([dimension.low for dimension in ACTION], np.float32)
+ACTION_HIGH = np.array([dimension.high for dimension in ACTION], np.float32)
 
 # When a task has happened to a block [m].
 REACH_RADIUS = 0.025

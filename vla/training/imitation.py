@@ -6,7 +6,6 @@ guesses its goal from the picture and ignores the words.
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,7 +16,6 @@ from tqdm import tqdm
 
 from vla import checkpoint, provenance
 from vla.models import Batch, build, module_of
-from vla.tabletop import demonstrations
 from vla.tabletop.commands import parse
 from vla.tabletop.demonstrations import Demonstrations
 from vla.training.batches import Batches
@@ -109,11 +107,9 @@ def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
     )
 
 
-def _vector(
-    dimensions: Sequence[demonstrations.Dimension], summary: Summary, settings: Settings
-) -> dict[str, Any]:
+def _vector(dimensions: tuple[spec.Dimension, ...], summary: Summary, settings: Settings) -> dict[str, Any]:
     return {
-        "dimensions": tuple(spec.Dimension(**msgspec.structs.asdict(each)) for each in dimensions),
+        "dimensions": dimensions,
         "normalisation": settings.normalisation,
         "statistics": spec.Statistics(mean=summary.mean, std=summary.std, q01=summary.q01, q99=summary.q99),
     }

@@ -107,7 +107,7 @@ def format_1(spec: dict) -> None:
             del vector["statistics"][name]
         for dimension in vector["dimensions"]:
             for name in ("meaning", "state", "relative"):
-                del dimension[name]
+                dimension.pop(name, None)
     for name in ("command", "inputs", "tf32", "factory", "arguments", "compiled"):
         del spec["artifact"][name]
     spec["artifact"]["stochastic"] = False

@@ -1,8 +1,13 @@
-"""DistilBERT as transformers has it, as a text encoder."""
+"""DistilBERT as transformers has it, as a text encoder, and the sizes of the policies that read by it."""
+
+from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
+from vla.models import Sizes
+from vla.models.parts.policy import QueryConfig
 from vla.models.parts.text import AttentionPooling
 
 
@@ -50,3 +55,58 @@ class DistilBert(nn.Module):
         attended = mask[:, None, None].expand(-1, 1, input_ids.shape[1], -1)
         tokens = self.bert(input_ids=input_ids, attention_mask=attended).last_hidden_state
         return self.pooling(tokens, mask)[0]
+
+
+@dataclass(frozen=True)
+class DistilBertPolicyConfig(QueryConfig):
+    """Sizes of a policy of a published convolutional tower and a DistilBERT."""
+
+    # Scales the tower's channels; 1 as published.
+    multiplier: float = 0.35
+    # Local folder of the pretrained tower as transformers saves it; None: fresh weights.
+    checkpoint: str | None = None
+    # DistilBERT's width, layers, heads and perceptrons.
+    text_width: int = 64
+    text_layers: int = 2
+    text_heads: int = 4
+    text_inner: int = 128
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests: seconds to train, too small to be good."""
+        return cls(
+            multiplier=0.25,
+            text_width=8,
+            text_layers=1,
+            text_heads=2,
+            text_inner=16,
+            queries=2,
+            features=4,
+            hidden=16,
+            layers=1,
+        )
+
+    @classmethod
+    def base(cls) -> Self:
+        """Tower and DistilBERT of the published widths."""
+        return cls(
+            multiplier=1.0,
+            text_width=768,
+            text_layers=6,
+            text_heads=12,
+            text_inner=3072,
+            queries=8,
+            features=32,
+            hidden=512,
+        )
+
+    def text_encoder(self, sizes: Sizes) -> DistilBert:
+        """Make the DistilBERT of these sizes."""
+        return DistilBert(
+            sizes.vocabulary,
+            sizes.context_length,
+            self.text_width,
+            layers=self.text_layers,
+            heads=self.text_heads,
+            mlp_width=self.text_inner,
+        )
