@@ -10,6 +10,7 @@ from action_spaces import COLUMNS, NAMES, NOTHING, QUATERNION, SYMBOLS, UNKNOWN,
 from vla_client import ActionChunk, InvalidAnswer
 from vla_runtime import wire
 from vla_runtime.actions import (
+    softmax,
     to_chunk,
     unnormalise,
 )
@@ -179,3 +180,11 @@ def test_labels_of_several_indices() -> None:
     chunk = to_chunk(outputs([[0, 0], [0, 0]], skill=[1.0, 0.0]), NOTHING, UNKNOWN, policy)
 
     assert chunk.extras["skill"] == [{"name": "place", "index": 1}, {"name": "pick", "index": 0}]
+
+
+def test_probabilities_are_over_the_last_axis_whatever_the_others() -> None:
+    logits = np.log(np.array([[[1, 3], [2, 2]], [[9, 1], [1, 1]]], np.float32))
+
+    np.testing.assert_allclose(
+        softmax(logits), [[[0.25, 0.75], [0.5, 0.5]], [[0.9, 0.1], [0.5, 0.5]]], atol=1e-6
+    )

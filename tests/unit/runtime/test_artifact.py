@@ -54,3 +54,18 @@ def test_cache_of_commands_is_bounded(tiny_folder: Path, row: Row, monkeypatch: 
     policy.infer([{**row, "command": "go 2"}])  # the one before is not
     assert policy.command_uses[1] == encoded + 1
     np.testing.assert_allclose(actions(answers[0]), expected, atol=1e-6)
+
+
+def test_a_command_larger_than_the_cache_is_kept_alone(
+    tiny_folder: Path, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vla_runtime.artifact.CACHE_BYTES", 1)
+    policy = Policy.load(tiny_folder)
+    policy.infer([{**row, "command": "go 0"}])
+    encoded = policy.command_uses[1]
+
+    policy.infer([{**row, "command": "go 0"}])
+    assert policy.command_uses[1] == encoded
+    policy.infer([{**row, "command": "go 1"}])
+    policy.infer([{**row, "command": "go 0"}])
+    assert policy.command_uses[1] == encoded + 2

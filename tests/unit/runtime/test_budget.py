@@ -2,6 +2,7 @@
 
 import io
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from kinds import policy
 from PIL import Image
 
-from vla_runtime.budget import too_much
+from vla_runtime.budget import decoding_ms, too_much
 from vla_runtime.errors import RequestError, TooLarge
 from vla_runtime.images import Limits, open_image
 from vla_runtime.observation import decode
@@ -73,6 +74,44 @@ def test_the_estimate_is_seldom_too_low_and_never_by_much() -> None:
     assert all(0.33 < factor / speed < 12 for factor in factors.values())
 
 
+PIXELS, SCALED = 960 * 720, 0.6 + 2.9 / 4
+NOMINAL_NS: dict[str, Callable[[bytes], float]] = {
+    "JPEG": lambda data: 12 * len(data) + PIXELS * SCALED,
+    "progressive JPEG": lambda data: 45 * len(data) + PIXELS * (SCALED + 0.7 * data.count(b"\xff\xda")),
+    "CMYK JPEG": lambda data: 2.5 * (12 * len(data) + PIXELS * SCALED),
+    "PNG": lambda data: 27 * len(data) + 2.5 * 3 * PIXELS,
+    "grey PNG": lambda data: 27 * len(data) + 2.5 * PIXELS,
+    "PNG with alpha": lambda data: 27 * len(data) + 2.5 * 4 * PIXELS,
+    "interlaced PNG": lambda data: 27 * len(data) + 2.5 * 3 * PIXELS * 2,
+    "WebP": lambda data: 90 * lossy(data) + 16 * (len(data) - lossy(data)) + 8 * PIXELS,
+    "WebP with alpha": lambda data: 90 * lossy(data) + 16 * (len(data) - lossy(data)) + 15 * PIXELS,
+    "lossless WebP": lambda data: 16 * len(data) + 15 * PIXELS,
+}
+
+
+def lossy(data: bytes) -> int:
+    at = data.index(b"VP8 ")
+    return int.from_bytes(data[at + 4 : at + 8], "little")
+
+
+def interlaced(image: Image.Image) -> bytes:
+    """Return a PNG that says that it is interlaced; its pixels are not read here."""
+    data = PICTURES["PNG"](image)
+    head = data[12:28] + b"\x01"
+    return data[:12] + head + zlib.crc32(head).to_bytes(4, "big") + data[33:]
+
+
+@pytest.mark.parametrize("kind", NOMINAL_NS)
+def test_costs_follow_from_the_headers(kind: str) -> None:
+    """By the rates that were measured, for a picture at half its size and one of 224 x 224 made of it."""
+    data = interlaced(SMOOTH) if kind == "interlaced PNG" else PICTURES[kind](SMOOTH)
+    rest = 8 * PIXELS / 4 + 10 * 224 * 224 + 500_000
+
+    cost = decoding_ms(open_image(data, "image", Limits()), scale=2, made=224 * 224)
+
+    assert cost == pytest.approx((NOMINAL_NS[kind](data) + rest) / 1e6, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("encode", "changes"),
     [
@@ -110,6 +149,7 @@ def test_raw_pixels_cost_their_resizing_alone() -> None:
         ({3: 50}, set()),  # alone
         ({0: 50, 1: 60, 2: 1}, {1}),
         ({0: 6, 1: 6, 2: 6}, {1, 2}),  # of equals, the first
+        ({0: 6, 1: 7, 2: -3}, set()),  # exactly what the batch takes on
         ({}, set()),
     ],
 )

@@ -7,7 +7,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from vla_runtime.containers import check_container
+from vla_runtime.containers import check_container, riff_chunks
 from vla_runtime.errors import BadImage, RequestError, TooLarge
 from vla_runtime.images import Limits, open_image
 
@@ -88,6 +88,8 @@ def test_a_structure_without_end_is_refused(data: bytes, kind: type[RequestError
         jpeg(b"\x01" * 60),
         jpeg(b"\xff\xe2\xff\xff" + bytes(65_533)),  # one large segment
         png(chunk(b"iCCP", PROFILE) + chunk(b"tEXt", b"a\0b") * 50),
+        png(chunk(b"teSt") * 60 + chunk(b"iTXt") * 4),
+        png(chunk(b"IDAT") * (4096 - 3)),
         png(late=b"\0" * 40),
         webp(riff_chunk(b"EXIF", EXIF[:60_000]) + riff_chunk(b"odd ", b"x")),
         JPEG + b"\xff\xfe\0\2" * 1000,  # after the end nobody reads
@@ -99,6 +101,12 @@ def test_a_structure_without_end_is_refused(data: bytes, kind: type[RequestError
 )
 def test_what_cameras_and_editors_write_is_taken(data: bytes) -> None:
     check_container(data, "image", 20)
+
+
+def test_chunks_of_odd_length_are_followed_by_a_byte() -> None:
+    body = riff_chunk(b"odd ", b"xyz") + riff_chunk(b"even", b"ab") + riff_chunk(b"last", b"q")
+
+    assert list(riff_chunks(riff(body))) == [(b"odd ", 3), (b"even", 2), (b"last", 1)]
 
 
 def test_a_picture_that_holds_further_ones_is_as_strict_as_any_jpeg() -> None:

@@ -47,17 +47,25 @@ def test_the_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "workers", "cores"),
-    [("150000 100000", 1, 1), ("max 100000", 1, 1024), ("800000 100000", 2, 8), ("20000 100000", 1, 1)],
+    ("text", "workers", "found"),
+    [
+        ("150000 100000", 1, 1),
+        ("max 100000", 1, 16),
+        ("max 100000", 3, 5),
+        ("800000 100000", 2, 4),
+        ("20000 100000", 1, 1),
+        ("200000 100000", 4, 1),
+        ("0 100000", 1, 16),
+    ],
 )
 def test_threads_heed_the_containers_quota(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, workers: int, cores: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, workers: int, found: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(text + "\n")
     monkeypatch.setattr(device, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16 + pid)))
 
-    allowed = min(cores, len(os.sched_getaffinity(0)))
-    assert device.threads(workers) == max(1, allowed // workers)
+    assert device.threads(workers) == found
 
 
 ONE = np.zeros((2, 4, 2), np.float32)
@@ -66,6 +74,8 @@ OTHER = ONE + 0.5
 
 def test_a_graph_that_computes_passes() -> None:
     check_replay([(ONE, ONE), (OTHER + 1e-6, OTHER)], 2)
+    large = 1000 * (1 + OTHER)
+    check_replay([(ONE, ONE), (large + 500 * graphs.REPLAY_TOLERANCE, large)], 2)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +83,7 @@ def test_a_graph_that_computes_passes() -> None:
     [
         ([(ONE, ONE), (ONE, OTHER)], r"batches of 2 answers otherwise than the policy itself, by 0\.5$"),
         ([(ONE, ONE), (ONE, ONE + 0.01)], r"batches of 2 gives one answer to different inputs$"),
+        ([(ONE, ONE), (OTHER, OTHER), (ONE, ONE + 0.01)], r"gives one answer to different inputs$"),
         ([(ONE * np.nan, ONE), (OTHER, OTHER)], r"answers otherwise than the policy itself, by nan$"),
     ],
 )
