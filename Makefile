@@ -31,7 +31,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-flow clean java rendering nginx image image-run test-image deploy-check FORCE
+.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-flow clean java rendering nginx image image-run test-image sbom deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -101,6 +101,9 @@ image-run: $(ARCHIVE).sha256 ## run the images: one CPU replica of the default p
 
 test-image: .venv/.dev ## run the images hardened: a request, a stop under load, a killed server
 	IMAGE=$(IMAGE):cpu PROXY_IMAGE=$(IMAGE):proxy ENGINE=$(ENGINE) $(PYTHON) -m pytest -rA tests/deploy/test_images.py
+
+sbom: .venv/.train ## what the server images hold, as CycloneDX: build/sbom-cpu.json, build/sbom-cuda.json
+	$(PYTHON) scripts/sbom.py
 
 deploy-check: .venv/.deploy ## lint Dockerfile, scripts, compose file and Kubernetes manifests
 	docker/check

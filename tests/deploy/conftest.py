@@ -10,7 +10,7 @@ from replicas import write_version
 from bench.faults.processes import Running, proxy, replica
 
 # Tests that need no nginx.
-WITHOUT = {"test_images.py", "test_manifests.py"}
+WITHOUT = {"test_images.py", "test_manifests.py", "test_sbom.py"}
 LUA = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")
 
 
