@@ -49,7 +49,9 @@ def front_end(jar: Path) -> Iterator[dict[str, object]]:
     with zipfile.ZipFile(jar) as opened:
         netty = set(NETTY.findall(opened.read("META-INF/io.netty.versions.properties").decode()))
     yield from (_library("io.netty", name, version) for name, version in sorted(netty))
-    yield from (_library(*name.split("/"), version) for name, version in MERGED.items())
+    for full, version in MERGED.items():
+        group, _, name = full.partition("/")
+        yield _library(group, name, version)
 
 
 def _library(group: str, name: str, version: str) -> dict[str, object]:
