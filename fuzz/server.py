@@ -153,5 +153,7 @@ def conform(url: str, seed: int, duration_s: float, log: Path) -> int:
         "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
     }
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        return subprocess.run(command, env={**os.environ, **hooks}, stdout=output, check=False).returncode
+    environment = {**os.environ, **hooks}
+    with log.open("w") as output:  # beside it schemathesis keeps what it has seen
+        done = subprocess.run(command, env=environment, cwd=log.parent, stdout=output, check=False)
+    return done.returncode
