@@ -62,7 +62,11 @@ class _Readers:
         image = row["image.front"] if "image.front" in row else row["image"]
         seen = Image.open(io.BytesIO(image if isinstance(image, bytes) else b""))
         rest = {name: value for name, value in row.items() if not name.startswith("image")}
-        more = {"seed": 7, "deadline_ms": 5000.0, "previous": [0.0] * self._policy.spec.action.width}
+        spec = self._policy.spec
+        previous = [0.0] * spec.action.width
+        more: dict[str, object] = {"seed": 7, "deadline_ms": 5000.0, "previous": previous}
+        if spec.max_delay:
+            more |= {"previous": [previous] * spec.action.horizon, "delay": spec.max_delay}
         self._seeds = corpus.Corpus(rest, more, corpus.pictures(seen))
 
     def targets(self) -> dict[str, Target]:
