@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vla_runtime.errors import BadImage, TooLarge
-from vla_runtime.images import Limits, open_image
+from vla_runtime.images import Limits, jpeg_pixels, open_image
 from vla_runtime.preprocessing import picture
 from vla_runtime.spec import Camera
 
@@ -47,9 +47,9 @@ def test_raw_pixels_that_contradict_themselves_are_refused(change: dict, message
     assert (caught.value.status, caught.value.field, caught.value.message) == (400, "image", message)
 
 
-def jpeg(width: int, height: int, **options: object) -> bytes:
+def jpeg(width: int, height: int, mode: str = "RGB", **options: object) -> bytes:
     file = io.BytesIO()
-    Image.effect_noise((width, height), 60).convert("RGB").save(file, "JPEG", **options)
+    Image.effect_noise((width, height), 60).convert("RGB").convert(mode).save(file, "JPEG", **options)
     return file.getvalue()
 
 
@@ -88,8 +88,9 @@ def damaged(data: bytes, seed: int) -> bytes:
     return bytes(spoilt)
 
 
-def test_damaged_pixels_are_refused_where_the_decoder_notices() -> None:
-    data = jpeg(320, 240, quality=90)
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_damaged_pixels_are_refused_where_the_decoder_notices(mode: str) -> None:
+    data = jpeg(320, 240, mode, quality=90)
     refused = []
     for seed in range(60):
         spoilt = damaged(data, seed)
@@ -102,6 +103,15 @@ def test_damaged_pixels_are_refused_where_the_decoder_notices() -> None:
 
     assert len(refused) >= 30
     assert all(message.startswith("the picture is damaged: ") for message in refused)
+
+
+@pytest.mark.parametrize(("mode", "direct"), [("RGB", True), ("L", True), ("CMYK", False)])
+def test_cmyk_is_left_to_pillow(mode: str, direct: bool) -> None:  # noqa: FBT001
+    image = open_image(jpeg(32, 24, mode), "image", Limits())
+    allowed = open_image(jpeg(32, 24, mode), "image", Limits(allow_damaged=True))
+
+    assert (jpeg_pixels(image, 1, "image") is not None) is direct
+    assert jpeg_pixels(allowed, 1, "image") is None
 
 
 @pytest.mark.parametrize("edge", [240, 120, 100, 60, 30])

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from action_spaces import space
@@ -69,6 +70,7 @@ def test_batch_of_right_answers(policy: Policy) -> None:
         Reading(STAGE, 0.004, ("queue",)),
     ]
     assert readings(meter, [], []) == []
+    assert Reading(BATCH, 3) in readings(meter, [BadImage("image", "x"), answer()], [0.0, 0.0])
 
 
 def test_what_policies_want_beyond_their_bounds_is_no_intervention(policy: Policy) -> None:
@@ -120,3 +122,7 @@ def test_memory_is_read_once_a_second(policy: Policy) -> None:
     assert [(reading.metric, reading.labels) for reading in first] == [(MEMORY, ("resident", "9000"))]
     assert first[0].value == pytest.approx(resident_bytes(), rel=0.2)
     assert second == []
+
+
+def test_resident_memory_is_in_bytes() -> None:
+    assert resident_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)

@@ -64,6 +64,10 @@ def test_every_form_of_a_field_gives_the_same_observation(
     assert observation.deadline_s == (NOW_S + 0.0505 if "deadline_ms" in fields else math.inf)
 
 
+def test_a_command_may_have_512_characters(spec: PolicySpec) -> None:
+    assert decode({**GOOD, "command": "\u00fc" * 512}, spec, NOW_S).command == "\u00fc" * 512
+
+
 REFUSALS = [
     (
         {"image": None},

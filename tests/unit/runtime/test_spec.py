@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from vla_runtime.errors import SpecError
 from vla_runtime.policy import Policy
-from vla_runtime.spec import ActionSpace, Camera, PolicySpec, Rotation, Safety, Tokenizer
+from vla_runtime.spec import ActionSpace, Camera, Dimension, PolicySpec, Rotation, Safety, Tokenizer
 
 FORMAT_1 = Path(__file__).parent / "data" / "policy_format_1.json"
 
@@ -201,6 +202,15 @@ def test_format_1_that_lacks_a_part_is_refused(tmp_path: Path, part: str) -> Non
 def test_limits_that_protect_nobody_are_refused(fields: dict, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         spec(space(), Safety(**fields))
+
+
+@pytest.mark.parametrize("meaning", ["delta", "velocity"])
+def test_what_rests_by_its_meaning_needs_no_declared_hold(meaning: Literal["delta", "velocity"]) -> None:
+    resting = Dimension(name="x", unit="m", low=-1, high=1, meaning=meaning)
+    other = msgspec.structs.replace(resting, name="y")
+    moves = space(dimensions=(resting, other), normalisation="identity")
+
+    assert spec(moves, Safety(mode="hold")).safety.mode == "hold"
 
 
 @pytest.mark.parametrize(
