@@ -62,6 +62,14 @@ CASES = (
 JOINTS = json.loads((HERE / "act" / "meta" / "info.json").read_text())["features"]["action"]["names"]
 
 
+def write_full_size() -> None:
+    """Record keys and shapes of a pi0 as LeRobot builds it, before it is made smaller here."""
+    with torch.device("meta"):
+        state = modeling_pi0.PI0Pytorch(PI0Config(device="cpu")).state_dict()
+    shapes = {f"model.{key}": list(value.shape) for key, value in state.items()}
+    (HERE / "paligemma" / "full_size.json").write_text(json.dumps(shapes) + "\n")
+
+
 def smaller(vocabulary: int) -> None:
     """Let LeRobot build a pi0 that is small and knows so many tokens."""
     paligemma = modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma
@@ -204,12 +212,13 @@ def write(case: Case) -> None:
 
 
 if __name__ == "__main__":
+    (HERE / "paligemma").mkdir(exist_ok=True)
+    write_full_size()
     with tempfile.TemporaryDirectory() as temporary:
         smaller(make_tokenizer(Path(temporary)))
         read = tokenizer_processor.AutoTokenizer.from_pretrained
         # The step asks a hub for PaliGemma's.
         tokenizer_processor.AutoTokenizer.from_pretrained = lambda _name: read(temporary)
-        (HERE / "paligemma").mkdir(exist_ok=True)
         shutil.copyfile(Path(temporary) / "tokenizer.json", HERE / "paligemma" / "tokenizer.json")
         for case in CASES:
             if case.name in (sys.argv[1:] or [case.name]):

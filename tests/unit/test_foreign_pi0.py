@@ -13,7 +13,9 @@ from golden.folders import TOKENIZER, edit_json, edit_weights, rebuilt
 
 from export.errors import ExportError
 from export.find import find
+from export.foreign import paligemma
 from export.foreign.facts import Facts
+from export.foreign.pi0.model import Config, Pi0
 from export.source import Source
 
 LAYERS = "model.paligemma_with_expert.gemma_expert.model.layers"
@@ -77,6 +79,28 @@ def test_weights_are_known_under_each_of_their_names(sound: Path, folder: Path, 
     edit_weights(folder, renamed(NAMES[names]))
 
     assert torch.equal(chunk(read(folder)), chunk(read(sound)))
+
+
+def test_every_weight_of_full_size_has_its_place() -> None:
+    recorded = json.loads((TOKENIZER.parent / "full_size.json").read_text())
+    shapes = {key: tuple(shape) for key, shape in recorded.items()}
+    tower = paligemma.tower(shapes, 224)
+    sizes = (paligemma.language(shapes, "gemma_2b"), paligemma.expert(shapes, "gemma_300m"))
+    with torch.device("meta"):
+        model = Pi0(Config(tower, *sizes, paligemma.vocabulary(shapes), 32, 32, 50, 10, 0.004, 4.0))
+    table = paligemma.table(shapes)
+
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    placed = {table.target(key): shape for key, shape in shapes.items() if not table.needless(key)}
+
+    assert placed == wanted
+    both = "model.paligemma_with_expert."
+    assert {key for key in shapes if table.needless(key)} == {
+        f"{both}gemma_expert.lm_head.weight",
+        f"{both}paligemma.lm_head.weight",
+        f"{both}paligemma.model.language_model.norm.weight",
+    }
+    assert round(sum(value.numel() for value in model.parameters()) / 1e9, 2) == 3.24
 
 
 def config(**fields: object) -> Callable[[Path], None]:
