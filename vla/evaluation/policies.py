@@ -113,5 +113,5 @@ class RandomPolicy:
 
 def _scripted(name: str, actions: NDArray[np.float32]) -> ActionChunk:
     """Wrap float32 [T, 4] in physical units."""
-    names = tuple(dimension[0] for dimension in ACTION)
+    names = tuple(dimension.name for dimension in ACTION)
     return ActionChunk(actions, names, CONTROL_HZ, None, SafetyReport("ok"), {}, name, "1", "in-process")

@@ -127,8 +127,8 @@ def test_state_is_what_the_specification_says(env: Tabletop) -> None:
     assert env.state()[0] - state[0] == pytest.approx(0.02, abs=0.002)
     for action in np.random.default_rng(1).choice([-1, 1], (60, 4)) * ACTION_HIGH:
         env.step(action)
-        for value, (name, _, low, high) in zip(env.state(), STATE, strict=True):
-            assert low <= value <= high, name
+        for value, dimension in zip(env.state(), STATE, strict=True):
+            assert dimension.low <= value <= dimension.high, dimension.name
 
 
 def test_actions_are_clipped_to_their_bounds(env: Tabletop) -> None:
