@@ -154,7 +154,7 @@ def test_a_pose_that_is_reported_in_part_cannot_be_held() -> None:
         enforce(np.full((2, 2), np.nan, np.float32), None, robot, space(dimensions=POSES), Safety())
 
 
-@pytest.mark.parametrize(("over", "share"), [(3e-8, 0), (1e-6, 0.25)])
+@pytest.mark.parametrize(("over", "share"), [(3e-8, 0), (1e-7, 0.25)])
 def test_rounding_is_no_wish_beyond_the_bounds(over: float, share: float) -> None:
     """A millionth of the range, 6e-8 m here, is rounding."""
     for value in (0.03 + over, -0.03 - over):

@@ -87,7 +87,15 @@ def test_all_counters_are_there_from_the_start() -> None:
     counters.answers[4] += 2
     counters.refusals["overloaded"] += 3
     text = counters.text().decode()
+    fresh = Counters().text().decode().splitlines()
 
+    assert [line for line in fresh if line.startswith(("vla_gate_answers", "vla_gate_abandoned"))] == [
+        'vla_gate_answers_total{status="2xx"} 0',
+        'vla_gate_answers_total{status="4xx"} 0',
+        'vla_gate_answers_total{status="5xx"} 0',
+        'vla_gate_abandoned_total{place="computing"} 0',
+        'vla_gate_abandoned_total{place="waiting"} 0',
+    ]
     assert 'vla_gate_answers_total{status="2xx"} 0\nvla_gate_answers_total{status="4xx"} 2\n' in text
     assert 'vla_gate_answers_total{status="5xx"} 0\n' in text
     assert 'vla_gate_refusals_total{code="overloaded"} 3\n' in text
@@ -224,6 +232,7 @@ def test_a_deadline_that_is_over_is_refused(age_s: float, late: bool) -> None:  
         with pytest.raises(Refusal) as caught:
             prediction(*asked)
         assert (caught.value.status, caught.value.message) == (504, "no answer within 100 ms")
+        assert caught.value.field == "deadline_ms"
     else:
         assert prediction(*asked).deadline_ms == 100
 

@@ -96,7 +96,7 @@ EMPTY = malformed("the multipart body has no readable part")
         pytest.param(part("a")[:-2], malformed("the multipart body is cut short", "a"), id="cut short"),
         pytest.param(part("a") + b"--b", ENDLESS, id="no end"),
         pytest.param(part("a") + b"--bx-", ENDLESS, id="another end"),
-        pytest.param(part("a") + b"--b--x", ENDLESS, id="more after the end"),
+        pytest.param(part("a") + b"--b--X", ENDLESS, id="more after the end"),
         pytest.param(part("a") * 2 + b"--b--", malformed("is there twice", "a"), id="twice"),
         pytest.param(part("") + b"--b--", NAMELESS, id="empty name"),
         pytest.param(part("a" * 129) + b"--b--", NAMELESS, id="long name"),
@@ -182,6 +182,7 @@ JSON, PACKED = "application/json", "application/msgpack"
     [
         (JSON, b'{"deadline_ms": 120.5}', 120.5),
         (JSON, b'{"deadline_ms" : "80"}', 80),
+        (JSON, b'{"deadline_ms": 0.5}', 0.5),
         (JSON, b'{"command": "deadline_ms", "x": 5}', None),
         (JSON, b'{"deadline_ms": null}', None),
         (JSON, b'{"deadline_ms": -5}', None),

@@ -73,6 +73,8 @@ NUMBER = "Content-Length is not a number of bytes"
             "the header content-length is there twice",
         ),
         ([b"Host: x", b"Content-Type: a/b", b"Content-Type: a/b"], "the header content-type is there twice"),
+        ([b"Host: x", *[b"Expect: 100-continue"] * 2], "the header expect is there twice"),
+        ([b"Host: x", *[b"Transfer-Encoding: chunked"] * 2], "the header transfer-encoding is there twice"),
         ([b"Host: x", b"Transfer-Encoding: gzip"], CODING),
         ([b"Host: x", b"Transfer-Encoding: chunked", b"Content-Length: 3"], CODING),
         ([b"Host: x", *[b"A: b"] * 100], "more than 100 headers"),
