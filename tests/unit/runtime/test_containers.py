@@ -67,7 +67,7 @@ CHUNKS = "a PNG of more than 64 chunks without pixels, or 4 compressed ones"
         (png(chunk(b"iCCP", PROFILE) * 5), TooLarge, CHUNKS),
         (png(late=chunk(b"zTXt", PROFILE) * 5), TooLarge, CHUNKS),
         (png(late=chunk(b"iTXt", b"k\0\1\0\0\0" + PROFILE) * 5), TooLarge, CHUNKS),
-        (png(chunk(b"IDAT") * 4096), TooLarge, "a picture of more than 4096 chunks"),
+        (png(chunk(b"IDAT") * (4096 - 2)), TooLarge, "a picture of more than 4096 chunks"),
         (png(chunk(b"eXIf", EXIF)), TooLarge, f"{len(EXIF)} bytes of EXIF; at most 65536 are read"),
         (webp(riff_chunk(b"abcd") * 4096), TooLarge, "a picture of more than 4096 chunks"),
         (webp(riff_chunk(b"EXIF", EXIF)), TooLarge, f"{len(EXIF)} bytes of EXIF; at most 65536 are read"),

@@ -27,15 +27,15 @@ def test_cameras_stand_side_by_side() -> None:
 
 @pytest.mark.parametrize("strength", [1.0, 5.0, 1e-6])
 def test_where_the_command_looks_most_it_is_seven_tenths_warm(strength: float) -> None:
-    """[255, 64, 0] over [100, 100, 0]; half as much where the attention is half of the largest."""
-    picture = np.array([100, 100, 0], np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
+    """[255, 64, 0] over [100, 100, 255]; half as much where the attention is half of the largest."""
+    picture = np.array([100, 100, 255], np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
     heat = strength * np.array([[[1.0, 0.5, 0.0]]]).repeat(3, 1)
 
     image = drawn([picture], heat)
 
-    assert image[200, 0].tolist() == [208, 75, 0]
-    assert image[200, EDGE // 2].tolist() == pytest.approx([154, 87, 0], abs=1)
-    assert image[200, -1].tolist() == [100, 100, 0]
+    assert image[200, 0].tolist() == [208, 75, 76]
+    assert image[200, EDGE // 2].tolist() == pytest.approx([154, 87, 166], abs=1)
+    assert image[200, -1].tolist() == [100, 100, 255]
 
 
 def test_pictures_keep_their_orientation_and_colours() -> None:
