@@ -19,8 +19,8 @@ from bench.machine import fingerprint
 CONNECTIONS = 16
 # Between two readings [s].
 EVERY_S = 10.0
-# Requests before the first reading counts: heaps and caches fill.
-WARM_UP = 20_000
+# Share of the requests before the first reading that counts: heaps and caches fill.
+WARM_UP = 0.2
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Result:
 
     def slope_mib(self, process: str) -> float:
         """Return a process's growth for 10,000 requests, of a straight line after the warm-up [MiB]."""
-        kept = [place for place, count in enumerate(self.requests) if count >= WARM_UP]
+        kept = [place for place, count in enumerate(self.requests) if count >= WARM_UP * self.requests[-1]]
         counts = np.array([self.requests[place] for place in kept]) / 10_000
         resident = np.array([self.resident_mib[process][place] for place in kept])
         return float(np.polyfit(counts, resident, 1)[0])

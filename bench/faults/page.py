@@ -11,6 +11,7 @@ from loadtest.document import Block, Table, markdown
 
 Measured = table.Result | beside.Result | memory.Result
 
+ORDER = ("Faults", "Attacks", "Overload", "Memory")
 COLUMNS: dict[Way, str] = {"deployed": "behind gate and proxy", "alone": "`python -m server` alone"}
 FAULTS = """\
 `make faults` provokes each of these on running processes and writes this page: {count} robots ask 10 times
@@ -36,7 +37,7 @@ without heed of `Retry-After`, from other cores than the server's; eight robots 
 a second."""
 MEMORY = """\
 `make faults ARGS='--memory 100000'`: resident memory over that many answered requests of 16 connections
-through the proxy, as a straight line after the first 20,000."""
+through the proxy, as a straight line after the first fifth."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,30 @@ class Found:
 
 
 def write(path: Path, found: Found) -> None:
-    """Write the page."""
-    blocks: list[Block] = []
+    """Write the page; a section without results stays as it was."""
+    sections = _sections(path.read_text()) if path.exists() else {}
+    for name, blocks in _written(found):
+        sections[name] = markdown("", blocks).partition("\n\n")[2]
+    ordered = (f"## {name}\n\n{sections[name]}" for name in ORDER if name in sections)
+    path.write_text("\n".join(["# Faults and attacks\n", *ordered]))
+
+
+def _sections(text: str) -> dict[str, str]:
+    parts = (part.partition("\n\n") for part in text.split("\n## ")[1:])
+    return {name: rest.rstrip("\n") + "\n" for name, _, rest in parts}
+
+
+def _written(found: Found) -> Iterator[tuple[str, list[Block]]]:
+    """Yield the sections that there are results of."""
     if found.faults:
-        blocks += ["## Faults", FAULTS.format(count="three"), _measured(found.faults), _faults(found.faults)]
+        said = FAULTS.format(count="three")
+        yield "Faults", [said, _measured(found.faults), _faults(found.faults)]
     if found.attacks:
-        blocks += ["## Attacks", ATTACKS, _measured(found.attacks), _attacks(found.attacks)]
+        yield "Attacks", [ATTACKS, _measured(found.attacks), _attacks(found.attacks)]
     if found.overload:
-        blocks += ["## Overload", OVERLOAD, _measured(found.overload), _overload(found.overload)]
+        yield "Overload", [OVERLOAD, _measured(found.overload), _overload(found.overload)]
     if found.growth:
-        blocks += ["## Memory", MEMORY, _measured([found.growth]), _memory(found.growth)]
-    path.write_text(markdown("Faults and attacks", blocks))
+        yield "Memory", [MEMORY, _measured([found.growth]), _memory(found.growth)]
 
 
 def _attacks(results: Sequence[beside.Result]) -> Table:

@@ -86,3 +86,16 @@ def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
     assert "| disk full | - | not provoked: no root |" in lines
     assert [survived(result) for result in results] == [True, True, True]
     assert not survived(Result("gate killed", "deployed", lost, "", machine, "2026-01-01"))
+
+
+def test_a_section_without_new_results_stays(tmp_path: Path) -> None:
+    page = tmp_path / "faults.md"
+    page.write_text("# Faults and attacks\n\n## Faults\n\noutdated\n\n## Memory\n\nkept\n")
+    machine = {"cpu": "a", "cores": 2, "commit": "c" * 40, "load_average": 1.5}
+    write(page, Found([Result("disk full", "alone", None, "no root", machine, "2026-01-01")]))
+    once = page.read_text()
+    write(page, Found([]))
+
+    assert "outdated" not in once
+    assert once.endswith("| disk full | - | no root |\n\n## Memory\n\nkept\n")
+    assert page.read_text() == once
