@@ -182,5 +182,8 @@ def _measured(results: Sequence[Measured]) -> str:
     lines = []
     for (date, cpu, cores, commit), loads in machines.items():
         busy = f"load average {min(loads):.1f} to {max(loads):.1f}"
-        lines.append(f"Measured on {date} at {commit}: {cpu}, {cores} cores, {busy}.")
+        line = f"Measured on {date} at {commit}: {cpu}, {cores} cores, {busy}."
+        if max(loads) > 2 * cores:
+            line += " Other programs wanted the same cores: times and ratios are not to be quoted."
+        lines.append(line)
     return "\n".join(lines)
