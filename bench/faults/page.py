@@ -183,7 +183,7 @@ def _measured(results: Sequence[Measured]) -> str:
     for (date, cpu, cores, commit), loads in machines.items():
         busy = f"load average {min(loads):.1f} to {max(loads):.1f}"
         line = f"Measured on {date} at {commit}: {cpu}, {cores} cores, {busy}."
-        if max(loads) > 2 * cores:
+        if max(loads) > 2 * int(str(cores)):
             line += " Other programs wanted the same cores: times and ratios are not to be quoted."
         lines.append(line)
     return "\n".join(lines)
