@@ -81,7 +81,7 @@ bench: .venv/.bench java rendering $(ARCHIVE) ## measure the served policy again
 faults: .venv/.bench java nginx $(ARCHIVE) ## provoke faults on running servers, or attacks (ARGS=--attacks); writes docs/faults.md
 	$(PYTHON) -m bench faults $(ARGS)
 
-gpu-check: .venv/.bench ## check a GPU host: parity, failures, memory, speed, HTTP; a report in build/gpu
+gpu-check: .venv/.bench ## check a GPU host: parity, failures, memory, speed, robots, HTTP; a report in build/gpu
 	$(PYTHON) -m bench gpu $(ARGS)
 
 fuzz: .venv/.fuzz java $(ARCHIVE) ## hostile input for some minutes: what decodes it, and a server; 1 on any finding

@@ -1,4 +1,4 @@
-"""How close the served policy comes to the policy alone; writes a report.
+"""How close the served policy comes to the policy alone; writes a report with plots.
 
 Instead of it, `python -m bench gpu` checks a GPU host, `compare` compares architectures, `formats` the
 formats of an archive, `overlap` one worker and two on a device that sleeps.

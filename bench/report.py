@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bench import plots
 from bench.load import Answers
 from bench.measure import Ceilings, Lone, Results
 from bench.served import Load
-from loadtest.document import Block, Table
+from loadtest.document import Block, Plots, Table
 
 # What serving may cost, see `targets`.
 SERVED_SHARE = 0.90
@@ -128,6 +129,10 @@ def _section(results: Results) -> Iterator[Block]:
     columns = (f"where the time goes [ms], {results.lone[0].kind}", *spent["loaded"])
     rows = [(name.replace("loaded", f"{most} clients"), *stages.values()) for name, stages in spent.items()]
     yield Table(columns, rows)
+    yield Plots(
+        {"Latency against load": plots.latency(results), "Batches": plots.batches(results)}
+        | {"Where the time goes": plots.stages(spent)}
+    )
 
 
 def _loads(results: Results) -> Iterator[tuple[str, Load]]:

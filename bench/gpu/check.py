@@ -1,4 +1,4 @@
-"""Check a GPU host: its tests, parity with the CPU, failures, memory, speed, load over HTTP.
+"""Check a GPU host: its tests, parity with the CPU, failures, memory, speed, robots, load over HTTP.
 
     python -m bench gpu                          all parts, or those that an earlier run did not finish
     python -m bench gpu --parts speed parity     these alone, anew
@@ -22,16 +22,18 @@ from bench.gpu.http import http
 from bench.gpu.parity import parity
 from bench.gpu.part import Findings, Run, Skipped, said
 from bench.gpu.parts import memory, served, tests
+from bench.gpu.robots import robots
 from bench.gpu.speed import speed
 from bench.machine import Machine, described, fingerprint
 from bench.results import say
 from loadtest.document import Table, markdown
 
-Name = Literal["served", "speed", "http", "memory", "failures", "parity", "tests"]
+Name = Literal["served", "speed", "robots", "http", "memory", "failures", "parity", "tests"]
 # Each with the time that it may take [s]; it ends what it has begun.
 PARTS: dict[Name, tuple[Callable[[Run], Findings], float]] = {
     "served": (served, 30),
-    "speed": (speed, 150),
+    "speed": (speed, 120),
+    "robots": (robots, 60),
     "http": (http, 75),
     "memory": (memory, 45),
     "failures": (failures, 60),

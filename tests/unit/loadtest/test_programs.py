@@ -28,7 +28,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
         ("locust", "loadtest", []),
         ("tyro", "loadtest", []),
         ("matplotlib", "loadtest", ["--help"]),
-        ("matplotlib", "bench", ["gpu"]),
+        ("matplotlib", "bench", []),
         ("torch", "bench", ["--quick"]),
         ("torch", "bench", ["gpu"]),
         ("fastapi", "bench", ["--peers"]),
