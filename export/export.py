@@ -110,7 +110,7 @@ def export(options: Options) -> PolicySpec:
 def archived(source: Source, options: Options, *, release: bool = False) -> PolicySpec:
     """Compile, verify, describe and archive one source; see `export`.
 
-    `release` lets the source's weights go as soon as they are written: never are two copies in memory.
+    `release` frees the source's weights as soon as they are written, so that memory never holds two copies.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -141,7 +141,7 @@ def _compile(
     _say(f"{target.format} in {target.precision}: {source.name} ({source.architecture}) of {options.policy}")
     makers = {"torchscript": trace, "pt2": package, "eager": eager.save}
     answers = answered(model, layout, target, [Batch.example(source, layout, target.device)])
-    lowered = _lowered(model, target, in_place=release)
+    lowered = _in_precision(model, target, in_place=release)
     outputs = makers[target.format](lowered, layout, folder / FILES[target.format], target)
     if release:
         lowered.to("meta")
@@ -161,7 +161,9 @@ def _compile(
     )
     tolerance = TOLERANCES[target.precision] if options.tolerance is None else options.tolerance
     loaded = load_module(folder, artifact, target.device)
-    return artifact, _found(compare(answers, loaded, layout, target, tolerance), tolerance, target, source)
+    return artifact, _parity_record(
+        compare(answers, loaded, layout, target, tolerance), tolerance, target, source
+    )
 
 
 def _target(source: Source, options: Options) -> Target:
@@ -183,8 +185,8 @@ def _target(source: Source, options: Options) -> Target:
     )
 
 
-def _lowered(model: nn.Module, target: Target, *, in_place: bool) -> nn.Module:
-    """Return the model that is compiled: itself, or one of lower precision."""
+def _in_precision(model: nn.Module, target: Target, *, in_place: bool) -> nn.Module:
+    """Return the model to compile: the same one in float32, else one in the target's precision."""
     if target.precision == "int8":
         return quantised(model, target)
     if target.precision == "bfloat16":
@@ -192,8 +194,8 @@ def _lowered(model: nn.Module, target: Target, *, in_place: bool) -> nn.Module:
     return model
 
 
-def _found(parity: Parity, tolerance: float, target: Target, source: Source) -> dict[str, Any]:
-    """Print what the comparison found, and return it for the provenance."""
+def _parity_record(parity: Parity, tolerance: float, target: Target, source: Source) -> dict[str, Any]:
+    """Return what the comparison found, for the provenance, and print its summary."""
     summary = parity.summary()
     _say(
         f"verified at batch sizes {list(parity.batch_sizes)}: largest difference "

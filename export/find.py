@@ -1,4 +1,4 @@
-"""What a user names on the command line, to a `Source`; everything else is told what it looks like."""
+"""Turns what a user names on the command line into a `Source`, or says what it looks like instead."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".ts", ".pkl
 
 
 def find(name: str, facts: Facts | None = None) -> Source:
-    """Return the source of `policy.py:make`, or of a folder with a checkpoint of ours or, told so, another's.
+    """Return the source of `policy.py:make`, of a checkpoint of ours, or, with `facts`, of a foreign folder.
 
     Raises:
         ExportError: it is neither; the message says what it looks like, and what takes it.
@@ -38,7 +38,7 @@ def find(name: str, facts: Facts | None = None) -> Source:
 
 
 def _foreign(folder: Path, facts: Facts) -> Source:
-    """Read another library's folder, and say what is to be known of the result."""
+    """Read another library's folder, and print what its user should know of the result."""
     if not folder.is_dir():
         raise ExportError(f"there is no folder {folder}: name the one with config.json and model.safetensors")
     from export.lerobot import make  # noqa: PLC0415 - only where it is asked for

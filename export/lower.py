@@ -20,7 +20,7 @@ class Lowered(nn.Module):
     """The same model, in evaluation mode; inputs and outputs stay float32."""
 
     def __init__(self, model: nn.Module, device: str = "cpu", *, in_place: bool = False) -> None:
-        """Lower a copy of a model, or the model itself, of which no second one is in memory then."""
+        """Lower a copy of a model, or with `in_place` the model itself, which saves the memory of a copy."""
         super().__init__()
         self.model: Any = model if in_place else copy.deepcopy(model)
         self.kind = torch.device(device).type

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import numpy as np
 from PIL import Image
-from torch import nn
 
 import vla
 from export.source import Eager, Observation, Source
 from vla import checkpoint
 from vla.exportable import Exportable
+from vla.models import AnyModel
 from vla_runtime.spec import ActionSpace, BinnedSpace, ContinuousSpace, load
 
 
@@ -28,10 +28,9 @@ def make(folder: Path) -> Source:
 
 
 def source_of(
-    config: checkpoint.Config, model: nn.Module, example: Observation, provenance: dict[str, Any]
+    config: checkpoint.Config, model: AnyModel, example: Observation, provenance: dict[str, Any]
 ) -> Source:
     """Return a model of `vla.models` as a source."""
-    stochastic = bool(getattr(model, "stochastic", False))
     return Source(
         model=Exportable(model),
         name=config.name,
@@ -41,24 +40,24 @@ def source_of(
         state=config.state,
         tokenizer=config.tokenizer,
         tokenizer_file=config.tokenizer_folder / config.tokenizer.file,
-        noise=(config.action.horizon, config.action.width) if stochastic else None,
-        max_delay=getattr(model, "max_delay", 0),
+        noise=(config.action.horizon, config.action.width) if model.stochastic else None,
+        max_delay=model.max_delay,
         safety=config.safety,
-        extras=dict(getattr(model, "extras", {})),
+        extras=dict(model.extras),
         architecture=config.architecture,
         eager=_eager(config, model),
         provenance=provenance,
     )
 
 
-def _eager(config: checkpoint.Config, model: nn.Module) -> Eager:
+def _eager(config: checkpoint.Config, model: AnyModel) -> Eager:
     """Return how a worker builds the model."""
     sizes = asdict(config.sizes())
-    values = {"architecture": config.architecture, "config": asdict(model.config), "sizes": sizes}  # pyright: ignore[reportArgumentType]
+    values = {"architecture": config.architecture, "config": asdict(model.config), "sizes": sizes}
     return Eager(Path(vla.__file__).parent, "vla.exportable:build", values)
 
 
-def _action_space(declared: ActionSpace, model: nn.Module) -> ActionSpace:
+def _action_space(declared: ActionSpace, model: AnyModel) -> ActionSpace:
     """Return the action space of a model: binned where it chooses among bins, as `rt2` does."""
     bins = getattr(model.config, "bins", None)
     if type(declared) is not ContinuousSpace or bins is None:

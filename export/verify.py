@@ -87,7 +87,7 @@ def verify(
 
 @torch.inference_mode()
 def answered(model: Module, layout: Layout, target: Target, examples: Sequence[Batch]) -> list[Answered]:
-    """Return the batches to compare on, and what the model answers; it is not needed after that.
+    """Return the batches to compare on, each with the model's answer; after this the model is not needed.
 
     Raises:
         ExportError: the model fails on one.

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vla.models import END_ID, Sizes, build, module_of
+from vla.models import END_ID, AnyModel, Sizes, build, module_of
 from vla_runtime.errors import SpecError
 from vla_runtime.preprocessing import CommandTokenizer
 from vla_runtime.spec import ActionSpace, Camera, Part, Safety, Tokenizer, Vector, dumps, upgrade_cameras
@@ -35,8 +35,7 @@ TOKENIZERS = {
 
 def tokenizer_of(architecture: str) -> Tokenizer:
     """Return the tokenizer that an architecture reads commands by."""
-    model: type[nn.Module] = module_of(architecture).Model
-    _, tokenizer = TOKENIZERS[getattr(model, "tokenizer", "tokenizer.json")]
+    _, tokenizer = TOKENIZERS[module_of(architecture).Model.tokenizer]
     return tokenizer
 
 
@@ -127,7 +126,7 @@ def save(
     (folder / CONFIG).write_bytes(dumps(config))
 
 
-def load(folder: Path) -> tuple[Config, nn.Module]:
+def load(folder: Path) -> tuple[Config, AnyModel]:
     """Read a checkpoint; the model is in float32, on the CPU and in evaluation mode.
 
     Raises:

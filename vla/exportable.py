@@ -5,16 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla.models import Sizes
+from vla.models import AnyModel, Sizes
 from vla.models import build as build_model
 
 
 class Exportable(nn.Module):
     """An `export.source.ExportableModel`: the model takes the pictures of its cameras as one tensor."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: AnyModel) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model = model
         self.eval()
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -32,7 +32,8 @@ class Exportable(nn.Module):
     ) -> dict[str, Tensor]:
         """See `vla.models`; `prefix` and `delay` come for a model with a `max_delay`."""
         pictures = torch.stack(list(images.values()), dim=1)
-        return self.model.act(pictures, command["command"], command["command_mask"], state, noise, *prefix)
+        rest = (command["command"], command["command_mask"], state, noise, *prefix)
+        return self.model.act(pictures, *rest)
 
 
 def build(architecture: str, config: dict[str, Any], sizes: dict[str, int]) -> Exportable:

@@ -249,7 +249,7 @@ def _measure(comparison: Comparison, name: str, cores: int) -> Result:
         success=success,
         latency_ms=latency_ms,
         peak_mib=peak_mib,
-        privileged=getattr(module_of(name).Model, "privileged", ()),
+        privileged=module_of(name).Model.privileged,
     )
 
 

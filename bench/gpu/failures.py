@@ -91,8 +91,10 @@ def capture_refused(device: str) -> Case:
     model = cast("Exportable", source.model).model
     act = model.act
 
-    def waiting(*inputs: Tensor) -> dict[str, Tensor]:
-        outputs = act(*inputs)
+    def waiting(
+        images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        outputs = act(images, command, command_mask, state, noise)
         scale = 1.0 if outputs["actions"].sum().item() > -1e9 else 0.0
         return {name: value * scale for name, value in outputs.items()}
 

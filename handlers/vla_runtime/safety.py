@@ -1,4 +1,4 @@
-"""The last step before an action leaves: finite, inside its bounds, no jump, nowhere it must not lead."""
+"""The last step before an action leaves: finite, within its bounds, no jumps, no place beyond its limits."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -200,7 +200,7 @@ class _Places:
         self._near = np.array([self._place - far, self._place + far])
 
     def interval(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lowest and highest next action that leads nowhere it must not: float64 [A] each."""
+        """Return the lowest and highest next action that keeps to the limits on places: float64 [A] each."""
         # A robot outside its box may stay where it is, or come back.
         low = np.maximum(np.minimum(self._box[0], self._place), self._near[0])
         high = np.minimum(np.maximum(self._box[1], self._place), self._near[1])

@@ -365,7 +365,7 @@ def _check_inputs(spec: PolicySpec) -> None:
 
 
 def _check_delay(spec: PolicySpec) -> None:
-    """A policy that is told what will be executed until its answer comes has something left to choose."""
+    """A policy that takes the first actions of a chunk as given must still choose the last one itself."""
     longest, horizon = spec.max_delay, spec.action.horizon
     require(0 <= longest < horizon, f"max_delay must be from 0 to {horizon - 1}, got {longest}")
     require(

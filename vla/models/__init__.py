@@ -1,7 +1,7 @@
 """Policy architectures, one file each, behind one signature.
 
 Every file defines `Config`, a frozen dataclass with `tiny()` and `base()` presets, and `Model`, a
-`torch.nn.Module` that is made as `Model(config, sizes)` and has the two methods that are exported:
+`PolicyModel` that is made as `Model(config, sizes)` and has the two methods that are exported:
 
     encode_command(input_ids int64 [N, L], attention_mask int64 [N, L])
         -> (command float32 [N, Lc, Dc], command_mask bool [N, Lc])
@@ -20,22 +20,7 @@ size: no Python branch or loop over the batch, no size of it read as an int. The
 that a request's answer depends on nothing but the request. A binned head decodes inside `act`, by
 `vla_runtime.actions.decode_bins`, the inverse of the `encode_bins` that made its labels.
 
-Attributes of the class or of the model say what the signature does not:
-
-    stochastic: bool          whether `act` reads `noise`: float32 [B, T, A], standard normal, drawn from the
-                              request's seed (A is V for logits); False where it is absent
-    extras: dict[str, Extra]  how answers show the further outputs (`vla_runtime.spec.Extra`): an output of
-                              indices by its labels, others as plain numbers; none where it is absent
-    privileged: tuple[str, ...]  the labels of `Batch` that `loss` learns from besides what a robot records:
-                              none where it is absent
-
-    max_delay: int            most actions that a chunk may begin with because the robot executes them: `act`
-                              then takes two further tensors, `prefix` float32 [B, T, A], normalised, and
-                              `delay` int64 [B], and gives back the first `delay` actions of each row as they
-                              are; 0 where it is absent
-    selective: bool           whether `loss` learns which commands are possible and which pictures show the
-                              scene, so that `confidence` says it; False where it is absent
-    tokenizer: str            the file of the tokenizer that it reads commands by; CLIP's where it is absent
+`PolicyModel` says what the signature does not, by attributes that an architecture sets where it differs.
 
 For training, `Model.loss(batch: Batch) -> dict[str, Tensor]` gives the terms to be summed. A model's `config`
 holds what it was made with, and makes the same model again without any other file. What pictures show and
@@ -43,10 +28,17 @@ commands mean is in the training data alone: no model knows tasks or objects by 
 """
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from torch import Tensor, nn
+
+from vla_runtime.spec import Extra
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # The end of text in CLIP's vocabulary: its feature stands for the whole command, and it pads commands.
 END_ID = 49407
@@ -121,7 +113,58 @@ class Batch(NamedTuple):
         return values.repeat_interleave(self.commands_per_frame, 0)
 
 
-def module_of(architecture: str) -> Any:
+C = TypeVar("C", bound="DataclassInstance")
+
+
+class PolicyModel(nn.Module, Generic[C]):
+    """What the model of every architecture is."""
+
+    # What it was made with.
+    config: C
+    # Whether `act` reads `noise`: float32 [B, T, A], standard normal, drawn from the request's seed (A is V
+    # for logits).
+    stochastic: bool = False
+    # How answers show the further outputs: an output of indices by its labels, others as plain numbers.
+    extras: Mapping[str, Extra] = MappingProxyType({})
+    # The labels of `Batch` that `loss` learns from besides what a robot records.
+    privileged: tuple[str, ...] = ()
+    # Most actions that a chunk may begin with because the robot executes them: `act` then takes two further
+    # tensors, `prefix` float32 [B, T, A], normalised, and `delay` int64 [B], and gives back the first `delay`
+    # actions of each row as they are.
+    max_delay: int = 0
+    # Whether `loss` learns which commands are possible and which pictures show the scene, so that
+    # `confidence` says it.
+    selective: bool = False
+    # The file of the tokenizer that it reads commands by.
+    tokenizer: str = "tokenizer.json"
+
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode commands, once for each that is new."""
+        raise NotImplementedError
+
+    def act(
+        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Compute one chunk for each observation."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms to be summed."""
+        raise NotImplementedError
+
+
+AnyModel: TypeAlias = "PolicyModel[DataclassInstance]"
+
+
+class Architecture(Protocol):
+    """What the file of an architecture defines."""
+
+    # A dataclass of its own, with `tiny()` and `base()`.
+    Config: Any
+    Model: type[AnyModel]
+
+
+def module_of(architecture: str) -> Architecture:
     """Return the module that defines an architecture's `Config` and `Model`.
 
     Raises:
@@ -129,10 +172,10 @@ def module_of(architecture: str) -> Any:
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}; available: {', '.join(ARCHITECTURES)}")
-    return importlib.import_module(f"vla.models.{architecture}")
+    return cast("Architecture", importlib.import_module(f"vla.models.{architecture}"))
 
 
-def build(architecture: str, config: dict[str, Any], sizes: Sizes) -> nn.Module:
+def build(architecture: str, config: dict[str, Any], sizes: Sizes) -> AnyModel:
     """Make a model with fresh weights from the plain values of its configuration."""
     module = module_of(architecture)
     return module.Model(module.Config(**config), sizes)

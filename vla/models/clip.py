@@ -13,13 +13,13 @@ two towers share no scale on which a cosine would mean a chance of success.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.clip_towers import TowerConfig, towers
 from vla.models.parts.mlp import ActionHead
 from vla.models.parts.read_out import QueryReadOut
@@ -82,7 +82,7 @@ class Config(TowerConfig):
         )
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is L + 1: the end token's feature, then those of all tokens.
 
     `config` is what it was made with, the sizes of a checkpoint filled in and its path left out.
@@ -92,7 +92,7 @@ class Model(nn.Module):
         OSError: the checkpoint's folder is missing or holds no CLIP.
     """
 
-    privileged: ClassVar[tuple[str, ...]] = ("target", "boxes")
+    privileged = ("target", "boxes")
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()

@@ -11,10 +11,10 @@ frame.
 from dataclasses import dataclass
 from typing import Self
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import ActionHead
 from vla.models.parts.read_out import Perception
 
@@ -48,7 +48,7 @@ class Config:
         return cls(word_width=128, channels=64, convolutions=4, queries=8, keypoints=16, hidden=512)
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
 
     Raises:

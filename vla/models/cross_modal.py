@@ -9,12 +9,13 @@ pooled to one token before them.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from types import MappingProxyType
+from typing import Self
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.attention import Block
 from vla.models.parts.mlp import ActionHead
 from vla.models.parts.read_out import ImageTokens, soft_argmax
@@ -67,7 +68,7 @@ class Config:
         )
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is L: the text features.
 
     Raises:
@@ -75,7 +76,7 @@ class Model(nn.Module):
     """
 
     # Each token's share in what the positions that are attended to take from the text: float32 [B, L].
-    extras: ClassVar[dict[str, Extra]] = {"word_attention": Extra()}
+    extras = MappingProxyType({"word_attention": Extra()})
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()

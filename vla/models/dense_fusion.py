@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.attention import Block
 from vla.models.parts.mlp import ActionHead
 from vla.models.parts.read_out import ImageTokens, QueryReadOut
@@ -120,7 +120,7 @@ class Level(nn.Module):
         return new_text, new_image, torch.cat([summary, seen], dim=-1), weights
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is L: the text features.
 
     Raises:

@@ -11,13 +11,13 @@ Schedules and Sample Steps are Flawed", ask for.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.denoising import Denoiser, cosine_schedule
 from vla.models.parts.mlp import mlp
 from vla.models.parts.read_out import Perception
@@ -81,14 +81,14 @@ class Config:
         )
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
 
     Raises:
         ValueError: the pictures' size is no multiple of the tower's stride.
     """
 
-    stochastic: ClassVar[bool] = True
+    stochastic = True
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()

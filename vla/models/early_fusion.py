@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import ActionHead
 from vla.models.parts.published_towers import Backbone, make_tower
 from vla.models.parts.read_out import position_grid, soft_argmax, with_positions
@@ -80,7 +80,7 @@ class Config:
         )
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is 1: the command's vector.
 
     Raises:

@@ -15,13 +15,13 @@ executes until the answer comes, are given, clean and at time 1, and the rest is
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.attention import Block
 from vla.models.parts.denoising import TimeFeatures
 from vla.models.parts.mlp import mlp
@@ -92,14 +92,14 @@ class Config:
         )
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
 
     Raises:
         ValueError: the pictures' size is no multiple of the tower's stride, or all of a chunk may be given.
     """
 
-    stochastic: ClassVar[bool] = True
+    stochastic = True
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()

@@ -21,13 +21,13 @@ depends on the picture, which a trace would freeze.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import ActionHead, mlp
 from vla.models.parts.read_out import position_grid
 from vla.models.parts.text import AttentionPooling, SpelledWords
@@ -105,7 +105,7 @@ class Scene(NamedTuple):
     summary: Tensor
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is 3, see `Command`.
 
     `act` also returns the match: `box` float32 [B, 4], left, top, right and bottom as shares of the picture's
@@ -117,9 +117,9 @@ class Model(nn.Module):
         ValueError: the pictures' size is no multiple of `STRIDE`.
     """
 
-    privileged: ClassVar[tuple[str, ...]] = ("skill", "target", "objects", "boxes")
-    selective: ClassVar[bool] = True
-    tokenizer: ClassVar[str] = "bytes.json"
+    privileged = ("skill", "target", "objects", "boxes")
+    selective = True
+    tokenizer = "bytes.json"
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()

@@ -13,13 +13,13 @@ to that of the traced example.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import mlp
 from vla.models.parts.read_out import Perception
 from vla_runtime.spec import Extra
@@ -69,7 +69,7 @@ class Config:
         )
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
 
     `act` also returns `skill` int64 [B], `skill_probability` float32 [B] and `target` float32 [B, 3], the
@@ -79,7 +79,7 @@ class Model(nn.Module):
         ValueError: the pictures' size is no multiple of the tower's stride.
     """
 
-    privileged: ClassVar[tuple[str, ...]] = ("skill", "target", "objects")
+    privileged = ("skill", "target", "objects")
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.attention import Block
 from vla.models.parts.mlp import mlp
 from vla.models.parts.read_out import Perception
@@ -59,7 +59,7 @@ class Config:
         return cls(width=768, heads=12, inner=3072, layers=12, channels=64, depth=4, queries=16, keypoints=32)
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature.
 
     Lc is Q + 1 + L: the queries, the summary, then the words; Dc is `layers` * `width`: the input of each

@@ -12,13 +12,14 @@ an input, for a request carries none; the state takes their place.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from types import MappingProxyType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.attention import Block
 from vla.models.parts.mlp import mlp
 from vla.models.parts.read_out import attend, position_grid, with_positions
@@ -74,7 +75,7 @@ class Config:
         )
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is L: the text features.
 
     Raises:
@@ -82,7 +83,7 @@ class Model(nn.Module):
     """
 
     # The distribution's standard deviations: float32 [B, T, A], normalised as the actions are.
-    extras: ClassVar[dict[str, Extra]] = {"scale": Extra(unit="normalised")}
+    extras = MappingProxyType({"scale": Extra(unit="normalised")})
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.clip_towers import TowerConfig, towers
 from vla.models.parts.mlp import ActionHead, mlp
 from vla.models.parts.read_out import mixed, position_grid
@@ -80,7 +80,7 @@ class Config(TowerConfig):
         )
 
 
-class Model(nn.Module):
+class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is 1: the end token's projected feature.
 
     `config` is what it was made with, the sizes of a checkpoint filled in and its path left out.

@@ -100,7 +100,7 @@ class Batches:
     @property
     def selective(self) -> bool:
         """Whether the policy learns to abstain."""
-        return bool(getattr(module_of(self.config.architecture).Model, "selective", False))
+        return module_of(self.config.architecture).Model.selective
 
     def calibration(self, frames: int, commands: int) -> Batch:
         """Draw validation frames, disturbed and some foreign, with new sentences of the trained patterns."""

@@ -1,7 +1,6 @@
 """Distillation: a student learns from what a trained policy would do, beside what the demonstrations show."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,7 +29,7 @@ class Teacher:
         for part in ("cameras", "tokenizer", "state", "action"):
             if getattr(config, part) != getattr(student, part):
                 raise SpecError(f"the teacher {folder} has another {part} than the student: train both alike")
-        self._model: Any = model.to(device)
+        self._model = model.to(device)
         self._share = share
 
     @torch.no_grad()

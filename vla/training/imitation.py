@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from tqdm import tqdm
 
 from vla import checkpoint, provenance
-from vla.models import Batch, build, module_of
+from vla.models import AnyModel, Batch, build, module_of
 from vla.tabletop.commands import parse
 from vla.tabletop.demonstrations import Demonstrations
 from vla.training.batches import Batches
@@ -53,7 +53,7 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     torch.manual_seed(settings.seed)
     dataset = Demonstrations.load(settings.data)
     config = describe(settings, dataset)
-    model: Any = build(settings.architecture, config.model, config.sizes())
+    model = build(settings.architecture, config.model, config.sizes())
     if settings.start is not None:
         checkpoint.load_weights(model, settings.start / checkpoint.WEIGHTS)
     batches = batches_of(settings, dataset, config)
@@ -128,7 +128,7 @@ def learning_rate(share: float, settings: Settings) -> float:
     return settings.learning_rate * height
 
 
-def _optimise(settings: Settings, batches: Batches, model: Any, stop_after: int | None) -> Progress:
+def _optimise(settings: Settings, batches: Batches, model: AnyModel, stop_after: int | None) -> Progress:
     """Run until the steps or the time are spent; saves the run at every validation."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = AdamW(trained, weight_decay=settings.weight_decay)
@@ -172,7 +172,7 @@ def _draw(settings: Settings, batches: Batches, teacher: Teacher | None, step: i
     return teacher.mix(batch) if teacher else batch
 
 
-def _step(settings: Settings, batch: Batch, model: Any, optimiser: AdamW, rate: float) -> float:
+def _step(settings: Settings, batch: Batch, model: AnyModel, optimiser: AdamW, rate: float) -> float:
     """Make one optimiser step at a learning rate; returns the loss."""
     model.train()
     loss = torch.stack(list(model.loss(batch).values())).sum()
@@ -185,7 +185,7 @@ def _step(settings: Settings, batch: Batch, model: Any, optimiser: AdamW, rate: 
     return loss.item()
 
 
-def validate(batches: Batches, model: Any, device: str, frames: int, commands: int) -> tuple[float, ...]:
+def validate(batches: Batches, model: AnyModel, device: str, frames: int, commands: int) -> tuple[float, ...]:
     """Return the mean absolute error on held-out episodes, with commands in held-out phrasings.
 
     Returns:
@@ -195,24 +195,28 @@ def validate(batches: Batches, model: Any, device: str, frames: int, commands: i
 
 
 @torch.inference_mode()
-def action_error(batches: Batches, model: Any, device: str, batch: Batch) -> tuple[float, ...]:
+def action_error(batches: Batches, model: AnyModel, device: str, batch: Batch) -> tuple[float, ...]:
     """Return the mean absolute error on a batch: one number a dimension [action unit]."""
     model.eval()
     batch = _to(batch, device)
     # Drawn as the server draws it: what a stochastic model answers is not what it answers to zeros.
     noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    error = (_answered(model, batch, noise, "actions") - batch.actions).abs().mean((0, 1))
+    return tuple((error.cpu() * torch.from_numpy(batches.space.scale)).tolist())
+
+
+def _answered(model: AnyModel, batch: Batch, noise: torch.Tensor, output: str) -> torch.Tensor:
+    """Return one output of `act` for each command of a batch, computed 256 at a time."""
     command, mask = model.encode_command(batch.input_ids, batch.attention_mask)
-    errors = []
-    for start in range(0, len(batch.actions), 256):
-        rows = torch.arange(start, min(start + 256, len(batch.actions)), device=device)
+    answers = []
+    for rows in torch.arange(len(command), device=command.device).split(256):
         frame = rows // batch.commands_per_frame
         answer = model.act(batch.images[frame], command[rows], mask[rows], batch.state[frame], noise[rows])
-        errors.append((answer["actions"] - batch.actions[rows]).abs().mean(1))
-    scale = torch.from_numpy(batches.space.scale)
-    return tuple((torch.cat(errors).mean(0).cpu() * scale).tolist())
+        answers.append(answer[output])
+    return torch.cat(answers)
 
 
-def _finish(settings: Settings, batches: Batches, model: Any, progress: Progress) -> None:
+def _finish(settings: Settings, batches: Batches, model: AnyModel, progress: Progress) -> None:
     """Write the checkpoint, measure it as it was written, draw the curve."""
     config, example, out = batches.config, batches.example(), settings.out
     last = progress.points[-1]
@@ -244,22 +248,15 @@ def _finish(settings: Settings, batches: Batches, model: Any, progress: Progress
 
 
 @torch.inference_mode()
-def _abstaining(batches: Batches, model: Any, safety: spec.Safety) -> spec.Safety:
+def _abstaining(batches: Batches, model: AnyModel, safety: spec.Safety) -> spec.Safety:
     """Return the safety with the least confidence that is acted on.
 
     It is the one that separates best, on frames that training did not see, what can be done from what
     can't (Youden 1950): the share acted on of the first, less that of the second, is largest.
     """
     batch = batches.calibration(*LAST_VALIDATION)
-    command, mask = model.eval().encode_command(batch.input_ids, batch.attention_mask)
-    confidence = []
-    for start in range(0, len(batch.possible), 256):
-        rows = torch.arange(start, min(start + 256, len(batch.possible)))
-        frame = rows // batch.commands_per_frame
-        noise = torch.zeros_like(batch.actions[rows])
-        answer = model.act(batch.images[frame], command[rows], mask[rows], batch.state[frame], noise)
-        confidence.append(answer["confidence"])
-    confidence, acts = torch.cat(confidence), batch.possible & batch.per_command(batch.shown)
+    confidence = _answered(model.eval(), batch, torch.zeros_like(batch.actions), "confidence")
+    acts = batch.possible & batch.per_command(batch.shown)
     limits = torch.arange(1, 100) / 100
     acted = confidence[:, None] >= limits
     gap = acted[acts].float().mean(0) - acted[~acts].float().mean(0)

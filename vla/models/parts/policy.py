@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models import Batch, Sizes
+from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import ActionHead
 from vla.models.parts.read_out import QueryReadOut
 from vla.models.parts.towers import Tower, edge_of, encode_images
@@ -25,7 +25,7 @@ class QueryConfig:
     layers: int = 2
 
 
-class QueryPolicy(nn.Module):
+class QueryPolicy(PolicyModel[QueryConfig]):
     """Queries from the command's vector read a tower's feature map; an action head makes a chunk of it.
 
     See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the command's vector.
