@@ -240,23 +240,27 @@ class PlannerConfig:
     skills: int = 2
 
 
-class Planner(Sound):
+class Planner(vla.models.PolicyModel[PlannerConfig]):
     """Chooses symbolic actions, by chance where it is not sure, and says which skill it is at."""
 
     stochastic = True
     extras = {"skill": Extra(labels=("pick", "place")), "score": Extra()}  # noqa: RUF012
 
     def __init__(self, config: PlannerConfig, sizes: vla.models.Sizes) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.config, self.sizes = config, sizes
         self.words = nn.Embedding(sizes.vocabulary, 4)
         self.head = nn.Linear(4 + 3 + sizes.state, sizes.horizon * sizes.action)
         self.skill = nn.Linear(4, config.skills)
 
-    def act(self, *inputs: Tensor) -> dict[str, Tensor]:
-        images, command, command_mask, state, noise = inputs
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.words(input_ids), attention_mask.bool()
+
+    def act(
+        self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
         said = (command * command_mask.unsqueeze(-1)).sum(1)
-        logits = self.head(torch.cat([self.see(images), said, state], -1))
+        logits = self.head(torch.cat([images.mean(dim=(1, 3, 4)), said, state], -1))
         skills = torch.softmax(self.skill(said), -1)
         score, skill = skills.max(-1)
         logits = logits.unflatten(-1, (self.sizes.horizon, self.sizes.action)) + noise
