@@ -29,7 +29,7 @@ BUCKETS = (1, 2, 8)
 # Normalised: what a format may lose in float32.
 TOLERANCE = 1e-4
 # `make test` builds these as .pt2, which takes tens of seconds each; `make test-all` builds all.
-PACKAGED = ("early_fusion", "flow", "realtime")
+PACKAGED = ("flow", "realtime")
 
 
 @dataclass(frozen=True)
