@@ -43,7 +43,7 @@ class Options:
 
 def main() -> int:
     """Return 1 when there was a finding."""
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, prog="python -m fuzz")
     if importlib.util.find_spec("schemathesis") is None and CONTRACT in (options.only or (CONTRACT,)):
         sys.exit("error: schemathesis is not installed: run `make fuzz`, or leave it out by --only")
     with tempfile.TemporaryDirectory() as made, ExitStack() as stack:

@@ -221,12 +221,16 @@ def _leave(at: SetUp, _robots: Robots) -> str:
             counts["left"] += 1
             time.sleep(0.02)
 
-    threads = [threading.Thread(target=leave) for _ in range(8)]
+    _at_once(8, leave)
+    return f"{counts['left']} requests whose client was gone"
+
+
+def _at_once(clients: int, ask: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return f"{counts['left']} requests whose client was gone"
 
 
 def _dribble(at: SetUp, _robots: Robots) -> str:
@@ -244,11 +248,7 @@ def _dribble(at: SetUp, _robots: Robots) -> str:
                 else:
                     return
 
-    threads = [threading.Thread(target=dribble) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _at_once(20, dribble)
     return f"the slow ones: {_counted(statuses)}"
 
 

@@ -10,7 +10,7 @@ from vla.tabletop.collection import Collection, collect
 def main() -> None:
     """Collect a data set as the command line says; exits with 1 and a message where that is refused."""
     try:
-        config = tyro.cli(Collection)
+        config = tyro.cli(Collection, prog="python -m vla.tabletop")
         dataset = collect(config)
     except (FileExistsError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -21,7 +21,7 @@ class CommandLine(Settings):
 
 def main() -> None:
     """Train as the command line says; exits with 1 and a message where that is refused."""
-    given = tyro.cli(CommandLine, description=CommandLine.__doc__)
+    given = tyro.cli(CommandLine, prog="python -m vla.training", description=CommandLine.__doc__)
     settings = Settings(**{field.name: getattr(given, field.name) for field in fields(Settings)})
     earlier = [name for name in ("progress.json", checkpoint.WEIGHTS) if (settings.out / name).exists()]
     if earlier and not settings.resume and not given.overwrite:
