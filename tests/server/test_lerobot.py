@@ -1,12 +1,15 @@
 """Policies of the real LeRobot, imported by one command: HTTP equals what the library computed."""
 
+import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -50,14 +53,28 @@ def imported(name: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The archives of all policies, by name."""
     folder = tmp_path_factory.mktemp("lerobot")
     with ThreadPoolExecutor(2) as pool:
-        archives = list(pool.map(lambda name: imported(name, folder), POLICIES))
-    with TorchServe(archives, port=free_port(), startup_timeout_s=2 * STARTUP_TIMEOUT_S) as server:
+        return dict(zip(POLICIES, pool.map(lambda name: imported(name, folder), POLICIES), strict=True))
+
+
+@contextlib.contextmanager
+def together(archives: Iterable[Path]) -> Iterator[TorchServe]:
+    """Serve several archives behind one server."""
+    with TorchServe(list(archives), port=free_port(), startup_timeout_s=2 * STARTUP_TIMEOUT_S) as server:
         running.append(server)
+        try:
+            yield server
+        finally:
+            running.remove(server)
+
+
+@pytest.fixture(scope="module")
+def server(archives: dict[str, Path]) -> Iterator[TorchServe]:
+    with together(archives.values()) as server:
         yield server
-        running.remove(server)
 
 
 def body(sizes: dict[str, Any], request: dict[str, Any]) -> tuple[dict[str, bytes], dict[str, str]]:
@@ -94,10 +111,10 @@ def test_http_equals_the_library_alone_and_in_a_batch(server: TorchServe, name: 
     alone = [ask(*one) for one in bodies]
     with ThreadPoolExecutor(12) as pool:
         many = [pool.submit(ask, *one) for _ in range(3) for one in bodies]
-        together = [future.result() for future in many]
+        crowded = [future.result() for future in many]
 
-    assert max(answer.json()["timing_ms"]["batch_size"] for answer in together) > 1
-    pairs = zip([*alone, *together], golden["requests"] * 4, strict=True)
+    assert max(answer.json()["timing_ms"]["batch_size"] for answer in crowded) > 1
+    pairs = zip([*alone, *crowded], golden["requests"] * 4, strict=True)
     assert max(difference(*pair, golden) for pair in pairs) <= 1e-4
     actions = np.array([request["actions"] for request in golden["requests"]])
     assert (np.ptp(actions, axis=0) / golden["range"]).max() > 0.1, (
@@ -122,3 +139,69 @@ def test_the_policy_says_where_it_comes_from(server: TorchServe) -> None:
         timeout=30,
     )
     assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "image.wrist")
+
+
+# Robots of each policy, what each of them sees in turn, and how often.
+ROBOTS, VIEWS, ROUNDS = 8, 3, 10
+
+
+def views(policy: str, golden: dict[str, Any]) -> list[tuple[dict[str, bytes], dict[str, str]]]:
+    """Return requests with pictures, a state and a command of their own: VIEWS for each of ROBOTS robots."""
+    random = np.random.RandomState(len(policy))
+    found = []
+    for seed in range(1000, 1000 + ROBOTS * VIEWS):
+        if policy == "act":
+            pictures = {key: 2 * seed + place for place, key in enumerate(golden["sizes"])}
+            state = (np.array(golden["range"]) * (random.rand(6) - 0.5)).tolist()
+            found.append(
+                body(golden["sizes"], {"steps": [{"pictures": pictures, "state": state}], "seed": 0})
+            )
+        else:
+            state = random.uniform([-0.19, -0.19, 0.02, 0], [0.07, 0.19, 0.2, 1]).tolist()
+            command = f"push the {('red', 'green', 'blue')[seed % 3]} block"
+            found.append(
+                ({"image": png(picture(seed, 96, 96))}, {"command": command, "state": json.dumps(state)})
+            )
+    return found
+
+
+def test_robots_of_two_policies_behind_one_server_get_no_wrong_answer(
+    archives: dict[str, Path], policy_archive: Path
+) -> None:
+    golden = recorded("act")
+    # Range of an action, from which the tolerance comes.
+    ranges = {"act": np.array(golden["range"]), "vla": np.array([0.06, 0.06, 0.06, 2.0])}
+    asked = {policy: views(policy, golden) for policy in ranges}
+    start = Barrier(2 * ROBOTS)
+
+    with together([archives["act"], policy_archive]) as server:
+
+        def ask(policy: str, view: int) -> tuple[np.ndarray, int]:
+            """Return the actions as shares of their range, and how many rows had been batched."""
+            files, data = asked[policy][view]
+            answer = requests.post(f"{server.url}/predictions/{policy}", files=files, data=data, timeout=60)
+            assert answer.status_code == 200, answer.text
+            found = answer.json()
+            return np.array(found["actions"]) / ranges[policy], found["timing_ms"]["batch_size"]
+
+        alone = {policy: [ask(policy, view)[0] for view in range(ROBOTS * VIEWS)] for policy in ranges}
+
+        def robot(policy: str, number: int) -> tuple[float, int]:
+            """Return the largest difference from the right answers, and the largest batch."""
+            mine = [*range(number * VIEWS, (number + 1) * VIEWS)] * ROUNDS
+            start.wait(60)
+            answers = [ask(policy, view) for view in mine]
+            errors = [
+                np.abs(got - alone[policy][view]).max() for (got, _), view in zip(answers, mine, strict=True)
+            ]
+            return float(max(errors)), max(rows for _, rows in answers)
+
+        with ThreadPoolExecutor(2 * ROBOTS) as pool:
+            robots = [(policy, pool.submit(robot, policy, n)) for policy in ranges for n in range(ROBOTS)]
+            told = [(policy, *future.result()) for policy, future in robots]
+
+    for policy in ranges:
+        pairs = [np.abs(a - b).max() for a, b in itertools.combinations(alone[policy], 2)]
+        assert min(pairs) > 1e-2, f"{policy}: an answer of another robot must be seen as wrong"
+        assert max(rows for name, _, rows in told if name == policy) > 1, f"{policy}: nothing shared a batch"
+        assert max(error for name, error, _ in told if name == policy) <= 1e-4, policy
