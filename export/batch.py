@@ -12,7 +12,7 @@ from torch import Tensor
 from export.source import Source
 from vla_runtime.actions import normalise
 from vla_runtime.module import Module
-from vla_runtime.preprocessing import normalise_picture, picture
+from vla_runtime.preprocessing import normalise_picture, picture, state_bins
 from vla_runtime.spec import Camera
 
 
@@ -110,15 +110,16 @@ class Batch:
             ]
             pixels = torch.from_numpy(np.stack(made) if len(made) > 1 else np.array(made[0]))
             tensors[f"image.{camera.name}"] = normalise_picture(pixels, camera)[None]
-        state = np.array(example.state, np.float32).reshape(*layout.steps, -1)
-        state = normalise(state, source.state) if source.state else state
+        measured = np.array(example.state, np.float32).reshape(*layout.steps, -1)
+        state = normalise(measured, source.state) if source.state else measured
         tensors["state"] = torch.from_numpy(state)[None]
         generator = torch.Generator().manual_seed(0)
         tensors["noise"] = torch.randn(1, *(layout.noise or (0, 0)), generator=generator)
         tensors["prefix"] = torch.zeros(1, layout.horizon, layout.action)
         tensors["delay"] = torch.zeros(1, dtype=torch.int64)
         reader, none = source.command_tokenizer(), np.zeros(0, np.int64)
-        ids, mask = reader(example.command) if reader else (none, none)
+        bins = state_bins(measured, source.state, source.tokenizer)
+        ids, mask = reader(example.command, bins) if reader else (none, none)
         return cls(layout, torch.from_numpy(ids)[None], torch.from_numpy(mask)[None], tensors).to(device)
 
     def to(self, device: str) -> Self:

@@ -177,7 +177,14 @@ class Kind:
 MAKERS = {
     "act": Kind(ACT_FIELDS | TRAINING, _act),
     "diffusion": Kind(DIFFUSION_FIELDS | DIFFUSION_TRAINING, _diffusion),
-    "pi0": Kind(lerobot_pi0.FIELDS | lerobot_pi0.NEUTRAL, lerobot_pi0.make, lerobot_pi0.STEPS),
+    "pi0": Kind(
+        lerobot_pi0.FIELDS | lerobot_pi0.NEUTRAL,
+        lerobot_pi0.make,
+        lerobot_pi0.STEPS | {lerobot_pi0.NEW_LINE},
+    ),
+    "pi05": Kind(
+        lerobot_pi0.FIELDS | lerobot_pi0.NEUTRAL, lerobot_pi0.make, lerobot_pi0.STEPS | {lerobot_pi0.PROMPT}
+    ),
 }
 
 

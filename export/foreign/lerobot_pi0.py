@@ -1,4 +1,4 @@
-"""LeRobot's pi0: its configuration, its processors' steps, and the tokenizer that it comes without."""
+"""LeRobot's pi0 and pi0.5: configuration, processors' steps, and the tokenizer that they come without."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +10,11 @@ from export.errors import ExportError
 from export.foreign import paligemma, pi0
 from export.foreign.commands import tokenizer
 from export.foreign.folder import CONFIG, Folder
-from export.foreign.pi0.model import Config, Pi0
+from export.foreign.pi0.model import Config, pi
 from export.foreign.processors import PREPROCESSOR, converted
 from export.foreign.weights import load_weights, read_shapes
 from export.source import Eager, Source
-from vla_runtime.spec import Camera
+from vla_runtime.spec import Camera, Tokenizer
 
 FIELDS = {
     "paligemma_variant", "action_expert_variant", "dtype", "chunk_size", "n_action_steps", "max_state_dim",
@@ -30,35 +30,30 @@ NEUTRAL = {
     "optimizer_lr", "optimizer_betas", "optimizer_eps", "optimizer_weight_decay", "optimizer_grad_clip_norm",
     "scheduler_warmup_steps", "scheduler_decay_steps", "scheduler_decay_lr",
 }  # fmt: skip
-# Steps of a pi0's processors beside those of all.
+# Steps of their processors beside those of all.
 NEW_LINE, TOKENIZER = "pi0_new_line_processor", "tokenizer_processor"
+PROMPT = "pi05_prepare_state_tokenizer_processor_step"
 RELATIVE, ABSOLUTE = "relative_actions_processor", "absolute_actions_processor"
-STEPS = frozenset((NEW_LINE, TOKENIZER, RELATIVE, ABSOLUTE))
+STEPS = frozenset((TOKENIZER, RELATIVE, ABSOLUTE))
 
 
 def make(folder: Folder) -> Source:
-    """Make a source of a pi0's folder.
+    """Make a source of a folder of either.
 
     Raises:
         ExportError: it is not read, and the message says why.
         SpecError: what it says contradicts itself.
     """
     _check(folder)
-    shapes = read_shapes(folder.path)
+    kind, shapes = folder.config["type"], read_shapes(folder.path)
     config = _config(folder, shapes)
-    step = folder.before[TOKENIZER].config
-    words = tokenizer(
-        folder.facts.tokenizer,
-        config.vocabulary,
-        length=converted(folder.path / PREPROCESSOR, step.get("max_length"), int),
-        side=step.get("padding_side", "right"),
-        template="{command}\n" if NEW_LINE in folder.before else "{command}",
-    )
-    loaded = load_weights(folder.path, paligemma.table(shapes), lambda: Pi0(config))
+    words = _words(folder, config.vocabulary)
+    own = paligemma.OF_PI05 if kind == "pi05" else paligemma.OF_PI0
+    loaded = load_weights(folder.path, paligemma.table(shapes, own), lambda: pi(config))
     action = msgspec.structs.replace(folder.action(config.horizon), padded_to=config.action)
     return Source(
         model=loaded.model,
-        name=folder.facts.name or "pi0",
+        name=folder.facts.name or kind,
         cameras=tuple(_letterbox(folder, camera, config.vision.picture) for camera in folder.cameras),
         state=msgspec.structs.replace(folder.state, padded_to=config.state),
         action=action,
@@ -66,7 +61,7 @@ def make(folder: Folder) -> Source:
         tokenizer_file=folder.facts.tokenizer,
         example=folder.example("pick up the cube"),
         noise=(config.horizon, config.action),
-        architecture="lerobot_pi0",
+        architecture=f"lerobot_{kind}",
         eager=Eager(Path(pi0.__file__).parent, "pi0.model:build", asdict(config)),
         provenance=folder.provenance(
             _notes(folder, config),
@@ -75,6 +70,20 @@ def make(folder: Folder) -> Source:
             ignored_weights=len(loaded.ignored),
         ),
     )
+
+
+def _words(folder: Folder, rows: int) -> Tokenizer:
+    """Return how commands are read, with so many entries of the word embedding."""
+    step, path = folder.before[TOKENIZER].config, folder.path / PREPROCESSOR
+    template = "{command}\n" if NEW_LINE in folder.before else "{command}"
+    found = tokenizer(
+        folder.facts.tokenizer,
+        rows,
+        length=converted(path, step.get("max_length"), int),
+        side=step.get("padding_side", "right"),
+        template=paligemma.PROMPT if folder.config["type"] == "pi05" else template,
+    )
+    return msgspec.structs.replace(found, tidy=PROMPT in folder.before)
 
 
 def _check(folder: Folder) -> None:
@@ -91,6 +100,13 @@ def _check(folder: Folder) -> None:
         raise ExportError(
             f"{folder.path / PREPROCESSOR} has no step {TOKENIZER!r}, so nothing says how commands are read"
         )
+    if folder.config["type"] == "pi05":
+        order = [name for name in folder.before if name in ("normalizer_processor", PROMPT, TOKENIZER)]
+        if order != ["normalizer_processor", PROMPT, TOKENIZER]:
+            raise ExportError(
+                f"{folder.path / PREPROCESSOR} must normalise the state, write it into the prompt by "
+                f"{PROMPT!r}, and read that, in this order; it has: {', '.join(order)}"
+            )
 
 
 def _config(folder: Folder, shapes: paligemma.Shapes) -> Config:
@@ -102,7 +118,7 @@ def _config(folder: Folder, shapes: paligemma.Shapes) -> Config:
         "language": asdict(paligemma.language(shapes, folder.field("paligemma_variant"))),
         "expert": asdict(paligemma.expert(shapes, folder.field("action_expert_variant"))),
         "vocabulary": paligemma.vocabulary(shapes),
-        "state": folder.field("max_state_dim"),
+        "state": None if folder.config["type"] == "pi05" else folder.field("max_state_dim"),
         "action": folder.field("max_action_dim"),
         "horizon": folder.field("chunk_size"),
         "steps": folder.facts.denoising_steps or folder.field("num_inference_steps"),

@@ -1,9 +1,9 @@
-"""What a pi0's weights file holds: PaliGemma, the expert beside it, and the layers around them.
+"""What the weights file of a pi0 or pi0.5 holds: PaliGemma, the expert beside it, the layers around them.
 
 LeRobot and openpi's PyTorch port have the same keys; LeRobot's begin with `model.`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from export.errors import ExportError
 from export.foreign.pi0 import gemma, siglip
@@ -17,12 +17,17 @@ VARIANTS = {
 }
 TOWER_WIDTH, TOWER_DEPTH, TOWER_HEADS = 1152, 27, 16
 
+# What a pi0.5 reads of a command and of the normalised state, which is cut into 256 bins.
+PROMPT = "Task: {command}, State: {state};\nAction: "
+
 BOTH = "paligemma_with_expert."
 PALIGEMMA, EXPERT = f"{BOTH}paligemma.", f"{BOTH}gemma_expert."
 LANGUAGE = f"{PALIGEMMA}model.language_model."
 TOWER = f"{PALIGEMMA}model.vision_tower."
 EMBEDDING, HEAD = f"{LANGUAGE}embed_tokens.weight", f"{PALIGEMMA}lm_head.weight"
-OUTER = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj")
+OUTER = ("action_in_proj", "action_out_proj")
+OF_PI0 = ("state_proj", "action_time_mlp_in", "action_time_mlp_out")
+OF_PI05 = ("time_mlp_in", "time_mlp_out")
 
 
 def root(shapes: Shapes) -> str:
@@ -30,8 +35,8 @@ def root(shapes: Shapes) -> str:
     return "model." if any(key.startswith(f"model.{BOTH}") for key in shapes) else ""
 
 
-def table(shapes: Shapes) -> Table:
-    """Return where each key goes."""
+def table(shapes: Shapes, own: Sequence[str]) -> Table:
+    """Return where each key goes; `own` are the outer layers of its kind, `OF_PI0` or `OF_PI05`."""
     start = root(shapes)
     # Some versions of transformers name the tower's inner module too.
     inner = "vision_model." if any(key.startswith(f"{start}{TOWER}vision_model.") for key in shapes) else ""
@@ -44,7 +49,7 @@ def table(shapes: Shapes) -> Table:
         f"{LANGUAGE}layers.": "language.layers.",
         f"{EXPERT}model.layers.": "expert.layers.",
         f"{EXPERT}model.norm.": "norm.",
-    } | {f"{name}.": f"{name}." for name in OUTER}
+    } | {f"{name}.": f"{name}." for name in (*OUTER, *own)}
     ignored = {
         f"{LANGUAGE}norm.weight": "what comes after PaliGemma's last layer is never used",
         f"{EXPERT}lm_head.weight": "the expert says no words",

@@ -19,7 +19,7 @@ from vla_runtime.budget import too_much
 from vla_runtime.errors import DeadlineExpired, Overloaded, PolicyFailed, RequestError, SpecError
 from vla_runtime.images import Limits
 from vla_runtime.observation import Observation, Row, decode, image_fields
-from vla_runtime.preprocessing import CommandTokenizer, noise, picture
+from vla_runtime.preprocessing import CommandTokenizer, noise, picture, state_bins
 from vla_runtime.spec import BinnedSpace, Camera, PolicySpec
 from vla_runtime.staging import Inputs
 
@@ -192,7 +192,7 @@ class Policy:
 
     def _preprocess(self, observation: Observation) -> Inputs:
         spec = self.spec
-        ids, mask = self._tokens(observation.command)
+        ids, mask = self._tokens(observation.command, observation.state[-1])
         tensors: dict[str, np.ndarray] = {
             f"image.{c.name}": _pictures(observation, i, c) for i, c in enumerate(spec.cameras)
         }
@@ -231,13 +231,14 @@ class Policy:
         tensors |= prefix_inputs(
             np.zeros((0, spec.action.width), np.float32), np.zeros(spec.state_size), spec
         )
-        ids, mask = self._tokens("warm up")
+        ids, mask = self._tokens("warm up", np.zeros(spec.state_size))
         nothing = np.zeros(spec.state_size, np.float32), np.full(spec.action.width, np.nan, np.float32)
         return Inputs(tensors, ids, mask, *nothing, np.inf)
 
-    def _tokens(self, command: str) -> tuple[np.ndarray, np.ndarray]:
-        none = np.zeros(0, np.int64)
-        return self._tokenizer(command) if self._tokenizer else (none, none)
+    def _tokens(self, command: str, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._tokenizer is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return self._tokenizer(command, state_bins(state, self.spec.state, self.spec.tokenizer))
 
     def _prepare_all(
         self, rows: Sequence[Row | RequestError], arrived_s: Sequence[float]

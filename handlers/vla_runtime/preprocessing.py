@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from vla_runtime.budget import decoding_ms
 from vla_runtime.errors import BadImage, InvalidValue, SpecError
 from vla_runtime.images import is_jpeg, jpeg_pixels
-from vla_runtime.spec import Camera, PolicySpec, Tokenizer
+from vla_runtime.spec import Camera, PolicySpec, Tokenizer, Vector
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -183,8 +183,12 @@ class CommandTokenizer:
         """Number of entries of the vocabulary."""
         return self._tokenizer.get_vocab_size()
 
-    def __call__(self, command: str) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, command: str, bins: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
         """Tokenize one command, in its template.
+
+        Args:
+            command: the request's text
+            bins: of the state, from `state_bins`
 
         Returns:
             ids int64 [L] and attention mask int64 [L] (1 for a token, 0 for padding)
@@ -193,7 +197,11 @@ class CommandTokenizer:
             InvalidValue: the command has more tokens than the policy reads; it is never cut silently.
         """
         spec = self._spec
-        ids = self._tokenizer.encode(spec.template.replace("{command}", command)).ids
+        if spec.tidy:
+            command = command.strip().replace("_", " ").replace("\n", " ")
+        # The command last: what it says is never read as a part of the template.
+        prompt = spec.template.replace("{state}", " ".join(map(str, bins))).replace("{command}", command)
+        ids = self._tokenizer.encode(prompt).ids
         if len(ids) > spec.context_length:
             raise InvalidValue(
                 "command", f"has {len(ids)} tokens; the policy reads at most {spec.context_length}"
@@ -203,6 +211,13 @@ class CommandTokenizer:
         padded = [spec.pad_id] * before + ids + [spec.pad_id] * after
         mask = np.repeat(np.array([0, 1, 0]), [before, len(ids), after])
         return np.array(padded, np.int64), mask
+
+
+def state_bins(state: np.ndarray, vector: Vector | None, tokenizer: Tokenizer | None) -> Sequence[int]:
+    """Return what a prompt says of the state, float32 [S] in physical units; nothing where it names none."""
+    return (
+        vector.binned(state, tokenizer.state_bins) if vector and tokenizer and tokenizer.reads_state else ()
+    )
 
 
 def noise(seed: int, spec: PolicySpec) -> np.ndarray:

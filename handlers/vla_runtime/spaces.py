@@ -148,6 +148,25 @@ class Vector(Part, frozen=True, kw_only=True, dict=True):
         scale = high + self.epsilon if mean_std else (high - low + self.epsilon) / 2
         return np.where(self._passed, np.float32(1), scale).astype(np.float32)
 
+    def binned(self, values: np.ndarray, count: int) -> list[int]:
+        """Return the bins of one vector among `count` equal ones over [-1, 1], normalised: -1 below them all.
+
+        The lower end of a range is -1 exactly, as in openpi and LeRobot, so that rounding moves no value that
+        rests there into another bin.
+
+        Args:
+            values: [dimensions], physical units
+            count: bins
+        """
+        low, high = self._range()
+        if self.normalisation == "mean_std":
+            normalised = (values - low) / (high + self.epsilon)
+        else:
+            normalised = 2 * (values - low) / (high - low + self.epsilon) - 1
+        normalised = np.where(self._passed, values, normalised)
+        edges = np.linspace(-1, 1, count + 1)[:-1]
+        return (np.digitize(normalised, edges) - 1).tolist()
+
     @property
     def _passed(self) -> np.ndarray:
         passed = self.names if self.normalisation == "identity" else self.passthrough

@@ -123,8 +123,13 @@ class Tokenizer(Part, frozen=True):
     padding: Literal["fixed", "longest"] = "fixed"
     # Where the padding goes.
     side: Literal["right", "left"] = "right"
-    # The text that is tokenized, with the command in place of `{command}`.
+    # The text that is tokenized, with the command in place of `{command}`, and of `{state}`, where it has
+    # that, the bins of the normalised state, parted by spaces (pi0.5).
     template: str = "{command}"
+    # Bins over [-1, 1] of each dimension of the state.
+    state_bins: int = 256
+    # Whether the command is stripped, and its underscores and ends of lines become spaces (openpi).
+    tidy: bool = False
 
     def __post_init__(self) -> None:
         require(self.context_length > 0, f"context_length must be positive, got {self.context_length}")
@@ -132,6 +137,16 @@ class Tokenizer(Part, frozen=True):
             self.template.count("{command}") == 1,
             f"template needs '{{command}}' exactly once, got {self.template!r}",
         )
+        require(
+            self.template.count("{state}") <= 1,
+            f"template takes '{{state}}' once at most, got {self.template!r}",
+        )
+        require(self.state_bins > 0, f"state_bins must be positive, got {self.state_bins}")
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether the state is part of the text."""
+        return "{state}" in self.template
 
 
 class Extra(Part, frozen=True):
@@ -261,6 +276,7 @@ class PolicySpec(Part, frozen=True):
         output = self.action.output
         require(output in self.artifact.outputs, f"outputs must name {output!r}, got {self.artifact.outputs}")
         _check_inputs(self)
+        _check_prompt(self)
         _check_delay(self)
         _check_example(self)
         if isinstance(self.action, DiscreteSpace):
@@ -362,6 +378,12 @@ def _check_inputs(spec: PolicySpec) -> None:
         bool(artifact.command) == (spec.tokenizer is not None),
         f"artifact.command is {artifact.command}, and the tokenizer {'set' if spec.tokenizer else 'null'}",
     )
+
+
+def _check_prompt(spec: PolicySpec) -> None:
+    if spec.tokenizer and spec.tokenizer.reads_state:
+        require(spec.state is not None, "the tokenizer's template names the state, and the policy has none")
+        require(spec.history == 1, f"the tokenizer's template names one state, and history is {spec.history}")
 
 
 def _check_delay(spec: PolicySpec) -> None:

@@ -1,8 +1,8 @@
-"""Golden truth of LeRobot's pi0: tiny ones of the real library, and what they answer.
+"""Golden truth of LeRobot's pi0 and pi0.5: tiny ones of the real library, and what they answer.
 
 `make golden-flow` runs it in an environment of its own, which has LeRobot 0.6.1. It writes what
-make_lerobot.py writes, and a tokenizer of PaliGemma's kind. LeRobot knows pi0 in one size alone, so that size
-is made smaller here, by what it calls to build the model; all else is its own code.
+make_lerobot.py writes, and a tokenizer of PaliGemma's kind. LeRobot knows both in one size alone, so that
+size is made smaller here, by what it calls to build the model; all else is its own code.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+from lerobot.policies.pi05 import modeling_pi05
+from lerobot.policies.pi05.configuration_pi05 import PI05Config
+from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.policies.utils import prepare_observation_for_inference
 from lerobot.processor import tokenizer_processor
 from safetensors.torch import load_file
@@ -48,6 +52,7 @@ class Case:
     fields: dict[str, Any]
     # Rule of state and actions.
     mode: str = "MEAN_STD"
+    kind: str = "pi0"
 
 
 CASES = (
@@ -58,26 +63,36 @@ CASES = (
         {"empty_cameras": 2, "max_state_dim": 16, "num_inference_steps": 3, "min_period": 0.01},
         mode="MIN_MAX",
     ),
+    Case(
+        "pi05",
+        {"observation.images.front": (72, 96), "observation.images.wrist": (56, 56)},
+        {},
+        mode="QUANTILES",
+        kind="pi05",
+    ),
 )
+KINDS = {"pi0": (PI0Config, PI0Policy), "pi05": (PI05Config, PI05Policy)}
 JOINTS = json.loads((HERE / "act" / "meta" / "info.json").read_text())["features"]["action"]["names"]
 
 
 def write_full_size() -> None:
-    """Record keys and shapes of a pi0 as LeRobot builds it, before it is made smaller here."""
-    with torch.device("meta"):
-        state = modeling_pi0.PI0Pytorch(PI0Config(device="cpu")).state_dict()
-    shapes = {f"model.{key}": list(value.shape) for key, value in state.items()}
-    (HERE / "paligemma" / "full_size.json").write_text(json.dumps(shapes) + "\n")
+    """Record keys and shapes of either as LeRobot builds it, before it is made smaller here."""
+    built = {"full_size": modeling_pi0.PI0Pytorch, "full_size_pi05": modeling_pi05.PI05Pytorch}
+    for (name, model), (config, _) in zip(built.items(), KINDS.values(), strict=True):
+        with torch.device("meta"):
+            state = model(config(device="cpu")).state_dict()
+        shapes = {f"model.{key}": list(value.shape) for key, value in state.items()}
+        (HERE / "paligemma" / f"{name}.json").write_text(json.dumps(shapes) + "\n")
 
 
-def smaller(vocabulary: int) -> None:
-    """Let LeRobot build a pi0 that is small and knows so many tokens."""
-    paligemma = modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma
-    expert = modeling_pi0.PiGemmaForCausalLM
+def smaller(module: ModuleType, vocabulary: int) -> None:
+    """Let a module of LeRobot's build a policy that is small and knows so many tokens."""
+    paligemma = module.PaliGemmaForConditionalGenerationWithPiGemma
+    expert = module.PiGemmaForCausalLM
 
-    def sizes(variant: str) -> modeling_pi0.GemmaConfig:
+    def sizes(variant: str) -> Any:
         width = WIDTHS[variant]
-        return modeling_pi0.GemmaConfig(width, 2, 2 * width, 4, 1, 16)
+        return module.GemmaConfig(width, 2, 2 * width, 4, 1, 16)
 
     def small_paligemma(config: Any) -> Any:
         config.text_config.vocab_size = vocabulary
@@ -91,9 +106,9 @@ def smaller(vocabulary: int) -> None:
         config.vocab_size = 8
         return expert(config=config)
 
-    modeling_pi0.get_gemma_config = sizes
-    modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma = small_paligemma
-    modeling_pi0.PiGemmaForCausalLM = small_expert
+    module.get_gemma_config = sizes
+    module.PaliGemmaForConditionalGenerationWithPiGemma = small_paligemma
+    module.PiGemmaForCausalLM = small_expert
 
 
 def make_tokenizer(folder: Path) -> int:
@@ -123,6 +138,8 @@ def statistics(case: Case) -> dict[str, dict[str, np.ndarray]]:
     for key in ("observation.state", "action"):
         mean, std = random.uniform(-40, 40, len(JOINTS)), random.uniform(2, 30, len(JOINTS))
         values = {"mean": mean, "std": std, "min": mean - 2 * std, "max": mean + 2.5 * std}
+        if case.mode == "QUANTILES":
+            values |= {"q01": mean - 1.5 * std, "q99": mean + 1.8 * std}
         found[key] = {name: value.astype(np.float32) for name, value in values.items()}
     for key in case.cameras:
         found[key] = {name: np.full((3, 1, 1), 0.4, np.float32) for name in ("mean", "std")}
@@ -135,14 +152,15 @@ def save(case: Case, folder: Path) -> None:
     inputs = {key: PolicyFeature(FeatureType.VISUAL, (3, *size)) for key, size in case.cameras.items()}
     modes = {"VISUAL": "IDENTITY", "STATE": case.mode, "ACTION": case.mode}
     small = {"chunk_size": 5, "n_action_steps": 5, "image_resolution": (56, 56), "num_inference_steps": 4}
-    config = PI0Config(
+    make, kind = KINDS[case.kind]
+    config = make(
         input_features=inputs | {"observation.state": PolicyFeature(FeatureType.STATE, width)},
         output_features={"action": PolicyFeature(FeatureType.ACTION, width)},
         normalization_mapping={kind: NormalizationMode(mode) for kind, mode in modes.items()},
         device="cpu",
         **small | case.fields,
     )
-    policy = PI0Policy(config)
+    policy = kind(config)
     with torch.no_grad():
         for key, value in policy.state_dict().items():
             value.copy_(torch.from_numpy(weight(key, tuple(value.shape))))
@@ -155,7 +173,7 @@ def save(case: Case, folder: Path) -> None:
 
 def answers(case: Case, folder: Path) -> list[dict[str, object]]:
     """Read the folder as a user of the library does, and compute requests."""
-    policy = PI0Policy.from_pretrained(folder)
+    policy = KINDS[case.kind][1].from_pretrained(folder)
     before, after = make_pre_post_processors(policy.config, pretrained_path=str(folder))
     shape = (policy.config.chunk_size, policy.config.max_action_dim)
     found = []
@@ -174,6 +192,9 @@ def request(case: Case, seed: int) -> dict[str, Any]:
     """Draw one observation: the seeds of its pictures, and the state."""
     told, random = statistics(case)["observation.state"], np.random.RandomState(100 * seed)
     state = (told["mean"] + told["std"] * random.uniform(-2, 2, len(JOINTS))).astype(np.float32)
+    if case.mode == "QUANTILES":
+        # A gripper that rests at the end of its range.
+        state[-1] = told["q01"][-1]
     pictures = {key: 100 * seed + place for place, key in enumerate(case.cameras)}
     return {"pictures": pictures, "state": state.tolist()}
 
@@ -215,7 +236,9 @@ if __name__ == "__main__":
     (HERE / "paligemma").mkdir(exist_ok=True)
     write_full_size()
     with tempfile.TemporaryDirectory() as temporary:
-        smaller(make_tokenizer(Path(temporary)))
+        known = make_tokenizer(Path(temporary))
+        smaller(modeling_pi0, known)
+        smaller(modeling_pi05, known)
         read = tokenizer_processor.AutoTokenizer.from_pretrained
         # The step asks a hub for PaliGemma's.
         tokenizer_processor.AutoTokenizer.from_pretrained = lambda _name: read(temporary)

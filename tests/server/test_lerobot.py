@@ -31,6 +31,7 @@ POLICIES: dict[str, tuple[object, ...]] = {
     "diffusion_ddpm": (),
     "pi0": ("--tokenizer", TOKENIZER),
     "pi0_one_camera": ("--tokenizer", TOKENIZER, "--format", "eager"),
+    "pi05": ("--tokenizer", TOKENIZER),
 }
 
 

@@ -88,7 +88,7 @@ def test_every_weight_of_full_size_has_its_place() -> None:
     sizes = (paligemma.language(shapes, "gemma_2b"), paligemma.expert(shapes, "gemma_300m"))
     with torch.device("meta"):
         model = Pi0(Config(tower, *sizes, paligemma.vocabulary(shapes), 32, 32, 50, 10, 0.004, 4.0))
-    table = paligemma.table(shapes)
+    table = paligemma.table(shapes, paligemma.OF_PI0)
 
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     placed = {table.target(key): shape for key, shape in shapes.items() if not table.needless(key)}

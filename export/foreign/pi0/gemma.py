@@ -37,9 +37,31 @@ class RMSNorm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return float32 [..., width]."""
-        values = tokens.float()
-        scale = torch.rsqrt(values.square().mean(-1, keepdim=True) + EPSILON)
-        return values * scale * (1 + self.weight.float())
+        return _normalised(tokens) * (1 + self.weight.float())
+
+
+class AdaptiveRMSNorm(nn.Module):
+    """Root mean square normalisation that a condition scales, shifts and gates, as in pi0.5.
+
+    After Peebles and Xie 2023, "Scalable Diffusion Models with Transformers" (adaptive layer norm).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, 3 * width)
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens [..., width], and the gate of what is computed from them [width], both float32.
+
+        The condition is float32 [width].
+        """
+        scale, shift, gate = self.dense(condition).float().chunk(3, -1)
+        return _normalised(tokens) * (1 + scale) + shift, gate
+
+
+def _normalised(tokens: Tensor) -> Tensor:
+    values = tokens.float()
+    return values * torch.rsqrt(values.square().mean(-1, keepdim=True) + EPSILON)
 
 
 class Attention(nn.Module):
@@ -108,16 +130,44 @@ class Layer(nn.Module):
         return tokens + self.mlp(self.post_attention_layernorm(tokens)), kept
 
 
-class Gemma(nn.Module):
-    """A stack of layers, without embedding and without the last norm."""
+class AdaptiveLayer(nn.Module):
+    """A layer whose norms follow a condition, which also gates what attention and MLP add."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.head_dim = sizes.head_dim
-        self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.depth))
+        self.input_layernorm = AdaptiveRMSNorm(sizes.width)
+        self.self_attn = Attention(sizes)
+        self.post_attention_layernorm = AdaptiveRMSNorm(sizes.width)
+        self.mlp = MLP(sizes)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor, past: list[KeysValues] | None = None
+        self, tokens: Tensor, rotation: KeysValues, mask: Tensor, past: KeysValues | None, condition: Tensor
+    ) -> tuple[Tensor, KeysValues]:
+        """Return tokens [B, Q, width], and keys and values; the condition is float32 [width]."""
+        values, gate = self.input_layernorm(tokens, condition)
+        found, kept = self.self_attn(values, rotation, mask, past)
+        tokens = tokens + found * gate
+        values, gate = self.post_attention_layernorm(tokens, condition)
+        return tokens + self.mlp(values) * gate, kept
+
+
+class Gemma(nn.Module):
+    """A stack of layers, without embedding and without the last norm."""
+
+    def __init__(self, sizes: Sizes, *, adaptive: bool = False) -> None:
+        """Build the layers; with `adaptive` they take a condition."""
+        super().__init__()
+        self.head_dim = sizes.head_dim
+        kind = AdaptiveLayer if adaptive else Layer
+        self.layers = nn.ModuleList(kind(sizes) for _ in range(sizes.depth))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        past: list[KeysValues] | None = None,
+        condition: Tensor | None = None,
     ) -> tuple[Tensor, list[KeysValues]]:
         """Run all layers.
 
@@ -126,14 +176,16 @@ class Gemma(nn.Module):
             positions: int64 [B, Q]
             mask: what each token attends to, bool [B, 1, 1 or Q, past + Q]
             past: keys and values of earlier tokens, by layer
+            condition: of adaptive layers, float32 [width]
 
         Returns:
             tokens float32 [B, Q, width], and the keys and values of all tokens, by layer
         """
         rotation = rotations(positions, self.head_dim)
+        given = () if condition is None else (condition,)
         kept: list[KeysValues] = []
         for place, layer in enumerate(self.layers):
-            tokens, found = layer(tokens, rotation, mask, past[place] if past else None)
+            tokens, found = layer(tokens, rotation, mask, past[place] if past else None, *given)
             kept.append(found)
         return tokens, kept
 

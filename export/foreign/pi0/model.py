@@ -1,8 +1,10 @@
-"""pi0: PaliGemma reads pictures and command once, a smaller expert beside it turns noise into actions.
+"""pi0 and pi0.5: PaliGemma reads pictures and command once, an expert beside it turns noise into actions.
 
-After Black et al. 2024, "pi0: A Vision-Language-Action Flow Model for General Robot Control". The actions'
-tokens attend to all, the state's token to all but them; the prefix attends to itself alone, so its keys and
-values are computed once for all steps of the flow, which runs from 1 (noise) to 0 (actions).
+After Black et al. 2024, "pi0: A Vision-Language-Action Flow Model for General Robot Control", and Physical
+Intelligence 2025, "pi0.5: a Vision-Language-Action Model with Open-World Generalization". The actions' tokens
+attend to all, pi0's token of the state to all but them; the prefix attends to itself alone, so its keys and
+values are computed once for all steps of the flow, which runs from 1 (noise) to 0 (actions). In pi0.5 the
+state is part of the command's text, and the expert's norms follow the time of the flow.
 """
 
 import math
@@ -18,13 +20,14 @@ from . import gemma, siglip
 
 @dataclass(frozen=True)
 class Config:
-    """The sizes of a pi0; widths of the state and of an action are those it works with, mostly 32."""
+    """The sizes of either; widths of the state and of an action are those it works with, mostly 32."""
 
     vision: siglip.Sizes
     language: gemma.Sizes
     expert: gemma.Sizes
     vocabulary: int
-    state: int
+    # None: the expert is told no state (pi0.5).
+    state: int | None
     action: int
     # Actions in a chunk, and steps of the flow.
     horizon: int
@@ -34,10 +37,13 @@ class Config:
     max_period: float
 
 
-class Pi0(nn.Module):
-    """An `export.source.ExportableModel`; noise is [B, horizon, action]."""
+class Flow(nn.Module):
+    """What both share: the prefix, and the noisy actions' way through the expert and back.
 
-    def __init__(self, config: Config) -> None:
+    An `export.source.ExportableModel`; noise is [B, horizon, action].
+    """
+
+    def __init__(self, config: Config, *, adaptive: bool) -> None:
         super().__init__()
         self.config = config
         width = config.expert.width
@@ -45,12 +51,8 @@ class Pi0(nn.Module):
         self.projector = nn.Linear(config.vision.width, config.language.width)
         self.embed_tokens = nn.Embedding(config.vocabulary, config.language.width)
         self.language = gemma.Gemma(config.language)
-        self.expert = gemma.Gemma(config.expert)
-        self.norm = gemma.RMSNorm(width)
-        self.state_proj = nn.Linear(config.state, width)
+        self.expert = gemma.Gemma(config.expert, adaptive=adaptive)
         self.action_in_proj = nn.Linear(config.action, width)
-        self.action_time_mlp_in = nn.Linear(2 * width, width)
-        self.action_time_mlp_out = nn.Linear(width, width)
         self.action_out_proj = nn.Linear(width, config.action)
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -59,14 +61,58 @@ class Pi0(nn.Module):
         tokens = self.embed_tokens(known) * math.sqrt(self.config.language.width)
         return {"tokens": tokens, "mask": attention_mask.bool()}
 
+    def _prefix(
+        self, images: dict[str, Tensor], command: dict[str, Tensor]
+    ) -> tuple[Tensor, list[gemma.KeysValues]]:
+        """Return which tokens of the prefix count, bool [B, P], and their keys and values."""
+        seen = self._seen(list(images.values()))
+        valid = torch.cat([torch.ones_like(seen[..., 0], dtype=torch.bool), command["mask"]], 1)
+        prefix = torch.cat([seen, command["tokens"]], 1)
+        _, past = self.language(prefix, valid.long().cumsum(1) - 1, valid[:, None, None])
+        return valid, past
+
+    def _seen(self, pictures: list[Tensor]) -> Tensor:
+        """Return the tokens of all cameras' pictures, float32 [B, C * patches, width]."""
+        fitted = torch.stack([letterboxed(picture, self.config.vision.picture) for picture in pictures], 1)
+        tokens = self.projector(self.vision(fitted.flatten(0, 1)))
+        return tokens.unflatten(0, (-1, len(pictures))).flatten(1, 2)
+
+    def _suffix(self, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return positions of the suffix [B, Q], and what its tokens see: bool [B, 1, Q, P + Q]."""
+        state = self.config.state is not None
+        places = torch.arange(state + self.config.horizon, device=valid.device)
+        # A state does not see the actions.
+        own = (places == 0) | (places[:, None] > 0) if state else torch.ones_like(places, dtype=torch.bool)
+        before = valid.unsqueeze(1).expand(-1, len(places), -1)
+        mask = torch.cat([before, own.expand(valid.shape[0], len(places), -1)], -1)
+        return valid.sum(1, keepdim=True) + places, mask.unsqueeze(1)
+
+    def _moment(self, time: float, like: Tensor) -> Tensor:
+        """Return the waves of a time of the flow, float32 [width]."""
+        config = self.config
+        half = config.expert.width // 2
+        places = torch.linspace(0.0, 1.0, half, dtype=torch.float64, device=like.device)
+        periods = config.min_period * (config.max_period / config.min_period) ** places
+        angles = 2 * math.pi * time / periods
+        return torch.cat([angles.sin(), angles.cos()]).float()
+
+
+class Pi0(Flow):
+    """The state is a token of the expert, and the time is mixed into those of the actions."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, adaptive=False)
+        width = config.expert.width
+        self.norm = gemma.RMSNorm(width)
+        self.state_proj = nn.Linear(config.state or 0, width)
+        self.action_time_mlp_in = nn.Linear(2 * width, width)
+        self.action_time_mlp_out = nn.Linear(width, width)
+
     def act(
         self, images: dict[str, Tensor], command: dict[str, Tensor], state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """Compute one chunk; see `export.source.ExportableModel`. Pictures are in [-1, 1]."""
-        seen = self._seen(list(images.values()))
-        valid = torch.cat([torch.ones_like(seen[..., 0], dtype=torch.bool), command["mask"]], 1)  # [B, P]
-        prefix = torch.cat([seen, command["tokens"]], 1)
-        _, past = self.language(prefix, valid.long().cumsum(1) - 1, valid[:, None, None])
+        valid, past = self._prefix(images, command)
         positions, mask = self._suffix(valid)
         measured = self.state_proj(state).unsqueeze(1)  # [B, 1, width]
         actions, steps = noise, self.config.steps
@@ -76,20 +122,6 @@ class Pi0(nn.Module):
             actions = actions - self.action_out_proj(self.norm(tokens[:, 1:])) / steps
         return {"actions": actions}
 
-    def _seen(self, pictures: list[Tensor]) -> Tensor:
-        """Return the tokens of all cameras' pictures, float32 [B, C * patches, width]."""
-        fitted = torch.stack([letterboxed(picture, self.config.vision.picture) for picture in pictures], 1)
-        tokens = self.projector(self.vision(fitted.flatten(0, 1)))
-        return tokens.unflatten(0, (-1, len(pictures))).flatten(1, 2)
-
-    def _suffix(self, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Return positions of state and actions [B, 1 + T], and what they see: bool [B, 1, 1 + T, all]."""
-        places = torch.arange(1 + self.config.horizon, device=valid.device)
-        own = (places == 0) | (places[:, None] > 0)  # the state does not see the actions
-        before = valid.unsqueeze(1).expand(-1, len(places), -1)
-        mask = torch.cat([before, own.expand(valid.shape[0], -1, -1)], -1)
-        return valid.sum(1, keepdim=True) + places, mask.unsqueeze(1)
-
     def _noisy(self, actions: Tensor, time: float) -> Tensor:
         """Return the tokens of noisy actions at a time of the flow, float32 [B, T, width]."""
         embedded = self.action_in_proj(actions)
@@ -97,13 +129,35 @@ class Pi0(nn.Module):
         hidden = functional.silu(self.action_time_mlp_in(torch.cat([embedded, moment], -1)))
         return self.action_time_mlp_out(hidden)
 
-    def _moment(self, time: float, like: Tensor) -> Tensor:
-        config = self.config
-        half = config.expert.width // 2
-        places = torch.linspace(0.0, 1.0, half, dtype=torch.float64, device=like.device)
-        periods = config.min_period * (config.max_period / config.min_period) ** places
-        angles = 2 * math.pi * time / periods
-        return torch.cat([angles.sin(), angles.cos()]).float()  # [width]
+
+class Pi05(Flow):
+    """The state comes with the command, and the time conditions every norm of the expert."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, adaptive=True)
+        width = config.expert.width
+        self.norm = gemma.AdaptiveRMSNorm(width)
+        self.time_mlp_in = nn.Linear(width, width)
+        self.time_mlp_out = nn.Linear(width, width)
+
+    def act(
+        self,
+        images: dict[str, Tensor],
+        command: dict[str, Tensor],
+        state: Tensor,
+        noise: Tensor,
+    ) -> dict[str, Tensor]:
+        """Compute one chunk; see `export.source.ExportableModel`. Pictures are in [-1, 1]."""
+        valid, past = self._prefix(images, command)
+        positions, mask = self._suffix(valid)
+        actions, steps = noise, self.config.steps
+        for step in range(steps):
+            moment = functional.silu(self.time_mlp_in(self._moment(1 - step / steps, actions)))
+            condition = functional.silu(self.time_mlp_out(moment))
+            tokens, _ = self.expert(self.action_in_proj(actions), positions, mask, past, condition)
+            tokens, _ = self.norm(tokens, condition)
+            actions = actions - self.action_out_proj(tokens) / steps
+        return {"actions": actions}
 
 
 def letterboxed(pictures: Tensor, size: int) -> Tensor:
@@ -121,7 +175,12 @@ def letterboxed(pictures: Tensor, size: int) -> Tensor:
     return functional.pad(resized, (left, right, top, below), value=-1.0)
 
 
-def build(vision: dict[str, int], language: dict[str, int], expert: dict[str, int], **sizes: Any) -> Pi0:
+def pi(config: Config) -> Flow:
+    """Return the module of a configuration, with weights of no meaning."""
+    return Pi05(config) if config.state is None else Pi0(config)
+
+
+def build(vision: dict[str, int], language: dict[str, int], expert: dict[str, int], **sizes: Any) -> Flow:
     """Build the module of an `eager` archive from `Config`, as JSON has it."""
     parts = siglip.Sizes(**vision), gemma.Sizes(**language), gemma.Sizes(**expert)
-    return Pi0(Config(*parts, **sizes))
+    return pi(Config(*parts, **sizes))

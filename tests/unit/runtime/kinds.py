@@ -29,7 +29,18 @@ from vla_runtime.spec import (
     Vector,
 )
 
-WORDS = {"pad": 0, "unknown": 1, "go": 2, "left": 3, "right": 4, "In:": 5, "Out:": 6}
+WORDS = {
+    "pad": 0,
+    "unknown": 1,
+    "go": 2,
+    "left": 3,
+    "right": 4,
+    "In:": 5,
+    "Out:": 6,
+    "-1": 7,
+    "3": 8,
+    "{state}": 9,
+}
 FRONT = Camera(name="front", width=4, height=4, resize="none", values="zero_to_one")
 WRIST = Camera(name="wrist", width=6, height=2, resize="none", values="zero_to_one")
 # x moves by the measured position; what it says is a difference from there.

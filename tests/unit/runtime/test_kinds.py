@@ -11,7 +11,7 @@ from action_spaces import space
 from kinds import FRONT, STATE, WRIST, policy, raw
 from torch import Tensor
 
-from vla_runtime.errors import RequestError
+from vla_runtime.errors import RequestError, SpecError
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
 from vla_runtime.spec import Dimension, Safety, Tokenizer, Vector
@@ -173,6 +173,38 @@ def test_a_command_that_is_too_long_in_its_template_is_refused(tmp_path: Path) -
         "command",
         "has 5 tokens; the policy reads at most 4",
     )
+
+
+def test_the_state_in_the_prompt(tmp_path: Path) -> None:
+    """A state of several robots in one batch: each command is encoded with its own."""
+    template = "In: {command} Out: {state}"
+    tokenizer = Tokenizer(
+        file="words.json", context_length=8, pad_id=0, template=template, state_bins=4, tidy=True
+    )
+    told, module = policy(
+        obeying, tmp_path, ("image.front", "command.words"), tokenizer=tokenizer, state=STATE
+    )
+    states = ([0.5, 1.0], [-1.2, 1.0], [0.5, 1.0])
+
+    told.infer([{"image": raw(0), "command": " go_left\n", "state": state} for state in states])
+
+    high, low = [5, 2, 3, 6, 8, 8, 0, 0], [5, 2, 3, 6, 7, 8, 0, 0]
+    assert module.commands[0].tolist() == [high, low]
+    told.infer([{"image": raw(0), "command": "{state}", "state": states[0]}])
+    assert module.commands[1].tolist() == [[5, 9, 6, 8, 8, 0, 0, 0]]
+    assert told.command_uses == (1, 3)
+
+
+def test_a_prompt_with_a_state_needs_one(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(file="words.json", context_length=8, pad_id=0, template="{command} {state}")
+    inputs = ("image.front", "command.words")
+
+    with pytest.raises(
+        SpecError, match=r"^the tokenizer's template names the state, and the policy has none$"
+    ):
+        policy(obeying, tmp_path, inputs, tokenizer=tokenizer)
+    with pytest.raises(SpecError, match=r"^the tokenizer's template names one state, and history is 2$"):
+        policy(obeying, tmp_path, inputs, tokenizer=tokenizer, state=STATE, history=2)
 
 
 def test_only_commands_of_one_length_share_a_forward_pass(tmp_path: Path) -> None:

@@ -230,6 +230,35 @@ def test_ranges_of_their_own_and_epsilon(fields: dict, formula: Callable[[np.nda
     assert vector.low.tolist() == pytest.approx([-0.03, 0])  # the limits are the dimensions' own, as before
 
 
+@pytest.mark.parametrize("low", [-1.0, 0.3, 17.123456, -123.4567])
+@pytest.mark.parametrize("width", [0.0, 0.1, 7.654321])
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-8])
+def test_a_value_that_rests_at_the_lower_end_stays_in_the_first_bin(
+    low: float, width: float, epsilon: float
+) -> None:
+    first = float(np.float32(low))
+    statistics = Statistics(q01=(first, 0.0), q99=(first + width, 1.0))
+    vector = space(normalisation="quantiles", statistics=statistics, epsilon=epsilon)
+
+    assert vector.binned(np.array([first, 1.5], np.float32), 256) == [0, 255]
+
+
+def test_bins_of_a_state_are_those_of_the_formula() -> None:
+    values = np.random.default_rng(0).uniform(-0.1, 1.2, (500, 2))
+    edges = np.linspace(-1, 1, 257)[:-1]
+    for rule, normal in {
+        "quantiles": lambda s: 2 * (values - s.q01) / (np.subtract(s.q99, s.q01) + 1e-6) - 1,
+        "mean_std": lambda s: (values - s.mean) / (np.array(s.std) + 1e-6),
+        "identity": lambda _: values,
+    }.items():
+        vector = space(normalisation=rule, epsilon=1e-6)
+
+        found = [vector.binned(row, 256) for row in values]
+
+        assert found == (np.digitize(normal(vector.statistics), edges) - 1).tolist()
+        assert np.ptp(found, axis=0).min() > 40
+
+
 def test_padding_is_zeros_that_come_off_again() -> None:
     vector = space(normalisation="identity", padded_to=5)
     values = np.array([[0.01, 0.5]], np.float32)

@@ -217,6 +217,8 @@ def test_what_rests_by_its_meaning_needs_no_declared_hold(meaning: Literal["delt
     ("fields", "message"),
     [
         ({"template": "do it"}, r"^template needs '\{command\}' exactly once, got 'do it'"),
+        ({"template": "{command}{state}{state}"}, r"^template takes '\{state\}' once at most"),
+        ({"state_bins": 0}, r"^state_bins must be positive, got 0"),
         ({"context_length": 0}, r"^context_length must be positive, got 0"),
     ],
 )
