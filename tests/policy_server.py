@@ -36,6 +36,8 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.answer: str | bytes = json.dumps(ANSWER)
         self.status, self.kind, self.wait_s = 200, "application/json", 0.0
+        # Further headers of every answer.
+        self.more: dict[str, str] = {}
         # One answer a request, instead of `answer`.
         self.answers: Iterator[str] | None = None
         # Requests, counted from 1, whose connection is closed without a byte of an answer.
@@ -63,6 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(server.status)
         self.send_header("Content-Type", server.kind)
         self.send_header("Content-Length", str(len(answer)))
+        for name, value in server.more.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(answer)
 

@@ -154,3 +154,71 @@ def test_a_chunk_that_is_too_short_is_refused():
         pytest.raises(ValueError, match=f"^{expected}$"),
     ):
         player.action(lambda: Observation(PICTURE, "go"))
+
+
+def test_an_answer_that_is_older_than_its_chunk_is_long_ends_with_its_last_action():
+    policy = Scripted(length=20)
+    with AheadPlayer(policy, replan=4, lead=1) as player:
+        robot = Robot(player)
+        for _ in range(3):
+            robot.step()
+        policy.gate.clear()
+        policy.length = 5
+        late = [robot.step() for _ in range(10)]  # asked at step 3, still away at step 13
+        policy.gate.set()
+        assert player._asked
+        player._asked.result(WAIT_S)
+        assert robot.step() == 3 + 4
+    assert late == list(range(3, 13))
+
+
+def test_a_policy_is_asked_one_request_at_a_time():
+    policy = Scripted()
+    at_once, most = 0, 0
+    lock = threading.Lock()
+
+    class Counted:
+        def infer(self, observation):
+            nonlocal at_once, most
+            with lock:
+                at_once += 1
+                most = max(most, at_once)
+            try:
+                return policy.infer(observation)
+            finally:
+                with lock:
+                    at_once -= 1
+
+    with AheadPlayer(Counted(), replan=4, lead=2) as player:
+        robot = Robot(player)
+        for _ in range(2):
+            robot.settled_step()
+        policy.gate.clear()
+        robot.step()
+        player.reset()
+        threading.Timer(0.1, policy.gate.set).start()
+        assert robot.step() == 3
+    assert most == 1
+
+
+def test_reset_forgets_the_history():
+    seen = []
+
+    class Keeping(Scripted):
+        def infer(self, observation):
+            seen.append(np.asarray(observation.state).tolist())
+            steps = np.zeros((8, 1), np.float32)
+            return ActionChunk(steps, ("a",), 10.0, None, SafetyReport("ok"), {}, "p", "1", "r")
+
+    with AheadPlayer(Keeping(), replan=4, history=2) as player:
+        player.action(lambda: Observation(PICTURE, "go", [1]))
+        player.reset()
+        player.action(lambda: Observation(PICTURE, "go", [2]))
+    assert seen == [[[1], [1]], [[2], [2]]]
+
+
+def test_a_player_that_is_left_asks_no_more():
+    with AheadPlayer(Scripted(), replan=4) as player:
+        pass
+    with pytest.raises(RuntimeError, match="shutdown"):
+        player.action(lambda: Observation(PICTURE, "go", [0]))
