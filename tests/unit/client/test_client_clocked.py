@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,7 +215,7 @@ def test_by_default_an_answer_may_be_half_a_second_old(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("options", [{"control_hz": 10.0, "max_age_s": 0.0}, {"control_hz": -1.0}])
-def test_what_is_not_positive_is_refused(options: dict[str, float]) -> None:
+def test_what_is_not_positive_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^control_hz and max_age_s must be positive, got "):
         RealTime(Failing(), **options)
 

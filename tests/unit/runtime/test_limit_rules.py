@@ -1,4 +1,4 @@
-"""Which limits a spec may declare: one value a dimension, of what is known, and nothing that can't be held."""
+"""Which limits a spec may declare: one value a dimension, of what is known, and nothing that leads away."""
 
 from typing import Any
 
@@ -23,6 +23,10 @@ BLIND = dimension("bx", meaning="delta")
 PLAIN = dimension("ox", state="x")
 
 
+def given(name: str, value: object) -> dict[str, Any]:
+    return {name: value}
+
+
 def check(dimensions: tuple[Dimension, ...], **safety: Any) -> None:
     check_limits(space(dimensions=dimensions, normalisation="identity"), Safety(**safety), confident=False)
 
@@ -36,16 +40,16 @@ def refused(message: str, dimensions: tuple[Dimension, ...], **safety: Any) -> N
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_limit_has_one_value_a_dimension(name: str, count: int) -> None:
     message = rf"safety\.{name} has {count} values for the action \('dx', 'vx'\)"
-    refused(message, (DELTA, SPEED), **{name: (None,) * count})
-    check((DELTA, SPEED), **{name: (None,) * 2})
+    refused(message, (DELTA, SPEED), **given(name, (None,) * count))
+    check((DELTA, SPEED), **given(name, (None,) * 2))
 
 
 @pytest.mark.parametrize("name", ["max_step", "max_from_state"])
 @pytest.mark.parametrize("value", [0.0, -0.5])
 def test_a_step_or_a_distance_is_positive(name: str, value: float) -> None:
     message = rf"safety\.{name} of vx must be positive, got {value}"
-    refused(message, (DELTA, SPEED), **{name: (None, value)})
-    check((DELTA, SPEED), **{name: (0.01, 0.5)})
+    refused(message, (DELTA, SPEED), **given(name, (None, value)))
+    check((DELTA, SPEED), **given(name, (0.01, 0.5)))
 
 
 @pytest.mark.parametrize("pair", [(0.5, 0.5), (0.5, -0.5)])
@@ -62,7 +66,7 @@ def test_a_part_of_a_rotation_has_no_limit_of_its_own(name: str) -> None:
     value = (0.1, 0.2) if name == "position_limits" else 0.1
     message = rf"^safety\.{name} limits qy, a part of a rotation, which would no longer be one$"
     with pytest.raises(SpecError, match=message):
-        check_limits(turning, Safety(**{name: (None,) * 3 + (value, None, None)}), confident=False)
+        check_limits(turning, Safety(**given(name, (None,) * 3 + (value, None, None))), confident=False)
     check_limits(turning, Safety(max_step=(0.1, None, None, None, None, None)), confident=False)
 
 
@@ -77,10 +81,10 @@ def test_where_something_leads_is_known_only_of_what_is_measured(
     name: str, value: object, meanings: str
 ) -> None:
     needs = rf"needs a dimension of the state in `state` and one of the meanings {meanings}, got"
-    refused(rf"safety\.{name} of bx {needs} None and 'delta'", (BLIND, DELTA), **{name: (value, None)})
-    refused(rf"safety\.{name} of ox {needs} 'x' and None", (PLAIN, DELTA), **{name: (value, None)})
+    refused(rf"safety\.{name} of bx {needs} None and 'delta'", (BLIND, DELTA), **given(name, (value, None)))
+    refused(rf"safety\.{name} of ox {needs} 'x' and None", (PLAIN, DELTA), **given(name, (value, None)))
     for moving in (DELTA, SPEED):
-        check((moving, BLIND), **{name: (value, None)})
+        check((moving, BLIND), **given(name, (value, None)))
 
 
 def test_a_pose_is_limited_by_its_bounds_and_may_stay_near_the_state() -> None:
@@ -91,9 +95,9 @@ def test_a_pose_is_limited_by_its_bounds_and_may_stay_near_the_state() -> None:
 @pytest.mark.parametrize(("name", "value"), [("position_limits", (-0.5, 0.5)), ("max_from_state", 0.5)])
 def test_holding_leads_nowhere_where_that_is_limited(name: str, value: object) -> None:
     message = rf"safety\.hold_action of {{}} must be null: safety\.{name} limits where it leads"
-    refused(message.format("dx"), (DELTA, BLIND), hold_action=(0.1, 0.0), **{name: (value, None)})
+    refused(message.format("dx"), (DELTA, BLIND), hold_action=(0.1, 0.0), **given(name, (value, None)))
     for still in (0.0, None):
-        check((DELTA, SPEED), hold_action=(still, 0.1), **{name: (value, None)})
+        check((DELTA, SPEED), hold_action=(still, 0.1), **given(name, (value, None)))
     if name == "max_from_state":
         refused(message.format("px"), (POSE, BLIND), hold_action=(0.0, 0.0), max_from_state=(0.5, None))
         check((POSE, BLIND), hold_action=(None, 0.0), max_from_state=(0.5, None))
@@ -114,9 +118,9 @@ def test_what_is_held_must_be_known(safety: dict[str, Any], asked: str) -> None:
     message = rf"^safety\.{asked} needs a safety\.hold_action for a, which says neither "
     with pytest.raises(SpecError, match=message):
         check_limits(plain, Safety(**safety), confident=True)
-    check_limits(plain, Safety(**safety | {"hold_action": (0.5, 0.0)}), confident=True)
+    check_limits(plain, Safety(**safety | given("hold_action", (0.5, 0.0))), confident=True)
     measured = space(dimensions=(PLAIN, dimension("b")), normalisation="identity")
-    check_limits(measured, Safety(**safety | {"hold_action": (None, 0.0)}), confident=True)
+    check_limits(measured, Safety(**safety | given("hold_action", (None, 0.0))), confident=True)
 
 
 def test_nothing_needs_to_be_known_where_nothing_is_held() -> None:
