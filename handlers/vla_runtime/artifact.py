@@ -48,10 +48,6 @@ class Commands:
         # Commands encoded so far.
         self.encoded = 0
 
-    def __len__(self) -> int:
-        """Commands that are kept."""
-        return len(self._kept)
-
     def __call__(self, rows: Sequence[Inputs]) -> list[Tensor]:
         """Return the rows' commands, one tensor [B, ...] each that `encode_command` returns."""
         if not self._count:

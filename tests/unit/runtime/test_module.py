@@ -1,6 +1,8 @@
 """A module of the archive's own code: built from it, filled from its weights, asked as the spec says."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_runtime.errors import SpecError
-from vla_runtime.module import load_module, load_weights
-from vla_runtime.spec import ArtifactSpec
+from vla_runtime.module import load_module, load_weights, platform_of
+from vla_runtime.spec import ArtifactSpec, Platform
 
 SOURCE = """
 import torch
@@ -158,3 +160,123 @@ def test_weights_that_lack_or_add_something_are_refused(tmp_path: Path) -> None:
         load_weights(Tied(), saved(tmp_path, **more))
     with pytest.raises(SpecError, match=r"^none can't be loaded: it is missing$"):
         load_weights(Tied(), tmp_path / "none")
+
+
+def test_the_archives_own_code_comes_before_what_is_installed(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own,) = folder.glob("*_code.py")
+    other = tmp_path_factory.mktemp("installed")
+    (other / own.name).write_text("def build(width):\n    raise ValueError('not the archive')\n")
+    monkeypatch.syspath_prepend(str(other))
+
+    assert load_module(folder, artifact(folder)).act(FRONT, WRIST, IDS * SCALE, MASK, STATE, NOISE)
+
+
+def test_a_module_is_compiled_once_for_all_batch_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def compiled(act: Callable[..., object], **options: object) -> Callable[..., object]:
+        asked.append(options)
+        return act
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setenv("CXX", "sh")  # any program that is there
+    module = load_module(folder, artifact(folder, compiled=True))
+
+    assert asked == [{"dynamic": True}]
+    assert module.act(FRONT, WRIST, IDS * SCALE, MASK, STATE, NOISE)["actions"].shape == (1, 5)
+
+
+def test_a_package_runs_on_the_platform_that_it_was_compiled_for() -> None:
+    release = torch.__version__.split("+")[0]
+    capability = torch.backends.cpu.get_cpu_capability()
+
+    assert platform_of("cpu") == Platform(device="cpu", torch=release, capability=capability)
+
+
+def test_a_gpus_platform_is_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = {"cuda": (9, 0), "cuda:1": (8, 6)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.get)
+    release = torch.__version__.split("+")[0]
+
+    assert platform_of("cuda") == Platform(device="cuda", torch=release, capability="sm_90")
+    assert platform_of("cuda:1") == Platform(device="cuda", torch=release, capability="sm_86")
+
+
+def package(platform: Platform, command: tuple[str, ...] = ("words",)) -> ArtifactSpec:
+    return ArtifactSpec(
+        file="policy.pt2",
+        format="pt2",
+        platform=platform,
+        command=command,
+        inputs=("image.front",),
+        buckets=(1,),
+        outputs=("actions",),
+    )
+
+
+def test_a_package_of_another_machine_is_refused(tmp_path: Path) -> None:
+    other = Platform(device="cpu", torch="1.0.0", capability="none")
+    message = (
+        r"^policy\.pt2 is compiled for cpu \(none\) under torch 1\.0\.0, this is cpu \(\w+\) under torch "
+    )
+    with pytest.raises(SpecError, match=message):
+        load_module(tmp_path, package(other))
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"^policy\.pt2 can't be loaded: it is missing$"):
+        load_module(tmp_path, package(platform_of("cpu")))
+
+
+@pytest.mark.parametrize("command", [("words",), ()])
+def test_a_package_gets_memory_in_the_order_that_it_was_compiled_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    from torch._inductor.package import package as inductor  # noqa: PLC0415
+
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def loaded(path: str, name: str, **options: object) -> Callable[..., str]:
+        assert path == str(tmp_path / "policy.pt2")
+        asked.append((name, options))
+
+        def method(*inputs: Tensor) -> str:
+            assert all(value.is_contiguous() for value in inputs)
+            return f"{name} of {inputs[0].tolist()}"
+
+        return method
+
+    monkeypatch.setattr(inductor, "load_package", loaded)
+    (tmp_path / "policy.pt2").write_bytes(b"")
+    module: Any = load_module(tmp_path, package(platform_of("cpu"), command))
+    turned = torch.arange(4).reshape(2, 2).T
+
+    assert not turned.is_contiguous()
+    assert module.act(turned, turned) == "act of [[0, 2], [1, 3]]"
+    if command:
+        assert module.encode_command(turned, turned) == "encode_command of [[0, 2], [1, 3]]"
+    assert asked == [(name, {}) for name in (("encode_command", "act") if command else ("act",))]
+
+
+def test_the_first_gpu_is_meant_where_none_is_numbered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.package import package as inductor  # noqa: PLC0415
+
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    monkeypatch.setattr(inductor, "load_package", lambda *_, **options: asked.append(options))
+    (tmp_path / "policy.pt2").write_bytes(b"")
+    load_module(tmp_path, package(platform_of("cuda"), ()), "cuda")
+
+    assert asked == [{"run_single_threaded": True, "device_index": 0}]
+
+
+@pytest.mark.parametrize("data", [b"", b"no archive"])
+def test_a_damaged_module_is_named(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "policy.ts").write_bytes(data)
+    made = ArtifactSpec(file="policy.ts", command=(), inputs=(), buckets=(1,), outputs=("actions",))
+    with pytest.raises(SpecError, match=r"^policy\.ts can't be loaded: [^\n]+$"):
+        load_module(tmp_path, made)

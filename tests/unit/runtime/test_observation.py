@@ -13,7 +13,7 @@ from PIL import Image
 
 from vla_runtime.errors import InvalidValue, RequestError
 from vla_runtime.observation import decode
-from vla_runtime.spec import Camera, PolicySpec
+from vla_runtime.spec import Camera, Dimension, PolicySpec, Statistics, Vector
 
 NOW_S = 1000.0
 
@@ -198,3 +198,47 @@ def test_a_value_may_leave_its_range_by_half_of_it(spec: PolicySpec, field: str,
         decode({**GOOD, field: [inside, 1]}, spec, NOW_S)
         with pytest.raises(InvalidValue, match=r", far outside \["):
             decode({**GOOD, field: [value, 1]}, spec, NOW_S)
+
+
+def of_x(spec: PolicySpec, low: float, high: float) -> PolicySpec:
+    """Return the policy with a state of one dimension."""
+    x = Dimension(name="x", unit="m", low=low, high=high)
+    state = Vector(dimensions=(x,), normalisation="identity", statistics=Statistics())
+    return msgspec.structs.replace(spec, state=state)
+
+
+def test_the_margin_belongs_to_what_is_taken(spec: PolicySpec) -> None:
+    """Bounds and margins that binary fractions hold exactly."""
+    small = of_x(spec, -1.0, 3.0)
+    for value in (-3.0, 5.0):
+        assert decode({**GOOD, "state": [value]}, small, NOW_S).state.tolist() == [[value]]
+        with pytest.raises(InvalidValue, match=r", far outside \[-1, 3\] m: is the unit right\?$"):
+            decode({**GOOD, "state": [value * (1 + 1e-12)]}, small, NOW_S)
+
+
+def test_the_largest_number_of_float32_is_finite(spec: PolicySpec) -> None:
+    largest = float(np.finfo(np.float32).max)
+    wide = of_x(spec, -largest, largest)
+    for value in (largest, -largest):
+        assert decode({**GOOD, "state": [value]}, wide, NOW_S).state.tolist() == [[value]]
+        with pytest.raises(InvalidValue, match=r"^x must be finite$"):
+            decode({**GOOD, "state": [value * 1.0001]}, wide, NOW_S)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
+def test_a_seed_is_what_was_sent(spec: PolicySpec, seed: int) -> None:
+    assert decode({**GOOD, "seed": seed}, spec, NOW_S).seed == seed
+    assert decode({**GOOD, "seed": str(seed)}, spec, NOW_S).seed == seed
+    with pytest.raises(InvalidValue) as caught:
+        decode({**GOOD, "seed": "seven"}, spec, NOW_S)
+    assert (caught.value.field, caught.value.message) == ("seed", f"{SEED}; got text that is not JSON")
+
+
+@pytest.mark.parametrize(("deadline_ms", "good"), [(0.25, True), (86_400_000, True), (86_400_001, False)])
+def test_a_deadline_is_within_a_day(spec: PolicySpec, deadline_ms: float, good: bool) -> None:  # noqa: FBT001
+    row = {**GOOD, "deadline_ms": deadline_ms}
+    if good:
+        assert decode(row, spec, NOW_S).deadline_s == NOW_S + deadline_ms / 1000
+    else:
+        with pytest.raises(InvalidValue, match=f"^{DEADLINE}$"):
+            decode(row, spec, NOW_S)

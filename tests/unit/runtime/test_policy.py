@@ -133,6 +133,15 @@ def test_load_replays_the_example(copied: Path) -> None:
         Policy.load(copied)
 
 
+def test_a_recorded_answer_is_a_table(copied: Path) -> None:
+    spec = PolicySpec.load(copied)
+    ragged = (*spec.example.actions[:-1], (0.0,))
+    msgspec.structs.replace(spec, example=msgspec.structs.replace(spec.example, actions=ragged)).save(copied)
+
+    with pytest.raises(SpecError, match=r"^example\.actions must have rows of one length, got \[1, 2\]$"):
+        Policy.load(copied)
+
+
 @pytest.mark.parametrize(("difference", "refused"), [(0.5e-3, False), (2e-3, True), (-2e-3, True)])
 def test_the_example_may_differ_by_its_tolerance(copied: Path, difference: float, *, refused: bool) -> None:
     """1e-3 in normalised units, of a dimension whose bounds are 0.03 m from the middle."""

@@ -39,6 +39,21 @@ def test_every_fill_replaces_the_batch(device: str) -> None:
     assert staging.tensors["state"].data_ptr() % ALIGNMENT == 0
 
 
+def test_the_memory_holds_the_batch_and_little_more() -> None:
+    row = inputs(0)
+    staging = Staging(row, 7, CPU)
+
+    needed = 7 * sum(array.nbytes for array in row.tensors.values())
+    reserved = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in staging.tensors.values()
+    }
+    assert len(reserved) == 1
+    assert needed <= sum(reserved.values()) < needed + ALIGNMENT * len(row.tensors)
+    assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in staging.tensors.values())
+    assert row.prefix.shape == (0, 0)
+
+
 def test_a_policy_without_state_and_noise_has_empty_tensors() -> None:
     staging = Staging(inputs(0, state=0, noise=(0, 0)), 2, CPU)
     staging.fill([inputs(seed, state=0, noise=(0, 0)) for seed in (4, 5)])
