@@ -88,6 +88,8 @@ def test_an_answer_too_late_for_a_whole_turn_is_played_to_its_end():
         # Its actions 3 to 5 are left of the answer, fewer than `replan`.
         after = [robot.settled_step() for _ in range(8)]
     assert first + late + after == list(range(14))
+    # At the end of the late answer, at step 9, there is time to ask only then.
+    assert policy.seen[:3] == [0, 3, 9]
 
 
 def test_at_the_chunks_end_the_player_waits_and_counts_it():
@@ -222,3 +224,22 @@ def test_a_player_that_is_left_asks_no_more():
         pass
     with pytest.raises(RuntimeError, match="shutdown"):
         player.action(lambda: Observation(PICTURE, "go", [0]))
+
+
+def test_steps_that_found_their_answer_have_not_waited():
+    """Only a step at the chunk's end with no answer there waits; one that is late beforehand does not."""
+    policy = Scripted(length=6, refused=(2,))
+    with AheadPlayer(policy, replan=4, lead=2) as player:
+        robot = Robot(player)
+        for _ in range(2):
+            robot.step()
+        policy.gate.clear()
+        robot.step()  # asked at step 2, and refused at last
+        for _ in range(3):
+            robot.step()
+        policy.gate.set()
+        assert player._asked
+        player._asked.exception(WAIT_S)
+        with pytest.raises(PolicyUnavailable):
+            robot.step()  # at its end, its answer there: a failure
+        assert player.waits == 0

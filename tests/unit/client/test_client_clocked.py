@@ -184,6 +184,18 @@ def test_the_95th_percentile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.jitter_max_ms == pytest.approx(40.0)
 
 
+def test_one_tick_that_is_missed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("vla_client.realtime.time", clock)
+
+    def slow(_: object) -> None:
+        clock.now_s += 2.25 * PERIOD_S
+
+    run = RealTime(Failing(), HZ).run(slow, 1)
+
+    assert (run.ticks, run.skipped) == (1, 1)
+
+
 def running_loops() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "realtime"]
 

@@ -81,6 +81,14 @@ def test_the_cameras_stay_the_same(first: object) -> None:
         history.add(Observation({"top": PICTURE}, "go"))
 
 
+def test_the_newest_of_several_steps_names_the_cameras() -> None:
+    history = History(3)
+    for _ in range(2):
+        history.add(Observation({"side": PICTURE}, "go"))
+    with pytest.raises(ValueError, match=r"^an observation without the cameras of the newest: top$"):
+        history.add(Observation({"top": PICTURE}, "go"))
+
+
 def test_without_a_history_nobody_looks_before_it_is_needed() -> None:
     looks = []
     look = History().watch(lambda: looks.append(1) or LOOK)

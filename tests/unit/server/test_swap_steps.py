@@ -66,9 +66,8 @@ def described(path: str, *statuses: str, pending: int = 0) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def torchserve() -> Iterator[tuple[Small, str]]:
-    small = Small()
+def answering(small: Small) -> type[BaseHTTPRequestHandler]:
+    """Return what handles its requests."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -92,7 +91,13 @@ def torchserve() -> Iterator[tuple[Small, str]]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             del format, args
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    return Handler
+
+
+@pytest.fixture
+def torchserve() -> Iterator[tuple[Small, str]]:
+    small = Small()
+    with ThreadingHTTPServer(("127.0.0.1", 0), answering(small)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield small, f"http://127.0.0.1:{server.server_port}"

@@ -328,3 +328,42 @@ def test_the_last_ports_can_be_had(port: int, offset: int) -> None:
 def test_free_ports_are_apart_from_those_of_outgoing_connections() -> None:
     assert 20_000 <= free_port() < 32_000
     assert free_port() % 20 == 0
+
+
+def test_a_free_port_has_all_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five of the instance, two behind its gate; a range with one taken is passed over."""
+    first, second = 20_000, 20_020
+    monkeypatch.setattr("random.sample", lambda *_, **__: [first, second])
+    for taken in (first, first + 6):
+        with socket.create_server(("127.0.0.1", taken)):
+            assert free_port() == second
+    with socket.create_server(("127.0.0.1", first + 7)):
+        assert free_port() == first
+    with (
+        socket.create_server(("127.0.0.1", first)),
+        socket.create_server(("127.0.0.1", second + 1)),
+        pytest.raises(PortTaken, match=r"^no free range of ports between 20000 and 32000$"),
+    ):
+        free_port()
+
+
+def test_what_is_promised_where_nothing_is_said(
+    tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del say
+    for devices, gpus in {"": 0, "-1": 0, "0": 1, "0,1": 1, None: 1}.items():
+        if devices is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+        assert TorchServe(write_archive(tmp_path)).gpus == gpus
+    server = TorchServe(write_archive(tmp_path))
+    assert (server.host, server.startup_timeout_s, server.model_api) == ("127.0.0.1", 300.0, False)
+    assert server.memory == Memory(heap_mib=512, direct_mib=256)
+
+
+def test_the_tail_of_a_log_has_50_lines(tmp_path: Path, say: Say) -> None:
+    say(log=[f"line {index}" for index in range(60)])
+    with started(tmp_path) as server:
+        assert server.log_tail().splitlines() == [f"line {index}" for index in range(10, 60)]
+        assert server.log_tail(1) == "line 59"
