@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,18 @@ def test_a_write_that_fails_says_whether_the_connection_had_served(
             kept.request("POST", "/", **body)
         with pytest.raises(BrokenPipeError):
             fresh.request("POST", "/", **body)
+
+
+def test_outside_a_request_nothing_is_held_back(server: Server) -> None:
+    """As the standard library opens a tunnel through a proxy: piece by piece."""
+    with closing(_OneWrite("127.0.0.1", server.server_port)) as connection:
+        connection.connect()
+        connection.send(f"POST /piece HTTP/1.1\r\nContent-Type: {MSGPACK}\r\n".encode())
+        connection.send(b"Content-Length: 1\r\n\r\n\x80")
+        until_s = time.monotonic() + 10.0
+        while not server.requests and time.monotonic() < until_s:
+            time.sleep(0.01)
+    assert [request[0] for request in server.requests] == ["/piece"]
 
 
 def test_a_closed_connection_begins_anew(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
