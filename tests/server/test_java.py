@@ -63,6 +63,20 @@ def test_where_there_is_none_it_is_said_where_was_looked(
     assert rest.startswith("Install one: `pip install 'vla-serve[java]'`")
 
 
+def test_each_place_that_was_looked_at_has_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing(tmp_path, monkeypatch)
+    first, second = fake_java(tmp_path / "first", "11"), fake_java(tmp_path / "second", "8")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "first"))
+    monkeypatch.setenv("PATH", str(second.parent))
+    with pytest.raises(JavaNotFound) as caught:
+        find_java()
+
+    assert str(caught.value).split("\n")[1:-1] == [
+        f"  JAVA_HOME: {first} is Java 11",
+        f"  PATH: {second} is Java 8",
+    ]
+
+
 @pytest.mark.parametrize(("version", "good"), [("17", True), ("16.0.2", False), ("1.8.0_402", False)])
 def test_17_is_the_least(
     tmp_path: Path,

@@ -330,6 +330,25 @@ def test_free_ports_are_apart_from_those_of_outgoing_connections() -> None:
     assert free_port() % 20 == 0
 
 
+def test_a_port_whose_connections_still_linger_can_be_had_again() -> None:
+    """A server that was stopped is started again at once."""
+    port = free_port()
+    with contextlib.closing(bind("127.0.0.1", port, "any", 0)) as listening:
+        listening.listen()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            listening.accept()[0].close()  # the side that closes first lingers
+            assert client.recv(1) == b""
+    bind("127.0.0.1", port, "any", 0).close()
+
+
+def test_the_first_port_of_all_is_a_port() -> None:
+    """Whether or not it may be had."""
+    try:
+        bind("127.0.0.1", 1, "any", 0).close()
+    except PortTaken as error:
+        assert str(error).startswith("port 1 (any, --port) can't be used: ")
+
+
 def test_a_free_port_has_all_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five of the instance, two behind its gate; a range with one taken is passed over."""
     first, second = 20_000, 20_020
