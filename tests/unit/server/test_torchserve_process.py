@@ -31,8 +31,13 @@ print("TEMP", os.environ["TEMP"], os.getcwd(), os.environ.get("OMP_WAIT_POLICY")
 print("arguments", *sys.argv[1:], sep="|", flush=True)
 said = json.load(open({said!r}))
 print(*said["log"], sep="\\n", flush=True)
+if "later" in said:
+    time.sleep(0.2)
+    print(said["later"], flush=True)
 if "status" in said:
     sys.exit(said["status"])
+if said.get("polite"):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("asked to stop", flush=True)))
 if said.get("stubborn"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 config = open(sys.argv[sys.argv.index("-f") + 1]).read()
@@ -129,6 +134,31 @@ def test_a_stubborn_one_is_killed_with_its_children(tmp_path: Path, say: Say) ->
 
     assert not process.is_running()
     assert time.monotonic() - begun > 0.3
+
+
+def test_it_is_asked_to_stop_before_it_is_killed(tmp_path: Path, say: Say) -> None:
+    say(polite=True)
+    heard: list[str] = []
+    with started(tmp_path, on_log=heard.append):
+        assert "asked to stop" not in heard
+    assert heard[-1] == "asked to stop"
+
+
+def test_the_last_words_of_a_worker_are_waited_for(tmp_path: Path, say: Say) -> None:
+    say({"echo": model("UNLOADED")}, log=["Retry worker: 9000"], later="what was wrong")
+
+    assert refused(tmp_path).endswith("\nRetry worker: 9000\nwhat was wrong")
+
+
+@pytest.mark.parametrize("found", [None, SimpleNamespace(origin=None)])
+def test_torchserve_must_be_installed(
+    tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch, found: object
+) -> None:
+    del say
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: found)
+    message = r"^TorchServe is not installed here: pip install 'vla-serve\[serve\]'$"
+    with pytest.raises(ServerError, match=message), started(tmp_path):
+        pass
 
 
 def test_the_environment_decides_before_us(tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +328,13 @@ def test_archives_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("offset", "use"),
-    [(0, "inference, --port"), (2, r"metrics, --port \+ 2"), (4, r"gRPC management, --port \+ 4")],
+    [
+        (0, "inference, --port"),
+        (1, r"management, --port \+ 1"),
+        (2, r"metrics, --port \+ 2"),
+        (3, r"gRPC inference, --port \+ 3"),
+        (4, r"gRPC management, --port \+ 4"),
+    ],
 )
 def test_a_taken_port_is_named(tmp_path: Path, say: Say, offset: int, use: str) -> None:
     del say
@@ -342,11 +378,12 @@ def test_a_port_whose_connections_still_linger_can_be_had_again() -> None:
 
 
 def test_the_first_port_of_all_is_a_port() -> None:
-    """Whether or not it may be had."""
-    try:
-        bind("127.0.0.1", 1, "any", 0).close()
-    except PortTaken as error:
-        assert str(error).startswith("port 1 (any, --port) can't be used: ")
+    """Whether or not it may be had: here somebody has it."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # not allowed, or taken already
+            stack.enter_context(socket.create_server(("127.0.0.1", 1)))
+        with pytest.raises(PortTaken, match=r"^port 1 \(any, --port\) can't be used: "):
+            bind("127.0.0.1", 1, "any", 0)
 
 
 def test_a_free_port_has_all_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
