@@ -34,6 +34,8 @@ class Archive:
     version: str
     # The handler's file: `vla_handler.py` in what export writes.
     handler: str
+    # Most requests that its handler takes in one body; 0: it reads no such body.
+    largest_batch: int
     # What it takes on a disk once unpacked [bytes].
     unpacked_bytes: int
     # Its policy.json and the example in it; None: an archive of something else than a policy.
@@ -57,12 +59,14 @@ class Archive:
         try:
             model = json.loads(contents.read(MANIFEST))["model"]
             name, version = model["modelName"], model["modelVersion"]
-            handler = model.get("handler", "")
+            handler, largest_batch = model.get("handler", ""), int(model.get("largestBatch", 0))
             policy = json.loads(contents.read(POLICY)) if POLICY in contents.members else None
             example = _example(contents, policy["example"]) if policy else None
         except (KeyError, TypeError, ValueError) as error:
             raise ArchiveError(f"{path} is not a TorchServe archive ({error}); export it again") from error
-        return cls(path.resolve(), name, version, handler, contents.unpacked_bytes, policy, example)
+        return cls(
+            path.resolve(), name, version, handler, largest_batch, contents.unpacked_bytes, policy, example
+        )
 
 
 def read_policy(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """An artifact's folder to a `.mar`: with the handler, its runtime, settings and TorchServe's manifest."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
@@ -16,13 +16,14 @@ CONFIG = "model-config.yaml"
 
 
 def model_config(largest_batch: int, workers: int, response_timeout_s: int, limits: Limits) -> bytes:
-    """Return the archive's `model-config.yaml`: workers, queue, batching and timeouts."""
+    """Return the archive's `model-config.yaml`: workers, queue and timeouts.
+
+    It says nothing of batches, which would bind every server: the gate makes them, and where there is none,
+    `server.process` has TorchServe make them.
+    """
     config = {
         "minWorkers": workers,
         "maxWorkers": workers,
-        # A free worker takes all that is queued, up to the largest bucket; a lone request waits 1 ms.
-        "batchSize": largest_batch,
-        "maxBatchDelay": 1,  # [ms]; 0 would mean the default of 100
         # Beyond it a request is refused with 503 at once instead of growing old in the queue.
         "jobQueueSize": 4 * largest_batch,
         # A batch that takes longer is given up with its worker, which a fresh one replaces [s].
@@ -36,12 +37,24 @@ def model_config(largest_batch: int, workers: int, response_timeout_s: int, limi
     return yaml.safe_dump(config, sort_keys=False).encode()
 
 
-def write_archive(folder: Path, name: str, version: str, config: bytes, target: Path) -> None:
+@dataclass(frozen=True)
+class Model:
+    """What the manifest says."""
+
+    name: str
+    version: str
+    # Most requests that the handler takes in one body.
+    largest_batch: int
+
+
+def write_archive(folder: Path, model: Model, config: bytes, target: Path) -> None:
     """Pack the artifact's folder, the handler and its runtime into `target`, atomically, file by file."""
+    said = {"modelName": model.name, "modelVersion": model.version, "handler": HANDLER, "configFile": CONFIG}
     manifest = {
         "createdOn": "01/01/1980 00:00:00",
         "runtime": "python",
-        "model": {"modelName": name, "modelVersion": version, "handler": HANDLER, "configFile": CONFIG},
+        # The last is for the gate; TorchServe does not read it.
+        "model": said | {"largestBatch": model.largest_batch},
         "archiverVersion": "0.12.0",
     }
     contents: dict[str, bytes | Path] = {

@@ -19,7 +19,7 @@ from torch import nn
 from archive.digest import digest
 from archive.read import unpack
 from export import eager
-from export.archive import model_config, write_archive
+from export.archive import Model, model_config, write_archive
 from export.batch import Batch
 from export.errors import ExportError
 from export.find import find
@@ -67,7 +67,7 @@ class Options:
     output: Path = Path("model_store/vla.mar")
     # Version of the archive: the last part of /predictions/vla/<version>.
     version: str = "1.0"
-    # Batch sizes [requests] that batches are padded to; the largest is the server's batchSize.
+    # Batch sizes [requests] that batches are padded to; the largest is the most of one batch.
     buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     # Worker processes. A second one serves small policies to more robots, for twice the memory.
     workers: int = 1
@@ -116,11 +116,11 @@ def archived(source: Source, options: Options, *, release: bool = False) -> Poli
         folder = Path(temporary)
         artifact, found = _compile(source, options, folder, release=release)
         spec = _describe(source, options, folder, artifact, found)
-        config = model_config(
-            max(options.buckets), options.workers, options.response_timeout_s, options.limits
-        )
+        largest = max(options.buckets)
+        config = model_config(largest, options.workers, options.response_timeout_s, options.limits)
         _say(f"packing {options.output}")
-        write_archive(folder, options.output.stem, options.version, config, options.output)
+        model = Model(options.output.stem, options.version, largest)
+        write_archive(folder, model, config, options.output)
     _reopen(options.output, options.device)
     size = options.output.stat().st_size
     _say(f"{options.output}: {size / 1e6:.1f} MB, SHA-256 {digest(options.output)}")

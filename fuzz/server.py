@@ -45,7 +45,12 @@ def served(archive: Path) -> Iterator[int]:
     behind = port + len(PORTS)
     with (
         TorchServe(
-            archive, port=port, inference_port=behind, metrics_port=behind + 1, startup_timeout_s=180.0
+            archive,
+            port=port,
+            inference_port=behind,
+            metrics_port=behind + 1,
+            startup_timeout_s=180.0,
+            gated=True,
         ) as server,
         Gate(server, port, port + 2, "127.0.0.1", "127.0.0.1") as gate,
     ):

@@ -20,6 +20,7 @@ from fuzz.mutation import mutated_picture
 from fuzz.rows import changed_row
 from fuzz.target import Target
 from server.gate import form
+from server.gate.batch import alone
 from server.gate.head import Chunks, Head, read_head
 from server.gate.refusal import Refusal
 from server.gate.routes import LARGEST_BODY, check, is_model, model_of, prediction
@@ -167,7 +168,7 @@ class _Readers:
         except Refusal as refusal:
             json.loads(refusal.answer("x").body)
             return refusal.code
-        return self._forwarded(head, body, asked.request)
+        return self._forwarded(head, body, alone(asked))
 
     def _forwarded(self, head: Head, body: bytes, request: bytes) -> str:
         """A request that is handed on is exactly one, and says what its client said."""

@@ -8,9 +8,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from ts.metrics.metric_abstract import MetricAbstract
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
-from vla_runtime import device, wire
+from vla_runtime import device, joined, wire
 from vla_runtime.errors import PolicyFailed, RequestError
 from vla_runtime.images import Limits
+from vla_runtime.joined import Call, Reply, Request
 from vla_runtime.metrics import CATALOGUE, Meter, Metric
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
@@ -60,89 +61,87 @@ class VlaHandler:
         )
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
-        """Answer one batch: one serialised answer a row, in order."""
+        """Answer what TorchServe collected: one body each, in order; one of them may carry a whole batch."""
         received_s = time.time()
-        headers = [_headers(context, index) for index in range(len(data))]
-        types = [header.get("content-type", "") for header in headers]
-        rows = [wire.read(*pair) for pair in zip(data, types, strict=True)]
-        arrived_s = [wire.arrival(header.get("x-request-start", ""), received_s) for header in headers]
+        calls = [self._read(part, context, index, received_s) for index, part in enumerate(data)]
+        asked = [request for call in calls for request in call.requests]
+        arrived_s = [request.arrived_s for request in asked]
         try:
-            answers = self.policy.infer(rows, arrived_s)
+            answers = self.policy.infer([request.row for request in asked], arrived_s)
         except torch.AcceleratorError:
             logger.exception("the device is lost; a fresh worker takes over")
             os._exit(1)
         queue_ms = [(received_s - arrived) * 1000 for arrived in arrived_s]
-        self._report(headers, answers, queue_ms)
-        given = zip(headers, rows, answers, queue_ms, strict=True)
-        bodies = [partial(self._body, *parts) for parts in given]
-        return [_reply(context, index, headers[index], body) for index, body in enumerate(bodies)]
+        self._report(asked, answers, queue_ms)
+        replies = iter([self._reply(*parts) for parts in zip(asked, answers, queue_ms, strict=True)])
+        return [
+            _send(context, index, call, list(islice(replies, len(call.requests))))
+            for index, call in enumerate(calls)
+        ]
+
+    def _read(self, data: Mapping[str, Any], context: Context, index: int, received_s: float) -> Call:
+        """Return one of TorchServe's requests as those that it carries."""
+        headers = _headers(context, index)
+        content_type = headers.get("content-type", "")
+        if content_type == joined.MEDIA_TYPE:
+            try:
+                parts = joined.split(data["body"])
+                return Call([Request.of(part, received_s) for part in parts], joined=True)
+            except RequestError as error:
+                row: Row | RequestError = error
+        else:
+            row = wire.read(data, content_type)
+        name = wire.request_id(headers.get("x-request-id", ""), context.get_request_id(index))
+        arrived_s = wire.arrival(headers.get("x-request-start", ""), received_s)
+        # TorchServe's own flags: GET /models/<name>?customized=true, POST /explanations/<name>.
+        what = next((flag for flag in ("describe", "explain") if headers.get(flag) == "True"), "predict")
+        return Call([Request(row, headers.get("accept", ""), name, arrived_s, what)], joined=False)
 
     def _report(
         self,
-        headers: Sequence[Mapping[str, str]],
+        asked: Sequence[Request],
         answers: Sequence[Answer | RequestError],
         queue_ms: Sequence[float],
     ) -> None:
         """Add one batch to the metrics; a question about the policy itself is no request."""
-        counted = [index for index, header in enumerate(headers) if header.get("describe") != "True"]
+        counted = [index for index, request in enumerate(asked) if request.what != "describe"]
         for reading in self.meter.readings([answers[i] for i in counted], [queue_ms[i] for i in counted]):
             self.metrics[reading.metric].add_or_update(reading.value, list(reading.labels))
 
+    def _reply(self, request: Request, answer: Answer | RequestError, queue_ms: float) -> Reply:
+        """Make and serialise one answer; whatever fails here fails this request alone."""
+        try:
+            return joined.serialised(request, self._body(request, answer, queue_ms))
+        except Exception:
+            logger.exception("request %s: its answer can't be written", request.name)
+            return joined.serialised(request, PolicyFailed(None, "the server failed on this request"))
+
     def _body(
-        self,
-        headers: Mapping[str, str],
-        row: Row | RequestError,
-        answer: Answer | RequestError,
-        queue_ms: float,
+        self, request: Request, answer: Answer | RequestError, queue_ms: float
     ) -> dict[str, Any] | bytes | RequestError:
         spec = self.policy.spec
-        if headers.get("describe") == "True":  # GET /models/<name>?customized=true
+        if request.what == "describe":
             return wire.description(spec, self.policy.example_row(self.folder))
-        if isinstance(row, RequestError):
-            return row
+        if isinstance(request.row, RequestError):
+            return request.row
         if isinstance(answer, RequestError):
             return answer
-        if headers.get("explain") == "True":  # POST /explanations/<name>
-            return wire.explanation(answer, spec, headers.get("accept", ""))
+        if request.what == "explain":
+            return wire.explanation(answer, spec, request.accept)
         return wire.answer_body(answer, spec, queue_ms)
 
 
-def _reply(
-    context: Context,
-    index: int,
-    headers: Mapping[str, str],
-    body: Callable[[], dict[str, Any] | bytes | RequestError],
-) -> bytes:
-    """Make and serialise one answer; whatever fails here fails this request alone."""
-    name = wire.request_id(headers.get("x-request-id", ""), context.get_request_id(index))
-    try:
-        return _send(context, index, headers, body(), name)
-    except Exception:
-        logger.exception("request %s: its answer can't be written", name)
-        failed = PolicyFailed(None, "the server failed on this request")
-        return _send(context, index, headers, failed, name)
-
-
-def _send(
-    context: Context,
-    index: int,
-    headers: Mapping[str, str],
-    body: dict[str, Any] | bytes | RequestError,
-    name: str,
-) -> bytes:
-    """Serialise one answer and set its own status, content type and request id."""
-    context.set_response_header(index, wire.REQUEST_ID, name)
-    if isinstance(body, bytes):
-        context.set_response_content_type(index, wire.PNG)
-        return body
-    if isinstance(body, RequestError):
-        logger.info("request %s: %d %s", name, body.status, body.code)
-        context.set_response_status(body.status, "", index)
-        body = body.body()
-    body["request_id"] = name
-    reply, media_type = wire.serialise(body, headers.get("accept", ""))
-    context.set_response_content_type(index, media_type)
-    return reply
+def _send(context: Context, index: int, call: Call, replies: Sequence[Reply]) -> bytes:
+    """Return one body, and set its own status, content type and request id."""
+    if call.joined:
+        context.set_response_content_type(index, joined.MEDIA_TYPE)
+        return joined.join(replies)
+    (reply,) = replies
+    context.set_response_header(index, wire.REQUEST_ID, reply.request_id)
+    context.set_response_content_type(index, reply.content_type)
+    if reply.status != 200:
+        context.set_response_status(reply.status, "", index)
+    return reply.body
 
 
 def _metric(context: Context, metric: Metric) -> MetricAbstract:

@@ -35,6 +35,7 @@ def main() -> int:
             metrics_port=options.port + len(PORTS) + 1,
             startup_timeout_s=options.startup_timeout_s,
             memory=Memory(options.heap_mib, options.direct_memory_mib),
+            gated=True,
             gpus=options.gpus,
             on_log=_say,
         )

@@ -38,6 +38,7 @@ def main() -> int:
             startup_timeout_s=options.startup_timeout_s,
             memory=Memory(options.heap_mib, options.direct_memory_mib),
             model_api=True,
+            gated=True,
             on_log=_say,
         )
         for archive, digest in zip(server.archives, digests, strict=True):

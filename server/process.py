@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -34,6 +35,8 @@ LOG_LINES = 500
 # where the front end wants the same cores, that was measured to cost up to 40 times the computation.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 STOP_TIMEOUT_S = 20.0
+# A batch of the gate with its answers, each way [bytes]; the gate bounds what is in one.
+LARGEST_CALL = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class TorchServe:
     process, its workers and its temporary folder at the end; they also end with the thread that started them,
     whatever ends that. `on_log` gets every line that TorchServe prints.
     `model_api` lets archives of the same folder be registered over the management port, for `server.swap`.
+    `gated`: requests come through a gate, which makes the batches; otherwise TorchServe makes them.
     `gpus` is how many of the GPUs that CUDA_VISIBLE_DEVICES leaves the workers are spread over, as far as
     there are any; a worker that is promised one never serves on the CPU.
 
@@ -73,6 +77,7 @@ class TorchServe:
         startup_timeout_s: float = 300.0,
         memory: Memory = Memory(),
         model_api: bool = False,
+        gated: bool = False,
         gpus: int = 1,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
@@ -87,6 +92,7 @@ class TorchServe:
         self.startup_timeout_s = startup_timeout_s
         self.memory = memory
         self.model_api = model_api
+        self.gated = gated
         self.gpus = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") else gpus
         self.java = find_java()
         self._on_log = on_log
@@ -269,7 +275,20 @@ class TorchServe:
             # TorchServe counts what `nvidia-smi` lists, and begins with the second where there are two.
             "number_of_gpu": self.gpus,
         }
+        settings |= self._of_batches()
         return "\n# Of this instance\n" + "".join(f"{key}={value}\n" for key, value in settings.items())
+
+    def _of_batches(self) -> dict[str, object]:
+        """Return who makes the batches, of archives that leave it open."""
+        if self.gated:
+            return {"max_request_size": LARGEST_CALL, "max_response_size": LARGEST_CALL}
+        # A free worker takes all that is queued, up to the largest bucket; a lone request waits 1 ms.
+        models = {
+            archive.name: {archive.version: {"batchSize": archive.largest_batch, "maxBatchDelay": 1}}
+            for archive in self.archives
+            if archive.largest_batch
+        }
+        return {"models": json.dumps(models)} if models else {}
 
     def _store(self) -> Path:
         """Return the folder that holds all archives: their own, or one of links where they lie apart."""

@@ -52,8 +52,11 @@ class Swap:
             raise SwapError(
                 f"{self.model} {self.new.version} is what is served; export with another --version"
             )
+        batch = int(old["batchSize"])
+        if batch == 1 and not self.new.largest_batch:
+            raise SwapError(f"{self.new.path.name} takes no batch of the gate's; export it again")
         try:
-            self._register(int(old["minWorkers"]))
+            self._register(int(old["minWorkers"]), batch, int(old["maxBatchDelay"]))
             self._check(f"{self.inference_url}/predictions/{self.model}/{self.new.version}")
             self._make_default(self.new.version)
             self._check(f"{self.inference_url}/predictions/{self.model}")
@@ -64,11 +67,14 @@ class Swap:
         self._manage("DELETE", f"/{old['modelVersion']}")
         return old["modelVersion"]
 
-    def _register(self, workers: int) -> None:
+    def _register(self, workers: int, batch: int, delay_ms: int) -> None:
         query = {
             "url": self.new.path.name,
             "model_name": self.model,
             "initial_workers": workers,
+            # As they are: whoever makes the batches goes on doing so.
+            "batch_size": batch,
+            "max_batch_delay": delay_ms,
             # Otherwise a thread of the front end waits, and the requests on it.
             "synchronous": "false",
         }

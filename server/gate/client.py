@@ -158,7 +158,7 @@ class Client(asyncio.Protocol):
             late = expired(asked.deadline_ms)
             self._timer = self._hop.loop.call_later(left_s, self._refuse, late)
         client = head.headers.get("x-client") or self._address
-        self._exchange = self._hop.ask(head.path, client, asked.request, self._done)
+        self._exchange = self._hop.ask(client, asked, self._done)
 
     def _done(self, found: Answer | Refusal | None) -> None:
         """Pass an answer on."""

@@ -77,7 +77,8 @@ class Gate:
 
     def __enter__(self) -> Self:
         for archive in self._server.archives:
-            self._rooms[archive.name] = Room.of(*self._server.capacity(archive.name))
+            capacity = self._server.capacity(archive.name)
+            self._rooms[archive.name] = Room.of(*capacity, archive.largest_batch if self._server.gated else 0)
         sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._thread.start()
         self._started.result()

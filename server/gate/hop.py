@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Callable, Mapping, Set
 from typing import Protocol
 
+from server.gate.batch import alone
 from server.gate.counters import Counters, gauge
 from server.gate.openapi import openapi
 from server.gate.queue import FairQueue, Room, Ticket
 from server.gate.refusal import JSON, NOT_READY, Answer, Refusal, not_found
-from server.gate.routes import model_of
+from server.gate.routes import Prediction, model_of
 from server.gate.torchserve import Exchange, Upstream
 
 SWEEP_S = 0.25
@@ -55,7 +56,7 @@ class Hop:
         self.counters = Counters()
         self._openapi = openapi()
         self._queues = {
-            model: FairQueue(self.upstream, room, self.counters, loop.time) for model, room in rooms.items()
+            model: FairQueue(self.upstream, room, self.counters, loop) for model, room in rooms.items()
         }
         self.ready = self.draining = False
         self.drained = asyncio.Event()
@@ -92,11 +93,11 @@ class Hop:
             self.drained.set()
 
     def ask(
-        self, path: str, client: str, request: bytes, done: Callable[[Answer | Refusal | None], None]
+        self, client: str, asked: Prediction, done: Callable[[Answer | Refusal | None], None]
     ) -> Exchange | Ticket | None:
         """Hand a model's request on, in its client's turn."""
-        queue = self._queues.get(model_of(path))
-        return queue.ask(client, request, done) if queue else self.upstream.ask(request, done)
+        queue = self._queues.get(model_of(asked.path))
+        return queue.ask(client, asked, done) if queue else self.upstream.ask(alone(asked), done)
 
     def metrics(self) -> bytes:
         """Return the gate's metrics in Prometheus' text format."""

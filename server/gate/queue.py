@@ -1,36 +1,50 @@
-"""Who is computed next: a short queue before each model, shared fairly by its clients."""
+"""Who is computed next: a short queue before each model, shared fairly by its clients, emptied in batches."""
 
+import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from server.gate.batch import alone, apart, together
 from server.gate.counters import Counters
 from server.gate.refusal import OVERLOADED, Answer, Refusal
+from server.gate.routes import Prediction
 from server.gate.torchserve import Upstream
 
 Done = Callable[[Answer | Refusal | None], None]
+
+# How long a worker that had a batch waits for those that it has just answered to ask again [s].
+COMPANY_S = 0.001
+# Most that one batch has; a request has 4 MiB at most [bytes].
+LARGEST_BATCH = 16 << 20
 
 
 @dataclass(frozen=True)
 class Room:
     """How many requests of one model the server takes."""
 
-    # Within TorchServe, which computes whatever it has been given: nothing can be taken back.
-    computing: int
-    # Before it, where a request can still be dropped.
+    # Batches within TorchServe, which computes whatever it has been given: nothing can be taken back.
+    batches: int
+    # Requests in one of them.
+    largest: int
+    # Requests before it, where one can still be dropped.
     waiting: int
 
     @classmethod
-    def of(cls, batch: int, workers: int, queue: int) -> "Room":
+    def of(cls, batch: int, workers: int, queue: int, joined: int) -> "Room":
         """Return the room for a model that TorchServe serves.
 
         Args:
-            batch: its largest batch
+            batch: the largest batch that TorchServe makes
             workers: how many there are
             queue: TorchServe's own queue, whose length all that wait have together
+            joined: most requests that a worker takes in one body; 0: it reads none such, and TorchServe makes
+                the batches
         """
-        computing = min(2 * batch * workers, batch * workers + queue)
-        return cls(computing, max(1, queue + batch * workers - computing))
+        if joined:
+            return cls(workers, joined, queue)
+        batches = min(2 * batch * workers, batch * workers + queue)
+        return cls(batches, 1, max(1, queue + batch * workers - batches))
 
 
 @dataclass(eq=False)
@@ -39,7 +53,7 @@ class Ticket:
 
     queue: "FairQueue"
     client: str
-    request: bytes
+    asked: Prediction
     done: Done | None
     # When it came, on the loop's clock [s].
     since_s: float
@@ -51,43 +65,48 @@ class Ticket:
             self.done = None
             self.queue.abandon(self)
 
-    def finish(self, answer: Answer | None) -> None:
-        """Hand TorchServe's answer on, and let the next one in."""
+    def finish(self, answer: Answer | Refusal | None) -> None:
+        """Hand an answer on to who waits for it."""
         done, self.done = self.done, None
-        self.queue.leave()
         if done is not None:
             done(answer)
 
 
 class FairQueue:
-    """The requests of one model. TorchServe gets no more than two batches a worker at a time.
+    """The requests of one model. A worker gets one batch at a time, of all that wait when it is free.
 
     Clients take turns, so that one with a hundred requests delays another's by one batch. Where the queue is
     full, the client with the most requests in it is refused.
     """
 
-    def __init__(self, upstream: Upstream, room: Room, counters: Counters, time: Callable[[], float]) -> None:
+    def __init__(
+        self, upstream: Upstream, room: Room, counters: Counters, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._upstream = upstream
         self._room = room
         self._counters = counters
-        self._time = time
+        self._loop = loop
         # By client, in the order of their turns; none is empty.
         self._lines: dict[str, deque[Ticket]] = {}
         self.waiting = self.computing = 0
+        # Batches within TorchServe.
+        self._batches = 0
+        # Until when, on the loop's clock, so many are waited for [s].
+        self._company_s, self._company = 0.0, 0
 
-    def ask(self, client: str, request: bytes, done: Done) -> Ticket | None:
+    def ask(self, client: str, asked: Prediction, done: Done) -> Ticket | None:
         """Hand a request on in its turn; `done` gets the answer, a refusal, or None when there is none.
 
         Returns:
             the ticket to cancel it by; None: it is refused already
         """
-        if self.waiting >= self._room.waiting and self.computing >= self._room.computing:
+        if self.waiting >= self._room.waiting and self._batches >= self._room.batches:
             longest = max(self._lines.values(), key=len)
             if len(longest) <= len(self._lines.get(client, ())) + 1:
                 done(OVERLOADED)
                 return None
             self._refuse(longest[-1])
-        ticket = Ticket(self, client, request, done, self._time())
+        ticket = Ticket(self, client, asked, done, self._loop.time())
         self._lines.setdefault(client, deque()).append(ticket)
         self.waiting += 1
         self._hand_on()
@@ -99,16 +118,9 @@ class FairQueue:
         if ticket.waits:
             self._remove(ticket)
 
-    def leave(self) -> None:
-        """TorchServe is done with one."""
-        self.computing -= 1
-        self._hand_on()
-
     def _refuse(self, ticket: Ticket) -> None:
-        done, ticket.done = ticket.done, None
         self._remove(ticket)
-        if done is not None:
-            done(OVERLOADED)
+        ticket.finish(OVERLOADED)
 
     def _remove(self, ticket: Ticket) -> None:
         line = self._lines[ticket.client]
@@ -118,14 +130,48 @@ class FairQueue:
             del self._lines[ticket.client]
 
     def _hand_on(self) -> None:
-        while self._lines and self.computing < self._room.computing:
-            client = next(iter(self._lines))
-            line = self._lines.pop(client)
-            ticket = line.popleft()
-            if line:
-                self._lines[client] = line  # behind the others
-            ticket.waits = False
-            self.waiting -= 1
-            self.computing += 1
-            self._counters.waits.add(self._time() - ticket.since_s)
-            self._upstream.ask(ticket.request, ticket.finish)
+        while self._lines and self._batches < self._room.batches:
+            if self.waiting < self._company and self._loop.time() < self._company_s:
+                return
+            self._send(self._next())
+
+    def _next(self) -> list[Ticket]:
+        """Take the next batch: clients in turn, requests of one path, as much as one body may have."""
+        batch, size = [self._take()], 0
+        path = batch[0].asked.path
+        while self._lines and len(batch) < self._room.largest and path.startswith("/predictions/"):
+            size += len(batch[-1].asked.body)
+            following = next(iter(self._lines.values()))[0].asked
+            if following.path != path or size + len(following.body) > LARGEST_BATCH:
+                break
+            batch.append(self._take())
+        return batch
+
+    def _take(self) -> Ticket:
+        client = next(iter(self._lines))
+        line = self._lines.pop(client)
+        ticket = line.popleft()
+        if line:
+            self._lines[client] = line  # behind the others
+        ticket.waits = False
+        self.waiting -= 1
+        self._counters.waits.add(self._loop.time() - ticket.since_s)
+        return ticket
+
+    def _send(self, batch: Sequence[Ticket]) -> None:
+        self._batches += 1
+        self.computing += len(batch)
+        asked = [ticket.asked for ticket in batch]
+        request = alone(asked[0]) if len(asked) == 1 else together(asked)
+        self._upstream.ask(request, lambda answer: self._finish(batch, answer))
+
+    def _finish(self, batch: Sequence[Ticket], answer: Answer | None) -> None:
+        """Let the next ones in, and hand TorchServe's answers on."""
+        self._batches -= 1
+        self.computing -= len(batch)
+        if len(batch) > 1:
+            self._company_s, self._company = self._loop.time() + COMPANY_S, len(batch)
+            self._loop.call_later(COMPANY_S, self._hand_on)
+        self._hand_on()
+        for ticket, own in zip(batch, apart(answer, len(batch)), strict=True):
+            ticket.finish(own)

@@ -27,9 +27,16 @@ def model_of(path: str) -> str:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A request for TorchServe."""
+    """A request for a model, ready for TorchServe."""
 
-    request: bytes
+    path: str
+    content_type: str
+    accept: str
+    # The client's own id; empty without one.
+    request_id: str
+    # When its first byte came [s since the epoch].
+    arrived_s: float
+    body: bytes
     # How long the client waits for the answer from the arrival on [ms]; None: as long as the gate does.
     deadline_ms: float | None
 
@@ -82,14 +89,8 @@ def prediction(head: Head, body: bytes, arrived_s: float, ours: Set[str]) -> Pre
         content_type = kind
     if deadline_ms is not None and (time.time() - arrived_s) * 1000 >= deadline_ms:
         raise expired(deadline_ms)
-    lines = {
-        "Host": "torchserve",
-        "X-Request-Start": f"t={arrived_s:.6f}",
-        "X-Request-Id": head.request_id,
-        "Content-Type": content_type,
-        "Accept": head.headers.get("accept", ""),
-    }
-    return Prediction(_written(head.path, lines, body), deadline_ms)
+    accept = head.headers.get("accept", "")
+    return Prediction(head.path, content_type, accept, head.request_id, arrived_s, body, deadline_ms)
 
 
 def of_torchserve(answer: Answer | None) -> Answer | Refusal:
@@ -117,9 +118,3 @@ def _torchserves(answer: Answer) -> bool:
     except ValueError:
         return False
     return isinstance(body, Mapping) and {"code", "type", "message"} <= body.keys()
-
-
-def _written(path: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    lines = [f"{name}: {value}" for name, value in headers.items() if value]
-    head = "\r\n".join([f"POST {path} HTTP/1.1", *lines, f"Content-Length: {len(body)}", "", ""])
-    return head.encode("latin-1") + body

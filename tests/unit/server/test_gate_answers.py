@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from server.gate import refusal
+from server.gate.batch import alone
 from server.gate.counters import BUCKETS_S, CODES, Counters, Histogram, gauge
 from server.gate.head import Head
 from server.gate.refusal import JSON, Answer, Refusal
@@ -176,7 +177,7 @@ def sent(
     content_type: str, body: bytes, ours: set[str], **headers: str
 ) -> tuple[list[str], bytes, float | None]:
     asked = prediction(head(content_type=content_type, **headers), body, time.time(), ours)
-    lines, _, data = asked.request.partition(b"\r\n\r\n")
+    lines, _, data = alone(asked).partition(b"\r\n\r\n")
     return lines.decode().split("\r\n"), data, asked.deadline_ms
 
 

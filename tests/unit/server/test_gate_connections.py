@@ -3,137 +3,19 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
 
-import psutil
 import pytest
+from small_torchserve import POST, Running, answer, closed, gate
 
 from server.gate import client as client_module
 from server.gate.client import Client
-from server.gate.hop import Hop
 from server.gate.queue import Room
 from server.gate.refusal import Answer, Refusal
 from server.gate.scrape import Scrape
 
-POST = b"POST /predictions/vla HTTP/1.1\r\nHost: x\r\nContent-Type: a/b\r\n"
 GOOD = POST + b"X-Request-Id: one\r\nContent-Length: 1\r\n\r\nx"
-ROOM = Room(computing=2, waiting=3)
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 HEALTH = b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-class Small:
-    """Answers as TorchServe does. A body that begins with `wait` waits for `go`; `drop` hangs up."""
-
-    def __init__(self) -> None:
-        self.seen: list[bytes] = []
-        self.connections = 0
-        self.open: set[asyncio.StreamWriter] = set()
-        self.go = asyncio.Event()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self.open.add(writer)
-        await self._answer(reader, writer)
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-        self.open.remove(writer)
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                lengths = [
-                    int(line.split(b":")[1]) for line in head.split(b"\r\n") if b"Content-Length" in line
-                ]
-                body = await reader.readexactly(lengths[0]) if lengths else b""
-                self.seen.append(body or head.split(b" ")[1])
-                if body.startswith(b"wait"):
-                    await self.go.wait()
-                if body.startswith(b"drop"):
-                    break
-                if body.startswith(b"open"):
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\n\r\nto the end")
-                    break
-                end = b"Connection: close\r\n" if body.startswith(b"close") else b""
-                writer.write(
-                    b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nX-Request-Id: one\r\nServer: hidden\r\n"
-                    + b"%bContent-Length: %d\r\n\r\n%b" % (end, len(body), body)
-                )
-                if end:
-                    break
-
-
-class Running:
-    """A gate in this event loop."""
-
-    def __init__(self, hop: Hop, port: int, torchserve: Small) -> None:
-        self.hop, self.port, self.torchserve = hop, port, torchserve
-        self.writers: list[asyncio.StreamWriter] = []
-
-    async def open(self, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        self.writers.append(writer)
-        writer.write(data)
-        return reader, writer
-
-    async def ask(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
-        """Send and read one answer on a connection of its own."""
-        return await answer(await self.open(data))
-
-    async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
-            while not true():
-                await asyncio.sleep(0.001)
-
-
-async def answer(
-    connection: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-) -> tuple[int, dict[str, str], bytes]:
-    async with asyncio.timeout(5):
-        first, *lines = (await connection[0].readuntil(b"\r\n\r\n"))[:-4].decode().split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-        body = await connection[0].readexactly(int(headers["content-length"]))
-    return int(first.split(" ")[1]), headers, body
-
-
-async def closed(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bool:
-    async with asyncio.timeout(5):
-        return await connection[0].read() == b""
-
-
-@contextlib.asynccontextmanager
-async def started(room: Room) -> AsyncIterator[Running]:
-    process = psutil.Process()
-    torchserve, before = Small(), process.num_fds()
-    upstream = await asyncio.start_server(torchserve.serve, "127.0.0.1", 0)
-    hop = Hop(
-        asyncio.get_running_loop(),
-        upstream.sockets[0].getsockname()[1],
-        {"ours"},
-        {"vla": room, "ours": room},
-    )
-    server = await asyncio.get_running_loop().create_server(lambda: Client(hop), "127.0.0.1", 0)
-    running = Running(hop, server.sockets[0].getsockname()[1], torchserve)
-    try:
-        yield running
-    finally:
-        torchserve.go.set()
-        server.close()
-        upstream.close()
-        hop.close()
-        for writer in (*running.writers, *torchserve.open):
-            writer.transport.abort()
-        await running.until(lambda: process.num_fds() == before)
-
-
-def gate(test: Callable[[Running], Awaitable[None]], room: Room = ROOM) -> None:
-    async def run() -> None:
-        async with started(room) as running:
-            await test(running)
-
-    asyncio.run(run())
 
 
 def error(body: bytes) -> tuple[str, str]:
@@ -362,21 +244,25 @@ def test_clients_take_turns_and_the_longest_line_is_refused() -> None:
         assert seen == [b"wait first", b"wait a2", b"wait b1", b"wait a3"]
         assert running.hop.counters.refusals["overloaded"] == 2
 
-    gate(check, Room(computing=1, waiting=3))
+    gate(check, Room(batches=1, largest=1, waiting=3))
 
 
 @pytest.mark.parametrize(
-    ("batch", "workers", "queue", "room"),
+    ("batch", "workers", "queue", "joined", "room"),
     [
-        (4, 1, 16, Room(8, 12)),
-        (4, 2, 16, Room(16, 8)),
-        (4, 1, 2, Room(6, 1)),
-        (1, 1, 0, Room(1, 1)),
-        (8, 1, 8, Room(16, 1)),
+        # TorchServe makes the batches, and has two a worker.
+        (4, 1, 16, 0, Room(8, 1, 12)),
+        (4, 2, 16, 0, Room(16, 1, 8)),
+        (4, 1, 2, 0, Room(6, 1, 1)),
+        (1, 1, 0, 0, Room(1, 1, 1)),
+        (8, 1, 8, 0, Room(16, 1, 1)),
+        # The gate makes them, and a worker has one.
+        (1, 1, 16, 4, Room(1, 4, 16)),
+        (1, 2, 16, 4, Room(2, 4, 16)),
     ],
 )
-def test_room_for_two_batches_a_worker(batch: int, workers: int, queue: int, room: Room) -> None:
-    assert Room.of(batch, workers, queue) == room
+def test_room_by_who_makes_the_batches(batch: int, workers: int, queue: int, joined: int, room: Room) -> None:
+    assert Room.of(batch, workers, queue, joined) == room
 
 
 @pytest.mark.parametrize(

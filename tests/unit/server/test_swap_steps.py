@@ -21,6 +21,7 @@ NEW = Archive(
     name="vla",
     version="2.0",
     handler="vla_handler.py",
+    largest_batch=8,
     unpacked_bytes=1,
     policy={"example": {"actions": ACTIONS}},
     example=Example({"image": ("x.png", b"picture")}, {"command": "go"}, ACTIONS),
@@ -57,6 +58,8 @@ def described(path: str, *statuses: str, pending: int = 0) -> dict[str, Any]:
     return {
         "modelVersion": "1.0",
         "minWorkers": 2,
+        "batchSize": 1,
+        "maxBatchDelay": 100,
         "workers": [
             {"id": str(index), "pid": 7, "status": status}
             for index, status in enumerate(statuses or ("READY", "READY"))
@@ -130,6 +133,8 @@ def test_a_swap_takes_its_steps_in_order(torchserve: tuple[Small, str]) -> None:
         "url": ["new.mar"],
         "model_name": ["vla"],
         "initial_workers": ["2"],
+        "batch_size": ["1"],
+        "max_batch_delay": ["100"],
         "synchronous": ["false"],
     }
     assert len(small.bodies) == 1 + 2 * WARM_UP_REQUESTS
@@ -149,6 +154,18 @@ def test_the_version_that_is_served_is_not_swapped_in(torchserve: tuple[Small, s
 
     assert message == "vla 1.0 is what is served; export with another --version"
     assert torchserve[0].asked == ["GET /models/vla"]
+
+
+def test_an_archive_that_takes_no_batch_is_not_swapped_in_where_the_gate_makes_them(
+    torchserve: tuple[Small, str],
+) -> None:
+    assert refused(torchserve, largest_batch=0) == "new.mar takes no batch of the gate's; export it again"
+    assert torchserve[0].asked == ["GET /models/vla"]
+
+    small, url = torchserve
+    small.answers["GET /models/vla"] = [(200, [described("/models/vla") | {"batchSize": 4}])]
+    assert swap_on(url, dataclasses.replace(NEW, largest_batch=0)).run() == "1.0"
+    assert small.query["batch_size"] == ["4"]
 
 
 @pytest.mark.parametrize(

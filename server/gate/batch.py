@@ -1,0 +1,77 @@
+"""Requests for TorchServe: one alone as it came, or a whole batch in one body, and the answers to it."""
+
+from collections.abc import Mapping, Sequence
+from uuid import uuid4
+
+import msgspec
+
+from server.gate.refusal import Answer
+from server.gate.routes import Prediction
+
+# What a worker's handler reads as a batch.
+MEDIA_TYPE = "application/vnd.vla-serve.batch"
+
+
+class Joined(msgspec.Struct, array_like=True, frozen=True):
+    """One request of a batch."""
+
+    content_type: str
+    accept: str
+    request_id: str
+    arrived_s: float
+    body: bytes
+
+
+class Reply(msgspec.Struct, array_like=True, frozen=True):
+    """The worker's answer to one of them."""
+
+    status: int
+    content_type: str
+    request_id: str
+    body: bytes
+
+
+def alone(asked: Prediction) -> bytes:
+    """Return one request as HTTP."""
+    lines = {
+        "X-Request-Start": f"t={asked.arrived_s:.6f}",
+        "X-Request-Id": asked.request_id,
+        "Content-Type": asked.content_type,
+        "Accept": asked.accept,
+    }
+    return _written(asked.path, lines, asked.body)
+
+
+def together(batch: Sequence[Prediction]) -> bytes:
+    """Return several requests of one path as one."""
+    joined = [
+        Joined(
+            asked.content_type, asked.accept, asked.request_id or str(uuid4()), asked.arrived_s, asked.body
+        )
+        for asked in batch
+    ]
+    return _written(batch[0].path, {"Content-Type": MEDIA_TYPE}, msgspec.msgpack.encode(joined))
+
+
+def apart(answer: Answer | None, count: int) -> Sequence[Answer | None]:
+    """Return the answers to `count` requests that were asked together.
+
+    What is no batch, such as an error of TorchServe's own, is the answer to each of them.
+    """
+    if answer is None or answer.kind != MEDIA_TYPE.encode():
+        return [answer] * count
+    try:
+        replies = msgspec.msgpack.decode(answer.body, type=list[Reply])
+    except msgspec.DecodeError:
+        return [None] * count
+    answers = [
+        Answer(r.status, r.content_type.encode(), r.body, ((b"request-id", r.request_id.encode()),))
+        for r in replies
+    ]
+    return answers if len(answers) == count else [None] * count
+
+
+def _written(path: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    lines = [f"{name}: {value}" for name, value in headers.items() if value]
+    head = [f"POST {path} HTTP/1.1", "Host: torchserve", *lines, f"Content-Length: {len(body)}", "", ""]
+    return "\r\n".join(head).encode("latin-1") + body

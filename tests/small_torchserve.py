@@ -1,0 +1,153 @@
+"""A gate in this event loop, before a small TorchServe that answers as a test wants."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+import psutil
+
+from server.gate.batch import MEDIA_TYPE, Joined, Reply
+from server.gate.client import Client
+from server.gate.hop import Hop
+from server.gate.queue import Room
+
+POST = b"POST /predictions/vla HTTP/1.1\r\nHost: x\r\nContent-Type: a/b\r\n"
+ROOM = Room(batches=2, largest=1, waiting=3)
+DIED = b'{"code": 500, "type": "x", "message": "Worker died."}'
+
+
+class Small:
+    """Answers everybody with what it sent. A body that begins with `wait` waits for `go`; `drop` hangs up."""
+
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+        self.batches: list[list[Joined]] = []
+        self.connections = 0
+        self.open: set[asyncio.StreamWriter] = set()
+        self.go = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.open.add(writer)
+        await self._answer(reader, writer)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        self.open.remove(writer)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                lengths = [
+                    int(line.split(b":")[1]) for line in head.split(b"\r\n") if b"Content-Length" in line
+                ]
+                body = await reader.readexactly(lengths[0]) if lengths else b""
+                if MEDIA_TYPE.encode() in head:
+                    writer.write(await self._batch(msgspec.msgpack.decode(body, type=list[Joined])))
+                    continue
+                self.seen.append(body or head.split(b" ")[1])
+                if body.startswith(b"wait"):
+                    await self.go.wait()
+                if body.startswith(b"drop"):
+                    break
+                if body.startswith(b"open"):
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\n\r\nto the end")
+                    break
+                end = b"Connection: close\r\n" if body.startswith(b"close") else b""
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nX-Request-Id: one\r\nServer: hidden\r\n"
+                    + b"%bContent-Length: %d\r\n\r\n%b" % (end, len(body), body)
+                )
+                if end:
+                    break
+
+    async def _batch(self, batch: list[Joined]) -> bytes:
+        """Answer each with its own body, with 422 where that begins with `bad`."""
+        bodies = [joined.body for joined in batch]
+        self.seen.append(b" + ".join(bodies))
+        self.batches.append(batch)
+        if any(body.startswith(b"wait") for body in bodies):
+            await self.go.wait()
+        if any(body.startswith(b"die") for body in bodies):
+            return b"HTTP/1.1 500 X\r\nContent-Length: 53\r\n\r\n" + DIED
+        replies = [
+            Reply(422 if joined.body.startswith(b"bad") else 200, "a/b", joined.request_id, joined.body)
+            for joined in batch
+            if not joined.body.startswith(b"lost")
+        ]
+        data = msgspec.msgpack.encode(replies)
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(data)}\r\n\r\n"
+        return head.encode() + data
+
+
+class Running:
+    """A gate in this event loop."""
+
+    def __init__(self, hop: Hop, port: int, torchserve: Small) -> None:
+        self.hop, self.port, self.torchserve = hop, port, torchserve
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def open(self, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers.append(writer)
+        writer.write(data)
+        return reader, writer
+
+    async def ask(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Send and read one answer on a connection of its own."""
+        return await answer(await self.open(data))
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not true():
+                await asyncio.sleep(0.001)
+
+
+async def answer(
+    connection: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+) -> tuple[int, dict[str, str], bytes]:
+    async with asyncio.timeout(5):
+        first, *lines = (await connection[0].readuntil(b"\r\n\r\n"))[:-4].decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        body = await connection[0].readexactly(int(headers["content-length"]))
+    return int(first.split(" ")[1]), headers, body
+
+
+async def closed(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bool:
+    async with asyncio.timeout(5):
+        return await connection[0].read() == b""
+
+
+@contextlib.asynccontextmanager
+async def started(room: Room) -> AsyncIterator[Running]:
+    process = psutil.Process()
+    torchserve, before = Small(), process.num_fds()
+    upstream = await asyncio.start_server(torchserve.serve, "127.0.0.1", 0)
+    hop = Hop(
+        asyncio.get_running_loop(),
+        upstream.sockets[0].getsockname()[1],
+        {"ours"},
+        {"vla": room, "ours": room},
+    )
+    server = await asyncio.get_running_loop().create_server(lambda: Client(hop), "127.0.0.1", 0)
+    running = Running(hop, server.sockets[0].getsockname()[1], torchserve)
+    try:
+        yield running
+    finally:
+        torchserve.go.set()
+        server.close()
+        upstream.close()
+        hop.close()
+        for writer in (*running.writers, *torchserve.open):
+            writer.transport.abort()
+        await running.until(lambda: process.num_fds() == before)
+
+
+def gate(test: Callable[[Running], Awaitable[None]], room: Room = ROOM) -> None:
+    async def run() -> None:
+        async with started(room) as running:
+            await test(running)
+
+    asyncio.run(run())

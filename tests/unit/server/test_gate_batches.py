@@ -1,0 +1,212 @@
+"""Batches of the gate: what goes into one, how its answers find their clients, and what a worker reads."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from small_torchserve import Running, answer, gate
+
+from server.gate import queue as queue_module
+from server.gate.batch import MEDIA_TYPE, Reply, alone, apart, together
+from server.gate.queue import Room
+from server.gate.refusal import Answer
+from server.gate.routes import Prediction
+from vla_runtime import joined
+
+ROOM = Room(batches=1, largest=4, waiting=8)
+
+
+def request(body: bytes, client: bytes = b"a", path: bytes = b"/predictions/vla", name: bytes = b"") -> bytes:
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: a/b\r\nAccept: c/d\r\nX-Client: %b\r\n"
+    named = b"X-Request-Id: %b\r\n" % name if name else b""
+    return head % (path, client) + named + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+async def behind_one(running: Running, requests: Sequence[bytes]) -> list[tuple[int, dict[str, str], bytes]]:
+    """Ask `requests`, one after the other, while one before them is computed; return their answers."""
+    first = await running.open(request(b"wait"))
+    await running.until(lambda: len(running.torchserve.seen) == 1)
+    opened = []
+    for count, asked in enumerate(requests, 1):
+        opened.append(await running.open(asked))
+        waiting = b"vla_gate_waiting %d\n" % count
+        await running.until(lambda waiting=waiting: waiting in running.hop.metrics())
+    running.torchserve.go.set()
+    assert (await answer(first))[0] == 200
+    return [await answer(connection) for connection in opened]
+
+
+def test_all_that_wait_are_one_batch_and_each_gets_its_own_answer() -> None:
+    async def check(running: Running) -> None:
+        began_s = time.time()
+        answers = await behind_one(
+            running, [request(b"1", name=b"one"), request(b"bad", b"b"), request(b"3")]
+        )
+
+        assert running.torchserve.seen == [b"wait", b"1 + bad + 3"]
+        assert [(status, body) for status, _, body in answers] == [(200, b"1"), (422, b"bad"), (200, b"3")]
+        assert {headers["content-type"] for _, headers, _ in answers} == {"a/b"}
+        ((first, second, third),) = running.torchserve.batches
+        assert (first.content_type, first.accept, first.request_id) == ("a/b", "c/d", "one")
+        assert began_s < first.arrived_s < second.arrived_s < third.arrived_s < time.time()
+        # One without an id of its own gets one, by which its answer and the log name it.
+        assert answers[0][1]["request-id"] == "one"
+        assert len({headers["request-id"] for _, headers, _ in answers}) == 3
+        assert {answers[1][1]["request-id"]} == {second.request_id}
+        assert running.hop.counters.answers == {2: 3, 4: 1, 5: 0}
+
+    gate(check, ROOM)
+
+
+def test_one_alone_goes_on_as_it_came() -> None:
+    async def check(running: Running) -> None:
+        for _ in range(3):
+            assert (await running.ask(request(b"x")))[2] == b"x"
+        assert running.torchserve.batches == []
+
+    gate(check, ROOM)
+
+
+def test_a_batch_has_requests_of_one_path_and_no_explanations() -> None:
+    async def check(running: Running) -> None:
+        paths = [b"predictions/vla", b"predictions/vla", b"predictions/vla/2.0", b"explanations/vla"]
+        await behind_one(running, [request(b"%d" % i, path=b"/" + path) for i, path in enumerate(paths)])
+        assert running.torchserve.seen == [b"wait", b"0 + 1", b"2", b"3"]
+
+        running.torchserve.seen.clear()
+        running.torchserve.go.clear()
+        await behind_one(running, [request(b"e", path=b"/explanations/vla")] * 2)
+        assert running.torchserve.seen == [b"wait", b"e", b"e"]
+
+    gate(check, ROOM)
+
+
+def test_a_batch_is_bounded_and_shared_by_turns() -> None:
+    async def check(running: Running) -> None:
+        many = [request(b"a%d" % index) for index in range(5)]
+        await behind_one(running, [*many, request(b"b0", b"b"), request(b"c0", b"c")])
+        assert running.torchserve.seen == [b"wait", b"a0 + b0 + c0 + a1", b"a2 + a3 + a4"]
+
+    gate(check, ROOM)
+
+
+def test_a_batch_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_module, "LARGEST_BATCH", 10)
+
+    async def check(running: Running) -> None:
+        await behind_one(running, [request(b"12345"), request(b"67890"), request(b"1"), request(b"x" * 11)])
+        assert running.torchserve.seen == [b"wait", b"12345 + 67890", b"1", b"x" * 11]
+
+    gate(check, ROOM)
+
+
+def test_who_hangs_up_before_its_batch_is_not_in_it() -> None:
+    async def check(running: Running) -> None:
+        first = await running.open(request(b"wait"))
+        await running.until(lambda: len(running.torchserve.seen) == 1)
+        opened = [await running.open(request(b"%d" % index)) for index in range(3)]
+        await running.until(lambda: b"vla_gate_waiting 3\n" in running.hop.metrics())
+        opened[1][1].transport.abort()
+        await running.until(lambda: b"vla_gate_waiting 2\n" in running.hop.metrics())
+        running.torchserve.go.set()
+        assert [(await answer(one))[2] for one in (first, opened[0], opened[2])] == [b"wait", b"0", b"2"]
+        assert running.torchserve.seen[1:] == [b"0 + 2"]
+        assert running.hop.counters.abandoned == {"waiting": 1, "computing": 0}
+
+    gate(check, ROOM)
+
+
+def test_who_hangs_up_within_its_batch_harms_nobody() -> None:
+    async def check(running: Running) -> None:
+        first = await running.open(request(b"wait"))
+        await running.until(lambda: len(running.torchserve.seen) == 1)
+        opened = [await running.open(request(body)) for body in (b"wait", b"2")]
+        await running.until(lambda: b"vla_gate_waiting 2\n" in running.hop.metrics())
+        running.torchserve.go.set()
+        running.torchserve.go = type(running.torchserve.go)()  # the next batch waits again
+        assert (await answer(first))[0] == 200
+        await running.until(lambda: len(running.torchserve.seen) == 2)
+        opened[0][1].transport.abort()
+        await running.until(lambda: running.hop.counters.abandoned["computing"] == 1)
+        running.torchserve.go.set()
+        assert (await answer(opened[1]))[2] == b"2"
+
+    gate(check, ROOM)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"), [(b"die", 500, "server_error"), (b"lost", 502, "unavailable")]
+)
+def test_what_fails_as_a_whole_fails_each(body: bytes, status: int, code: str) -> None:
+    async def check(running: Running) -> None:
+        answers = await behind_one(running, [request(body), request(b"x")])
+        assert [(found, json.loads(said)["error"]["code"]) for found, _, said in answers] == [
+            (status, code)
+        ] * 2
+        assert (await running.ask(request(b"next")))[2] == b"next"
+
+    gate(check, ROOM)
+
+
+def test_a_worker_that_had_company_is_kept_free_for_it_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_module, "COMPANY_S", 0.3)
+
+    async def check(running: Running) -> None:
+        await behind_one(running, [request(b"1"), request(b"2")])
+        # Both ask again: the first of them is not sent alone.
+        again = [await running.open(request(body)) for body in (b"3", b"4")]
+        assert [(await answer(one))[2] for one in again] == [b"3", b"4"]
+        # One does not: it is not waited for any longer.
+        assert (await running.ask(request(b"5")))[2] == b"5"
+        assert running.torchserve.seen == [b"wait", b"1 + 2", b"3 + 4", b"5"]
+
+    gate(check, ROOM)
+
+
+ASKED = Prediction("/predictions/vla", "application/msgpack", "a/b", "one", 12.5, b"\x00body", None)
+
+
+def test_a_worker_reads_what_the_gate_writes() -> None:
+    head, _, body = together([ASKED, dataclasses.replace(ASKED, request_id="")]).partition(b"\r\n\r\n")
+
+    assert MEDIA_TYPE == joined.MEDIA_TYPE
+    assert head.split(b"\r\n")[:3] == [
+        b"POST /predictions/vla HTTP/1.1",
+        b"Host: torchserve",
+        b"Content-Type: " + MEDIA_TYPE.encode(),
+    ]
+    first, second = joined.split(body)
+    assert first == joined.Joined("application/msgpack", "a/b", "one", 12.5, b"\x00body")
+    assert len(second.request_id) == 36
+
+
+def test_the_gate_reads_what_a_worker_writes() -> None:
+    replies = [joined.Reply(200, "a/b", "one", b"1"), joined.Reply(504, "c/d", "two", b"2")]
+    answer = Answer(200, MEDIA_TYPE.encode(), joined.join(replies))
+
+    assert apart(answer, 2) == [
+        Answer(200, b"a/b", b"1", ((b"request-id", b"one"),)),
+        Answer(504, b"c/d", b"2", ((b"request-id", b"two"),)),
+    ]
+    assert apart(answer, 3) == [None] * 3
+
+
+def test_what_is_no_batch_answers_all() -> None:
+    refused, broken = Answer(503, b"a/b", b"no"), Answer(200, MEDIA_TYPE.encode(), b"\xc1")
+
+    assert apart(refused, 2) == [refused, refused]
+    assert apart(None, 2) == [None, None]
+    assert apart(broken, 2) == [None, None]
+    assert msgspec.msgpack.encode([Reply(200, "a", "b", b"c")]) == joined.join(
+        [joined.Reply(200, "a", "b", b"c")]
+    )
+    assert alone(ASKED).endswith(b"\r\nContent-Length: 5\r\n\r\n\x00body")
+
+
+def test_what_is_no_batch_is_refused_by_the_worker() -> None:
+    for body in (b"", b"\x90x", b"[]", b"\x91\x91\xa1x"):
+        with pytest.raises(joined.MalformedBody, match=r"^the body is not a batch of requests$"):
+            joined.split(body)
