@@ -21,7 +21,7 @@ from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
 from vla_runtime import device, joined, wire
-from vla_runtime.errors import PolicyFailed, RequestError
+from vla_runtime.errors import Later, PolicyFailed, RequestError
 from vla_runtime.images import Limits
 from vla_runtime.joined import Call, Reply, Request
 from vla_runtime.metrics import CATALOGUE, Meter, Metric
@@ -67,7 +67,8 @@ class VlaHandler:
         asked = [request for call in calls for request in call.requests]
         arrived_s = [request.arrived_s for request in asked]
         try:
-            answers = self.policy.infer([request.row for request in asked], arrived_s)
+            tickets = [request.ticket for request in asked]
+            answers = self.policy.infer([request.row for request in asked], arrived_s, tickets)
         except torch.AcceleratorError:
             logger.exception("the device is lost; a fresh worker takes over")
             os._exit(1)
@@ -103,8 +104,9 @@ class VlaHandler:
         answers: Sequence[Answer | RequestError],
         queue_ms: Sequence[float],
     ) -> None:
-        """Add one batch to the metrics; a question about the policy itself is no request."""
-        counted = [index for index, request in enumerate(asked) if request.what != "describe"]
+        """Add one batch to the metrics; neither questions about the policy itself nor what comes later."""
+        answered = [not isinstance(answer, Later) for answer in answers]
+        counted = [i for i, request in enumerate(asked) if request.what != "describe" and answered[i]]
         for reading in self.meter.readings([answers[i] for i in counted], [queue_ms[i] for i in counted]):
             self.metrics[reading.metric].add_or_update(reading.value, list(reading.labels))
 

@@ -36,7 +36,7 @@ LOG_LINES = 500
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 STOP_TIMEOUT_S = 20.0
 # A batch of the gate with its answers, each way [bytes]; the gate bounds what is in one.
-LARGEST_CALL = 32 << 20
+LARGEST_CALL = 16 << 20
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 import psutil
 
-from server.gate.batch import MEDIA_TYPE, Joined, Reply
+from server.gate.batch import LATER, MEDIA_TYPE, Joined, Reply
 from server.gate.client import Client
 from server.gate.hop import Hop
 from server.gate.queue import Room
@@ -64,7 +64,7 @@ class Small:
                     break
 
     async def _batch(self, batch: list[Joined]) -> bytes:
-        """Answer each with its own body, with 422 where that begins with `bad`."""
+        """Answer each with its own body, `bad` with 422, `slow 2` at the third time, `lost` not at all."""
         bodies = [joined.body for joined in batch]
         self.seen.append(b" + ".join(bodies))
         self.batches.append(batch)
@@ -73,13 +73,19 @@ class Small:
         if any(body.startswith(b"die") for body in bodies):
             return b"HTTP/1.1 500 X\r\nContent-Length: 53\r\n\r\n" + DIED
         replies = [
-            Reply(422 if joined.body.startswith(b"bad") else 200, "a/b", joined.request_id, joined.body)
+            Reply(self._status(joined), "a/b", joined.request_id, joined.body)
             for joined in batch
             if not joined.body.startswith(b"lost")
         ]
         data = msgspec.msgpack.encode(replies)
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(data)}\r\n\r\n"
         return head.encode() + data
+
+    def _status(self, joined: Joined) -> int:
+        if joined.body.startswith(b"slow "):
+            asked = sum(one.ticket == joined.ticket for batch in self.batches for one in batch)
+            return LATER if asked <= int(joined.body[5:]) else 200
+        return 422 if joined.body.startswith(b"bad") else 200
 
 
 class Running:

@@ -1,4 +1,6 @@
 -- The bodies of requests, each whole and in time before a replica sees it.
+local shares = require("shares")
+
 local body = {}
 
 -- Longest time for a whole body [s]; where many are under way, slow ones make room for fast ones. nginx itself limits
@@ -10,7 +12,7 @@ local reading = 0
 
 local function read_pieces(socket, left)
     ngx.update_time()
-    local began, paused = ngx.now(), 0
+    local began, paused, refused = ngx.now(), 0, false
     ngx.req.init_body()
     while left > 0 do
         -- In short waits, so that a crowd that gathers meanwhile is seen.
@@ -18,7 +20,11 @@ local function read_pieces(socket, left)
         local data, problem = socket:receiveany(math.min(left, 65536))
         ngx.update_time()
         if data then
-            ngx.req.append_body(data)
+            -- The rest is read as well, so that its client reads the refusal.
+            refused = refused or shares.taken(#data)
+            if not refused then
+                ngx.req.append_body(data)
+            end
             left, paused = left - #data, 0
         elseif problem == "timeout" then
             paused = paused + 0.5
@@ -28,6 +34,10 @@ local function read_pieces(socket, left)
         if left > 0 and (ngx.now() - began > (reading > CROWD and CROWDED_S or BODY_S) or paused >= 5) then
             return 408
         end
+    end
+    if refused then
+        shares.refuse()
+        return 429
     end
     ngx.req.finish_body()
 end

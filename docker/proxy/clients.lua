@@ -1,5 +1,6 @@
 -- Who asks: API keys, compared by their SHA-256 and so exactly, out of a file that is read again while it changes.
 local ffi = require("ffi")
+local shares = require("shares")
 
 ffi.cdef("unsigned char *SHA256(const unsigned char *d, size_t n, unsigned char *md);")
 
@@ -111,6 +112,7 @@ local function by_key()
     local used = address .. digest
     if (attempts:get(address) or 0) >= MOST_FAILURES and not attempts:get(used) then
         counts:incr("throttled", 1, 0)
+        shares.hold()
         return nil, 429
     end
     local name = names[digest]
@@ -144,6 +146,7 @@ function clients.identify()
     if ngx.req.get_method() ~= "POST" then
         return ngx.exit(405)
     end
+    shares.check()
 end
 
 return clients

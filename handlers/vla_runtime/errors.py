@@ -13,7 +13,8 @@ RequestError
 ├── PolicyFailed          503  policy_failed
 └── DeadlineExpired       504  deadline_expired
 
-`SpecError` is the operator's: an artifact that can't be served. It never reaches a client.
+`SpecError` is the operator's: an artifact that can't be served. It never reaches a client. Nor does `Later`:
+the gate asks again.
 """
 
 from typing import ClassVar
@@ -106,6 +107,13 @@ class DeadlineExpired(RequestError):
 
     status = 504
     code = "deadline_expired"
+
+
+class Later(RequestError):
+    """Not ready yet: the gate asks again."""
+
+    status = 102
+    code = "later"
 
 
 class SpecError(ValueError):

@@ -40,6 +40,9 @@ class Limits:
     # How long a batch's decoding may take, all its threads at work [nominal ms], once for each picture of a
     # request. Whoever asks for more than its part of it gets it only where others leave it.
     batch_decode_ms: float = 100.0
+    # A request that costs more is decoded beside the batches, where the gate makes those: it comes later, and
+    # delays nobody [nominal ms].
+    apart_decode_ms: float = 15.0
     # Whether a JPEG whose pixels are damaged is taken, as far as the decoder notices.
     allow_damaged: bool = False
 
@@ -48,7 +51,7 @@ class Limits:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"handler.{name} must be a whole number of 1 at least, got {value!r}")
-        for name in ("max_decode_ms", "batch_decode_ms"):
+        for name in ("max_decode_ms", "batch_decode_ms", "apart_decode_ms"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ValueError(f"handler.{name} must be a positive number of milliseconds, got {value!r}")

@@ -11,7 +11,7 @@ from typing import Any, Self
 import msgspec
 
 from vla_runtime import wire
-from vla_runtime.errors import MalformedBody, RequestError
+from vla_runtime.errors import Later, MalformedBody, RequestError
 from vla_runtime.observation import Row
 
 logger = logging.getLogger(__name__)
@@ -28,10 +28,12 @@ class Joined(msgspec.Struct, array_like=True, frozen=True):
     # When it reached the host [s since the epoch].
     arrived_s: float
     body: bytes
+    # By which the gate asks for it again; no other request has it.
+    ticket: int
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True):
-    """One answer, serialised."""
+    """One answer, serialised; 102: it is not ready yet, and is to be asked for again."""
 
     status: int
     content_type: str
@@ -67,13 +69,15 @@ class Request:
     # When it reached the host [s since the epoch].
     arrived_s: float
     what: str = "predict"
+    # 0: it is not asked for again.
+    ticket: int = 0
 
     @classmethod
     def of(cls, part: Joined, received_s: float) -> Self:
         """Read one of a batch."""
         row = wire.read({"body": part.body}, part.content_type)
-        arrived_s = min(part.arrived_s, received_s)
-        return cls(row, part.accept, wire.request_id(part.request_id, None), arrived_s)
+        name = wire.request_id(part.request_id, None)
+        return cls(row, part.accept, name, min(part.arrived_s, received_s), ticket=part.ticket)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ def serialised(request: Request, body: dict[str, Any] | bytes | RequestError) ->
     """Return an answer, or an error, as bytes in the form that its client asked for."""
     if isinstance(body, bytes):
         return Reply(200, wire.PNG, request.name, body)
+    if isinstance(body, Later):
+        return Reply(body.status, "", request.name, b"")
     status = 200
     if isinstance(body, RequestError):
         logger.info("request %s: %d %s", request.name, body.status, body.code)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vla_runtime.actions import ActionChunk, example_tolerance, normalise, prefix_inputs, to_chunk
+from vla_runtime.apart import Apart
 from vla_runtime.artifact import Artifact, Outputs
 from vla_runtime.budget import too_much
 from vla_runtime.errors import DeadlineExpired, Overloaded, PolicyFailed, RequestError, SpecError
@@ -58,6 +59,7 @@ class Policy:
 
     The request path, each step alone for each request but for the batch itself:
         decode -> Observation            `_open`: headers read, costs known
+        set apart who costs much         `_apart`: decoded beside the batches
         drop who costs too much          `_afford`: what decoding one batch may take
         preprocess -> Inputs             `_preprocess`, side by side in threads
         drop the expired                 `_fresh`
@@ -79,6 +81,7 @@ class Policy:
         self._tokenizer = tokenizer
         self._artifact = artifact
         self._pool = ThreadPoolExecutor(threads, "decode")
+        self._beside = Apart()
         # What decoding a batch may cost, and each of its requests in any case [nominal ms].
         pictures = len(spec.cameras) * spec.history
         self._capacity_ms = self._limits.batch_decode_ms * threads * pictures
@@ -127,16 +130,20 @@ class Policy:
         return self._artifact.computed - encoded, encoded
 
     def infer(
-        self, rows: Sequence[Row | RequestError], arrived_s: Sequence[float] | None = None
+        self,
+        rows: Sequence[Row | RequestError],
+        arrived_s: Sequence[float] | None = None,
+        tickets: Sequence[int] | None = None,
     ) -> list[Answer | RequestError]:
         """Answer a batch of requests; each succeeds or fails alone, in the order they came.
 
         Args:
             rows: a mapping of the wire's fields a request, or the error that it has already failed with
             arrived_s: when each request came [s since the epoch], now by default
+            tickets: by which each is asked for again where it gets `Later`; 0, as by default: it never does
         """
         laps = [time.perf_counter()]
-        inputs = self._prepare_all(rows, arrived_s or [time.time()] * len(rows))
+        inputs = self._prepare_all(rows, arrived_s or [time.time()] * len(rows), tickets or [0] * len(rows))
         laps.append(time.perf_counter())
         outputs = self._compute([_isolated(_fresh, item) for item in inputs])
         laps.append(time.perf_counter())
@@ -241,19 +248,35 @@ class Policy:
         return self._tokenizer(command, state_bins(state, self.spec.state, self.spec.tokenizer))
 
     def _prepare_all(
-        self, rows: Sequence[Row | RequestError], arrived_s: Sequence[float]
+        self, rows: Sequence[Row | RequestError], arrived_s: Sequence[float], tickets: Sequence[int]
     ) -> list[Inputs | RequestError]:
         """Decode and preprocess every request, side by side where there are several."""
         pairs = zip(rows, arrived_s, strict=True)
-        opened = self._afford([_isolated(partial(self._open, arrived_s=at), row) for row, at in pairs])
+        opened = [_isolated(partial(self._open, arrived_s=at), row) for row, at in pairs]
+        set_apart = [
+            _isolated(partial(self._apart, ticket=ticket), item)
+            for item, ticket in zip(opened, tickets, strict=True)
+        ]
+        afforded = self._afford(set_apart)
         if len(rows) == 1:
-            return [_isolated(self._preprocess, opened[0])]
-        return list(self._pool.map(partial(_isolated, self._preprocess), opened))
+            return [_isolated(self._inputs, afforded[0])]
+        return list(self._pool.map(partial(_isolated, self._inputs), afforded))
 
     def _open(self, row: Row, arrived_s: float) -> Observation:
         return decode(row, self.spec, arrived_s, self._limits)
 
-    def _afford(self, opened: Sequence[Observation | RequestError]) -> list[Observation | RequestError]:
+    def _apart(self, observation: Observation, ticket: int) -> Observation | Inputs | RequestError:
+        """Return what costs much once it was decoded beside the batches, and anything else as it is."""
+        if not ticket or observation.cost_ms <= self._limits.apart_decode_ms:
+            return observation
+        return self._beside.inputs(ticket, partial(_isolated, self._preprocess, observation))
+
+    def _inputs(self, item: Observation | Inputs) -> Inputs:
+        return item if isinstance(item, Inputs) else self._preprocess(item)
+
+    def _afford(
+        self, opened: Sequence[Observation | Inputs | RequestError]
+    ) -> list[Observation | Inputs | RequestError]:
         """Refuse those whose decoding would delay the others of the batch."""
         costs = {place: item.cost_ms for place, item in enumerate(opened) if isinstance(item, Observation)}
         refused = too_much(costs, self._capacity_ms, self._share_ms)

@@ -10,6 +10,8 @@ from server.gate.routes import Prediction
 
 # What a worker's handler reads as a batch.
 MEDIA_TYPE = "application/vnd.vla-serve.batch"
+# The status of a reply that is none yet.
+LATER = 102
 
 
 class Joined(msgspec.Struct, array_like=True, frozen=True):
@@ -20,6 +22,8 @@ class Joined(msgspec.Struct, array_like=True, frozen=True):
     request_id: str
     arrived_s: float
     body: bytes
+    # By which it is asked for again.
+    ticket: int
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True):
@@ -42,15 +46,14 @@ def alone(asked: Prediction) -> bytes:
     return _written(asked.path, lines, asked.body)
 
 
-def together(batch: Sequence[Prediction]) -> bytes:
-    """Return several requests of one path as one."""
+def together(batch: Mapping[int, Prediction]) -> bytes:
+    """Return requests of one path, by their tickets, as one."""
     joined = [
-        Joined(
-            asked.content_type, asked.accept, asked.request_id or str(uuid4()), asked.arrived_s, asked.body
-        )
-        for asked in batch
+        Joined(a.content_type, a.accept, a.request_id or str(uuid4()), a.arrived_s, a.body, ticket)
+        for ticket, a in batch.items()
     ]
-    return _written(batch[0].path, {"Content-Type": MEDIA_TYPE}, msgspec.msgpack.encode(joined))
+    path = next(iter(batch.values())).path
+    return _written(path, {"Content-Type": MEDIA_TYPE}, msgspec.msgpack.encode(joined))
 
 
 def apart(answer: Answer | None, count: int) -> Sequence[Answer | None]:

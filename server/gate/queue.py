@@ -1,11 +1,12 @@
 """Who is computed next: a short queue before each model, shared fairly by its clients, emptied in batches."""
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from server.gate.batch import alone, apart, together
+from server.gate.batch import LATER, alone, apart, together
 from server.gate.counters import Counters
 from server.gate.refusal import OVERLOADED, Answer, Refusal
 from server.gate.routes import Prediction
@@ -15,8 +16,13 @@ Done = Callable[[Answer | Refusal | None], None]
 
 # How long a worker that had a batch waits for those that it has just answered to ask again [s].
 COMPANY_S = 0.001
-# Most that one batch has; a request has 4 MiB at most [bytes].
-LARGEST_BATCH = 16 << 20
+# When one that was not ready yet is asked for again [s].
+AGAIN_S = 0.02
+# Paths whose requests are asked for in batches.
+BATCHED = "/predictions/"
+NUMBERS = itertools.count(1)
+# Most that one batch has; the largest request is one of its own [bytes].
+LARGEST_BATCH = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Ticket:
     done: Done | None
     # When it came, on the loop's clock [s].
     since_s: float
+    # Of all requests since the gate was started.
+    number: int
     waits: bool = True
 
     def cancel(self) -> None:
@@ -106,7 +114,7 @@ class FairQueue:
                 done(OVERLOADED)
                 return None
             self._refuse(longest[-1])
-        ticket = Ticket(self, client, asked, done, self._loop.time())
+        ticket = Ticket(self, client, asked, done, self._loop.time(), next(NUMBERS))
         self._lines.setdefault(client, deque()).append(ticket)
         self.waiting += 1
         self._hand_on()
@@ -135,11 +143,19 @@ class FairQueue:
                 return
             self._send(self._next())
 
+    def _again(self, ticket: Ticket) -> None:
+        """Ask for one that was not ready yet, before the others of its client."""
+        if ticket.done is not None:
+            ticket.waits, ticket.since_s = True, self._loop.time()
+            self._lines.setdefault(ticket.client, deque()).appendleft(ticket)
+            self.waiting += 1
+            self._hand_on()
+
     def _next(self) -> list[Ticket]:
         """Take the next batch: clients in turn, requests of one path, as much as one body may have."""
         batch, size = [self._take()], 0
         path = batch[0].asked.path
-        while self._lines and len(batch) < self._room.largest and path.startswith("/predictions/"):
+        while self._lines and len(batch) < self._room.largest and path.startswith(BATCHED):
             size += len(batch[-1].asked.body)
             following = next(iter(self._lines.values()))[0].asked
             if following.path != path or size + len(following.body) > LARGEST_BATCH:
@@ -161,8 +177,9 @@ class FairQueue:
     def _send(self, batch: Sequence[Ticket]) -> None:
         self._batches += 1
         self.computing += len(batch)
-        asked = [ticket.asked for ticket in batch]
-        request = alone(asked[0]) if len(asked) == 1 else together(asked)
+        first = batch[0].asked
+        joined = self._room.largest > 1 and first.path.startswith(BATCHED)
+        request = together({ticket.number: ticket.asked for ticket in batch}) if joined else alone(first)
         self._upstream.ask(request, lambda answer: self._finish(batch, answer))
 
     def _finish(self, batch: Sequence[Ticket], answer: Answer | None) -> None:
@@ -174,4 +191,7 @@ class FairQueue:
             self._loop.call_later(COMPANY_S, self._hand_on)
         self._hand_on()
         for ticket, own in zip(batch, apart(answer, len(batch)), strict=True):
-            ticket.finish(own)
+            if own is not None and own.status == LATER:
+                self._loop.call_later(AGAIN_S, self._again, ticket)
+            else:
+                ticket.finish(own)

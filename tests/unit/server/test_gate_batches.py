@@ -1,5 +1,6 @@
 """Batches of the gate: what goes into one, how its answers find their clients, and what a worker reads."""
 
+import asyncio
 import dataclasses
 import json
 import time
@@ -49,7 +50,7 @@ def test_all_that_wait_are_one_batch_and_each_gets_its_own_answer() -> None:
         assert running.torchserve.seen == [b"wait", b"1 + bad + 3"]
         assert [(status, body) for status, _, body in answers] == [(200, b"1"), (422, b"bad"), (200, b"3")]
         assert {headers["content-type"] for _, headers, _ in answers} == {"a/b"}
-        ((first, second, third),) = running.torchserve.batches
+        _, (first, second, third) = running.torchserve.batches
         assert (first.content_type, first.accept, first.request_id) == ("a/b", "c/d", "one")
         assert began_s < first.arrived_s < second.arrived_s < third.arrived_s < time.time()
         # One without an id of its own gets one, by which its answer and the log name it.
@@ -61,11 +62,48 @@ def test_all_that_wait_are_one_batch_and_each_gets_its_own_answer() -> None:
     gate(check, ROOM)
 
 
-def test_one_alone_goes_on_as_it_came() -> None:
+def test_one_alone_is_a_batch_too() -> None:
     async def check(running: Running) -> None:
         for _ in range(3):
             assert (await running.ask(request(b"x")))[2] == b"x"
-        assert running.torchserve.batches == []
+        assert [len(batch) for batch in running.torchserve.batches] == [1, 1, 1]
+        assert len({batch[0].ticket for batch in running.torchserve.batches}) == 3
+
+    gate(check, ROOM)
+
+
+def test_requests_of_a_worker_that_takes_no_batch_go_on_as_they_came() -> None:
+    async def check(running: Running) -> None:
+        assert (await running.ask(request(b"x")))[2] == b"x"
+        assert (running.torchserve.seen, running.torchserve.batches) == ([b"x"], [])
+
+    gate(check)
+
+
+def test_one_that_is_not_ready_is_asked_for_again() -> None:
+    async def check(running: Running) -> None:
+        slow, other = await behind_one(running, [request(b"slow 2", name=b"s"), request(b"x")])
+        assert (slow[0], slow[2], other[2]) == (200, b"slow 2", b"x")
+        assert running.torchserve.seen == [b"wait", b"slow 2 + x", b"slow 2", b"slow 2"]
+        tickets = {one.ticket for batch in running.torchserve.batches[1:] for one in batch[:1]}
+        assert len(tickets) == 1
+        assert b"vla_gate_computing 0\n" in running.hop.metrics()
+
+    gate(check, ROOM)
+
+
+def test_one_that_nobody_waits_for_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_module, "AGAIN_S", 0.1)
+
+    async def check(running: Running) -> None:
+        _, writer = await running.open(request(b"slow 9"))
+        await running.until(lambda: b"vla_gate_computing 0\n" in running.hop.metrics())
+        await running.until(lambda: running.torchserve.seen == [b"slow 9"])
+        writer.transport.abort()
+        await running.until(lambda: running.hop.counters.abandoned.total() == 1)
+        await asyncio.sleep(0.3)
+        assert running.torchserve.seen == [b"slow 9"]
+        assert b"vla_gate_waiting 0\n" in running.hop.metrics()
 
     gate(check, ROOM)
 
@@ -170,7 +208,7 @@ ASKED = Prediction("/predictions/vla", "application/msgpack", "a/b", "one", 12.5
 
 
 def test_a_worker_reads_what_the_gate_writes() -> None:
-    head, _, body = together([ASKED, dataclasses.replace(ASKED, request_id="")]).partition(b"\r\n\r\n")
+    head, _, body = together({7: ASKED, 8: dataclasses.replace(ASKED, request_id="")}).partition(b"\r\n\r\n")
 
     assert MEDIA_TYPE == joined.MEDIA_TYPE
     assert head.split(b"\r\n")[:3] == [
@@ -179,7 +217,8 @@ def test_a_worker_reads_what_the_gate_writes() -> None:
         b"Content-Type: " + MEDIA_TYPE.encode(),
     ]
     first, second = joined.split(body)
-    assert first == joined.Joined("application/msgpack", "a/b", "one", 12.5, b"\x00body")
+    assert first == joined.Joined("application/msgpack", "a/b", "one", 12.5, b"\x00body", 7)
+    assert second.ticket == 8
     assert len(second.request_id) == 36
 
 

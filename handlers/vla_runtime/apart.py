@@ -1,0 +1,53 @@
+"""Decoding that would delay others, beside the batches: in a thread that yields to all the others."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from vla_runtime.errors import Later, Overloaded, RequestError
+from vla_runtime.staging import Inputs
+
+# Requests at once, and as many that are done and were not fetched.
+MOST = 8
+NICE = 19
+
+
+class Apart:
+    """Prepares some requests one after the other, while batches go on; each is asked for until it is done."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "apart", initializer=_yield_to_others)
+        # By ticket, in the order they came.
+        self._taken: dict[int, Future[Inputs | RequestError]] = {}
+
+    def inputs(self, ticket: int, prepare: Callable[[], Inputs | RequestError]) -> Inputs | RequestError:
+        """Return what `prepare` made of a request.
+
+        Args:
+            ticket: of the request, the same each time that it is asked for
+            prepare: what is to be done, once
+
+        Raises:
+            Later: it is not done yet.
+            Overloaded: there are too many already.
+        """
+        future = self._taken.get(ticket)
+        if future is None:
+            self._make_room()
+            future = self._taken[ticket] = self._thread.submit(prepare)
+        if not future.done():
+            raise Later(None, "its pictures are being decoded")
+        return self._taken.pop(ticket).result()
+
+    def _make_room(self) -> None:
+        """Forget the oldest that nobody came for."""
+        done = [ticket for ticket, future in self._taken.items() if future.done()]
+        if len(self._taken) - len(done) >= MOST:
+            raise Overloaded(None, "large pictures of others come first: send smaller ones, or try again")
+        for ticket in done[: max(0, len(done) - MOST + 1)]:
+            del self._taken[ticket]
+
+
+def _yield_to_others() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
