@@ -15,7 +15,8 @@ from bench.bodies import Target
 from bench.generator import Plan
 from bench.load import Answers, drive
 from loadtest.host import peak_mib
-from server.ports import free_port
+from server.gate.gate import Gate
+from server.ports import PORTS, free_port
 from server.process import TorchServe
 
 # Requests of a phase that warms the Java front end up: it is several times slower in its first hundreds.
@@ -34,7 +35,8 @@ class Load:
     """A phase of load on a server."""
 
     answers: Answers
-    # CPU time a request [ms] of the server's first process, TorchServe's Java front end, and of its children.
+    # CPU time a request [ms] of the Java front end and this process, whose thread the gate is; and of the
+    # workers.
     front_end_cpu_ms: float
     worker_cpu_ms: float
 
@@ -44,7 +46,7 @@ class Server:
     """A running server."""
 
     target: Target
-    # Its first process.
+    # TorchServe's Java front end.
     pid: int
 
     def load(
@@ -67,7 +69,7 @@ class Server:
         return Load(answers, front_end_ms, workers_ms)
 
     def peak_mib(self) -> dict[str, float]:
-        """Return the most memory resident so far [MiB]: the front end, and all workers together."""
+        """Return the most memory resident so far [MiB]: Java, without the gate, and all workers together."""
         workers = sum(peak_mib(worker.pid) for worker in self._workers())
         return {"front end": peak_mib(self.pid), "workers": workers}
 
@@ -76,9 +78,12 @@ class Server:
 
     def _cpu_s(self) -> tuple[float, float]:
         """Return the CPU time used so far [s] by the front end and by the workers."""
-        front_end = psutil.Process(self.pid).cpu_times()
-        workers = [worker.cpu_times() for worker in self._workers()]
-        return front_end.user + front_end.system, sum(times.user + times.system for times in workers)
+        front_end = [psutil.Process(self.pid), psutil.Process()]
+        front_s, worker_s = (
+            sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+            for processes in (front_end, self._workers())
+        )
+        return front_s, worker_s
 
 
 @contextmanager
@@ -90,10 +95,23 @@ def served(
     model_api: bool = False,
     on_log: Callable[[str], None] | None = None,
 ) -> Iterator[Server]:
-    """Serve an archive by TorchServe on free ports; see `server.process` for the options."""
-    with TorchServe(archive, port=free_port(), gpus=gpus, model_api=model_api, on_log=on_log) as server:
-        target = Target("127.0.0.1", server.port, f"/predictions/{server.archive.name}", state)
-        yield Server(target, server.pid)
+    """Serve an archive on free ports as `python -m server` does; see `server.process` for the options."""
+    port = free_port()
+    behind = port + len(PORTS)
+    with (
+        TorchServe(
+            archive,
+            port=port,
+            inference_port=behind,
+            metrics_port=behind + 1,
+            gpus=gpus,
+            model_api=model_api,
+            gated=True,
+            on_log=on_log,
+        ) as server,
+        Gate(server, port, port + 2, "127.0.0.1", "127.0.0.1"),
+    ):
+        yield Server(Target("127.0.0.1", port, f"/predictions/{server.archive.name}", state), server.pid)
 
 
 def write_empty_archive(path: Path, batch: int) -> Path:

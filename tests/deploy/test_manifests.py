@@ -119,7 +119,6 @@ def test_the_autoscalers_metric_has_a_value_at_idle(
     found = {
         "vla_gate_wait_seconds_sum" + POD % "": f"5+{each_s}x20",
         "vla_gate_wait_seconds_count" + POD % "": f"100+{requests}x20",
-        "ts_queue_latency_microseconds" + POD % "": "7000+0x20",
     }
     value = {"labels": '{pod="a"}', "value": expected}
     test = {"expr": query.replace("[1m]", "[5m]"), "eval_time": "10m", "exp_samples": [value]}

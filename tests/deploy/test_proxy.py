@@ -266,6 +266,42 @@ def test_rate_is_limited(lasting_replica: Running, folder: Path) -> None:
     assert answer.headers["Retry-After"] == "1"
 
 
+def test_bytes_are_limited(lasting_replica: Running, folder: Path) -> None:
+    """The least limit holds one body of 4 MiB in a quarter of a second, and little more."""
+    large = {"command": "x" * 3_900_000}
+    with proxy(folder, lasting_replica.port, BYTES_PER_S=1) as running:
+        answers = [post(running.predictions_url, large) for _ in range(4)]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        time.sleep(0.3)
+        again = post(running.predictions_url, large)
+
+    assert refused
+    assert {refusal(answer) for answer in refused} == {(429, "overloaded")}
+    assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+    assert again.status_code != 429
+
+
+def ask(session: requests.Session, running: Running) -> requests.Response:
+    return session.post(running.predictions_url, headers={"X-API-Key": "first"}, timeout=5)
+
+
+def test_who_does_not_heed_refusals_gets_them_late(lasting_replica: Running, folder: Path) -> None:
+    """102 within a second at once, the next one a second late; another client is not held."""
+    keys = folder / "two_keys"
+    keys.write_text("first robot-1\nsecond robot-2\n")
+    with proxy(folder, lasting_replica.port, AUTH="keys", KEYS_FILE=keys, RATE="1r/s") as running:
+        with requests.Session() as session:
+            answers = [ask(session, running)]
+            while answers[-1].elapsed.total_seconds() < 0.9 and len(answers) < 3000:
+                answers.append(ask(session, running))
+        assert answers[-1].elapsed.total_seconds() > 0.9
+        assert sum(answer.status_code == 429 for answer in answers) > 100
+        assert refusal(answers[-1]) == (429, "overloaded")
+        other = post(running.predictions_url, headers={"X-API-Key": "second"})
+        assert other.status_code == 200
+        assert other.elapsed.total_seconds() < 0.9
+
+
 def make_certificates(folder: Path) -> None:
     """Make a certificate authority, and a server's and a robot's certificate of it."""
     folder.mkdir()
