@@ -10,6 +10,7 @@ from server.gate.batch import LATER, alone, apart, together
 from server.gate.counters import Counters
 from server.gate.refusal import OVERLOADED, Answer, Refusal
 from server.gate.routes import Prediction
+from server.gate.shares import Shares
 from server.gate.torchserve import Upstream
 
 Done = Callable[[Answer | Refusal | None], None]
@@ -83,8 +84,8 @@ class Ticket:
 class FairQueue:
     """The requests of one model. A worker gets one batch at a time, of all that wait when it is free.
 
-    Clients take turns, so that one with a hundred requests delays another's by one batch. Where the queue is
-    full, the client with the most requests in it is refused.
+    Clients take turns, so that one with a hundred requests delays another's by one batch, and that is a short
+    one. Where the queue is full, the client with the most requests in it is refused.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class FairQueue:
         self.waiting = self.computing = 0
         # Batches within TorchServe.
         self._batches = 0
+        self._shares = Shares(room.largest)
         # Until when, on the loop's clock, so many are waited for [s].
         self._company_s, self._company = 0.0, 0
 
@@ -115,6 +117,7 @@ class FairQueue:
                 return None
             self._refuse(longest[-1])
         ticket = Ticket(self, client, asked, done, self._loop.time(), next(NUMBERS))
+        self._shares.asked(client, ticket.since_s)
         self._lines.setdefault(client, deque()).append(ticket)
         self.waiting += 1
         self._hand_on()
@@ -153,9 +156,10 @@ class FairQueue:
 
     def _next(self) -> list[Ticket]:
         """Take the next batch: clients in turn, requests of one path, as much as one body may have."""
+        most = self._shares.most(len(self._lines), self._loop.time())
         batch, size = [self._take()], 0
         path = batch[0].asked.path
-        while self._lines and len(batch) < self._room.largest and path.startswith(BATCHED):
+        while self._lines and len(batch) < most and path.startswith(BATCHED):
             size += len(batch[-1].asked.body)
             following = next(iter(self._lines.values()))[0].asked
             if following.path != path or size + len(following.body) > LARGEST_BATCH:
@@ -180,10 +184,12 @@ class FairQueue:
         first = batch[0].asked
         joined = self._room.largest > 1 and first.path.startswith(BATCHED)
         request = together({ticket.number: ticket.asked for ticket in batch}) if joined else alone(first)
-        self._upstream.ask(request, lambda answer: self._finish(batch, answer))
+        began_s = self._loop.time()
+        self._upstream.ask(request, lambda answer: self._finish(batch, answer, began_s))
 
-    def _finish(self, batch: Sequence[Ticket], answer: Answer | None) -> None:
+    def _finish(self, batch: Sequence[Ticket], answer: Answer | None, began_s: float) -> None:
         """Let the next ones in, and hand TorchServe's answers on."""
+        self._shares.learn(len(batch), self._loop.time() - began_s)
         self._batches -= 1
         self.computing -= len(batch)
         if len(batch) > 1:

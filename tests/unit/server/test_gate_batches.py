@@ -122,11 +122,22 @@ def test_a_batch_has_requests_of_one_path_and_no_explanations() -> None:
     gate(check, ROOM)
 
 
-def test_a_batch_is_bounded_and_shared_by_turns() -> None:
+def test_a_batch_is_bounded_and_shared_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.gate.shares.SHARED_BATCH_S", 60.0)
+
     async def check(running: Running) -> None:
         many = [request(b"a%d" % index) for index in range(5)]
         await behind_one(running, [*many, request(b"b0", b"b"), request(b"c0", b"c")])
         assert running.torchserve.seen == [b"wait", b"a0 + b0 + c0 + a1", b"a2 + a3 + a4"]
+
+    gate(check, ROOM)
+
+
+def test_after_a_long_batch_one_of_several_clients_has_one_request_of_each() -> None:
+    async def check(running: Running) -> None:
+        many = [request(b"a%d" % index) for index in range(3)]
+        await behind_one(running, [*many, request(b"b0", b"b"), request(b"c0", b"c")])
+        assert running.torchserve.seen[:2] == [b"wait", b"a0 + b0 + c0"]
 
     gate(check, ROOM)
 
