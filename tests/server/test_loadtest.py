@@ -245,7 +245,7 @@ def test_dashboard_and_alerts_name_only_metrics_that_a_server_has(
     named = set().union(*map(series, found))
 
     assert len(found) >= 10
-    assert {"vla_gate_refusals_total", "vla_stage_seconds_bucket", "ts_inference_requests_total"} <= named
+    assert {"vla_gate_refusals_total", "vla_stage_seconds_bucket", "vla_gate_answers_total"} <= named
     assert named - exposed(served_policy) - GPU_SERIES == set()
 
 

@@ -133,7 +133,11 @@ def test_a_batch_is_bounded_and_shared_by_turns(monkeypatch: pytest.MonkeyPatch)
     gate(check, ROOM)
 
 
-def test_after_a_long_batch_one_of_several_clients_has_one_request_of_each() -> None:
+def test_after_a_long_batch_one_of_several_clients_has_one_request_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("server.gate.shares.SHARED_BATCH_S", 0.0)
+
     async def check(running: Running) -> None:
         many = [request(b"a%d" % index) for index in range(3)]
         await behind_one(running, [*many, request(b"b0", b"b"), request(b"c0", b"c")])
