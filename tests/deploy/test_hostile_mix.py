@@ -21,11 +21,8 @@ from PIL import Image
 
 from archive.read import unpack
 from bench.faults.processes import proxy
-from fuzz.server import send, target_of
+from fuzz.server import send, served, target_of
 from fuzz.targets import load
-from server.gate.gate import Gate
-from server.ports import free_port
-from server.process import TorchServe
 
 CLIENTS, BAD = 24, 0.3
 JSON, MSGPACK = "application/json", "application/msgpack"
@@ -47,11 +44,9 @@ class Sent:
 
 
 @pytest.fixture(scope="module")
-def gate_port(served_policy: TorchServe) -> Iterator[int]:
-    """The gate of `python -m server` before the default policy."""
-    port = free_port()
-    with Gate(served_policy, port, port + 1, "127.0.0.1", "127.0.0.1") as gate:
-        gate.show_ready(ready=True)
+def gate_port(policy_archive: Path) -> Iterator[int]:
+    """The gate of `python -m server`, which makes the batches, before the default policy."""
+    with served(policy_archive) as port:
         yield port
 
 
