@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from server.gate.refusal import OVERLOADED, Answer, Refusal
 from server.gate.routes import Prediction
 from server.gate.shares import Shares
 from server.gate.torchserve import Upstream
+
+logger = logging.getLogger(__name__)
 
 Done = Callable[[Answer | Refusal | None], None]
 
@@ -75,10 +78,13 @@ class Ticket:
             self.queue.abandon(self)
 
     def finish(self, answer: Answer | Refusal | None) -> None:
-        """Hand an answer on to who waits for it."""
+        """Hand an answer on to who waits for it; whatever fails in that is no matter of its batch."""
         done, self.done = self.done, None
         if done is not None:
-            done(answer)
+            try:
+                done(answer)
+            except Exception:
+                logger.exception("an answer could not be handed on")
 
 
 class FairQueue:
