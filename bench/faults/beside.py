@@ -28,8 +28,8 @@ from loadtest.judge import percentile
 
 ROBOTS = 8
 ATTACKERS_KEY, ROBOTS_KEY = "attackers-key", "robots-key"
-# The proxy's own default, and none.
-RATE, NO_RATE = "200r/s", "100000r/s"
+# The proxy's own defaults, and none.
+RATE, NO_RATE, BYTES_PER_S = "200r/s", "100000r/s", 20_000_000
 # The robots' p95 under attack, against that right before it.
 MOST_RATIO = 1.5
 # Robots ask for so long before the first measurement [s].
@@ -184,7 +184,8 @@ def served(archive: Path, rate: str) -> Iterator[tuple[Running, Running]]:
         os.sched_setaffinity(0, cores[:half])
         stack.callback(os.sched_setaffinity, 0, cores)
         behind = stack.enter_context(replica(served, folder))
-        front = stack.enter_context(proxy(folder, behind.port, AUTH="keys", KEYS_FILE=keys, RATE=rate))
+        settings = {"RATE": rate} | ({"BYTES_PER_S": BYTES_PER_S} if rate == RATE else {})
+        front = stack.enter_context(proxy(folder, behind.port, AUTH="keys", KEYS_FILE=keys, **settings))
         os.sched_setaffinity(0, cores[half:] or cores)
         yield front, behind
 

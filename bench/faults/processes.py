@@ -149,6 +149,7 @@ def proxy(folder: Path, *replicas: int, **settings: object) -> Iterator[Running]
         "TLS_FOLDER": folder / "tls",
         "AUTH": "none",
         "RATE": "100000r/s",
+        "BYTES_PER_S": 10**12,
     }
     program, log = ROOT / "docker/proxy/start", folder / f"proxy-{port}.log"
     with started(start([program], port, log, environment=defaults | settings), port + 1) as running:

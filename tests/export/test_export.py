@@ -165,7 +165,9 @@ def test_archive_describes_itself(tiny_folder: Path, tiny_checkpoint: Path) -> N
     manifest = json.loads((tiny_folder / "MAR-INF" / "MANIFEST.json").read_text())
     assert manifest["model"]["handler"] == "vla_handler.py"
     config = yaml.safe_load((tiny_folder / "model-config.yaml").read_text())
-    assert (config["batchSize"], config["maxBatchDelay"], config["minWorkers"]) == (8, 1, 1)
+    assert manifest["model"]["largestBatch"] == 8
+    assert config["minWorkers"] == 1
+    assert "batchSize" not in config
     assert config["handler"] == {"workers": 1, **vars(Limits())}
 
 

@@ -165,7 +165,7 @@ def test_a_limit_that_is_none_is_refused(name: str, value: Any) -> None:
         Limits(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["max_decode_ms", "batch_decode_ms"])
+@pytest.mark.parametrize("name", ["max_decode_ms", "batch_decode_ms", "apart_decode_ms"])
 @pytest.mark.parametrize("value", [0, -1.0, "4", True, math.inf, math.nan])
 def test_a_time_that_is_none_is_refused(name: str, value: Any) -> None:
     with pytest.raises(

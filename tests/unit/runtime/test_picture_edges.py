@@ -157,12 +157,13 @@ def test_the_limits_are_those_that_the_docs_name() -> None:
         max_scans=20,
         max_decode_ms=100.0,
         batch_decode_ms=100.0,
+        apart_decode_ms=15.0,
         allow_damaged=False,
     )
 
 
 def test_the_least_limits_are_taken() -> None:
-    limits = Limits(max_pixels=1, max_scans=1, max_decode_ms=0.5, batch_decode_ms=1)
+    limits = Limits(max_pixels=1, max_scans=1, max_decode_ms=0.5, batch_decode_ms=1, apart_decode_ms=1)
 
     assert open_image(encoded(noise(1, 1), "PNG"), "image", limits).size == (1, 1)
 
