@@ -54,7 +54,7 @@ RULES = {
     # What an `eager` archive carries.
     "export/foreign/pi0": Rule({"torch"}, set()),
     "archive": Rule(set(), {"archive"}, NO_TORCH),
-    "server": Rule({"requests", "psutil", "uvloop", "yaml"}, {"server", "archive"}, NO_TORCH),
+    "server": Rule({"msgspec", "requests", "psutil", "uvloop", "yaml"}, {"server", "archive"}, NO_TORCH),
     "client/vla_client": Rule({"numpy", "PIL", "urllib3", "msgspec"}, {"vla_client"}, NO_TORCH),
     "loadtest": Rule(None, {"loadtest", "vla_client", "server", "archive"}, NO_TORCH),
     "fuzz": Rule(None, {"fuzz", "archive", "server", "vla_runtime"}),
