@@ -41,9 +41,9 @@ def _foreign(folder: Path, facts: Facts) -> Source:
     """Read another library's folder, and print what its user should know of the result."""
     if not folder.is_dir():
         raise ExportError(f"there is no folder {folder}: name the one with config.json and model.safetensors")
-    from export.lerobot import make  # noqa: PLC0415 - only where it is asked for
+    from export import lerobot, openpi  # noqa: PLC0415 - only where they are asked for
 
-    source = make(folder, facts)
+    source = {"lerobot": lerobot.make, "openpi": openpi.make}[facts.origin or ""](folder, facts)
     for note in source.provenance["imported"]["notes"]:
         print(f"note: {note}", flush=True)
     return source
@@ -78,6 +78,11 @@ def _check_folder(folder: Path) -> None:
         raise ExportError(
             f"{folder} looks like a LeRobot policy of type {config.get('type')!r}: python -m export "
             f"--from lerobot {folder} --names meta/info.json reads it, as docs/import.md shows"
+        )
+    if "action_horizon" in config and "paligemma_variant" in config:
+        raise ExportError(
+            f"{folder} looks like a pi0 or pi0.5 of openpi's: python -m export --from openpi {folder} "
+            "--robot aloha --names names.json reads it, as docs/import.md shows"
         )
     if "model_type" in config or "architectures" in config:
         kind = config.get("model_type") or config["architectures"]

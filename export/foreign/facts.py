@@ -22,7 +22,7 @@ class Facts:
     """What a policy made elsewhere does not say of itself; see docs/import.md."""
 
     # Which library wrote the folder; without it, a folder is one of our own checkpoints.
-    origin: Annotated[Literal["lerobot"] | None, tyro.conf.arg(name="from")] = None
+    origin: Annotated[Literal["lerobot", "openpi"] | None, tyro.conf.arg(name="from")] = None
     # JSON with the names of the dimensions, or the training dataset's meta/info.json.
     names: Path | None = None
     # Safety limits where the names file has none: the training data's range, widened at both ends by this
@@ -32,6 +32,11 @@ class Facts:
     control_hz: float | None = None
     # PaliGemma's tokenizer.json, for a policy that reads commands and comes without one.
     tokenizer: Path | None = None
+    # Whose numbers openpi's code makes the policy's of: aloha, aloha_sim, droid, droid_joint_position,
+    # libero, libero_delta; docs/import.md says what each does.
+    robot: str | None = None
+    # Folder below openpi's `assets` with the statistics, where there are several.
+    asset: str | None = None
     # Denoising steps of a diffusion or flow policy; as many as its config.json says by default.
     denoising_steps: int | None = None
     # Name of the policy in answers and metrics; the policy's type by default.

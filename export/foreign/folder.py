@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,19 +121,16 @@ class Folder:
         """Return a request in the middle of everything: a soft picture, a plausible state."""
         middle = tuple(float((d.low + d.high) / 2) for d in self.state.dimensions)
         steps = self.config.get("n_obs_steps", 1)
-        images = {camera.name: _soft(camera) for camera in self.cameras}
+        images = {camera.name: soft_picture(camera) for camera in self.cameras}
         if steps == 1:
             return Observation(images, command, middle)
         return Observation({name: (p,) * steps for name, p in images.items()}, command, (middle,) * steps)
 
     def provenance(self, notes: list[str], **more: Any) -> dict[str, Any]:
         """Return where the policy comes from, for its archive, and what its user is to know."""
-        files = sorted(p for p in self.path.iterdir() if p.suffix in (".json", ".safetensors"))
-        digests = {}
-        for file in files:
-            with file.open("rb") as opened:
-                digests[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
-        about = {"from": "lerobot", "type": self.config["type"], "sha256": digests, "notes": notes}
+        files = [p for p in self.path.iterdir() if p.suffix in (".json", ".safetensors")]
+        found = digests(self.path, files)
+        about = {"from": "lerobot", "type": self.config["type"], "sha256": found, "notes": notes}
         return {"imported": about | more}
 
     def _features(self, name: str) -> dict[str, PolicyFeature]:
@@ -178,7 +176,16 @@ def _mean_and_std(found: Rule) -> tuple[Any, Any]:
     return tuple((a + b) / 2 for a, b in pairs), tuple((b - a) / 2 for a, b in pairs)
 
 
-def _soft(camera: Camera) -> np.ndarray:
+def digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of files by their path below a folder."""
+    found = {}
+    for file in sorted(files):
+        with file.open("rb") as opened:
+            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return found
+
+
+def soft_picture(camera: Camera) -> np.ndarray:
     """Return a picture that compresses well and is not of one colour: uint8 [H, W, 3]."""
     rows = np.linspace(0, math.pi, camera.height)[:, None, None]
     columns = np.linspace(0, 2 * math.pi, camera.width)[None, :, None]

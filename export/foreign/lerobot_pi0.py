@@ -147,10 +147,7 @@ def _letterbox(folder: Folder, camera: Camera, edge: int) -> Camera:
 
 
 def _notes(folder: Folder, config: Config) -> list[str]:
-    notes = []
-    for name, sizes in (("paligemma_variant", config.language), ("action_expert_variant", config.expert)):
-        if sizes != paligemma.VARIANTS[folder.field(name)]:
-            notes.append(f"{name} is {folder.field(name)}, and the weights are smaller: {sizes.width} wide")
+    notes = paligemma.smaller(config.language, config.expert, folder.config)
     if folder.field("dtype") == "bfloat16":
         notes.append("LeRobot computes it in bfloat16: --precision bfloat16 halves it here too")
     return notes

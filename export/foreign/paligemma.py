@@ -3,7 +3,9 @@
 LeRobot and openpi's PyTorch port have the same keys; LeRobot's begin with `model.`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from export.errors import ExportError
 from export.foreign.pi0 import gemma, siglip
@@ -33,6 +35,31 @@ OF_PI05 = ("time_mlp_in", "time_mlp_out")
 def root(shapes: Shapes) -> str:
     """Return what all keys begin with: `model.` or nothing."""
     return "model." if any(key.startswith(f"model.{BOTH}") for key in shapes) else ""
+
+
+def kind(shapes: Shapes) -> Literal["pi0", "pi05"]:
+    """Return which of the two a file holds.
+
+    Raises:
+        ExportError: it is neither.
+    """
+    if f"{root(shapes)}{OF_PI0[-1]}.weight" in shapes:
+        return "pi0"
+    if f"{root(shapes)}{OF_PI05[-1]}.weight" in shapes:
+        return "pi05"
+    raise ExportError(f"the weights are no pi0's: neither {OF_PI0[-1]} nor {OF_PI05[-1]} is among them")
+
+
+def edge(shapes: Shapes) -> int:
+    """Return the edge of the square pictures that the tower has positions for [pixels].
+
+    Raises:
+        ExportError: there is no such model in the file.
+    """
+    start = _tower(shapes)
+    *_, patch, _ = _shape(shapes, f"{start}embeddings.patch_embedding.weight", 4)
+    patches, _ = _shape(shapes, f"{start}embeddings.position_embedding.weight", 2)
+    return math.isqrt(patches) * patch
 
 
 def table(shapes: Shapes, own: Sequence[str]) -> Table:
@@ -101,8 +128,7 @@ def tower(shapes: Shapes, picture: int) -> siglip.Sizes:
     Raises:
         ExportError: there is no such model in the file.
     """
-    start = f"{root(shapes)}{TOWER}"
-    start += "vision_model." if f"{start}vision_model.post_layernorm.weight" in shapes else ""
+    start = _tower(shapes)
     width, _, patch, _ = _shape(shapes, f"{start}embeddings.patch_embedding.weight", 4)
     mlp, _ = _shape(shapes, f"{start}encoder.layers.0.mlp.fc1.weight", 2)
     if width % TOWER_HEADS:
@@ -120,6 +146,21 @@ def vocabulary(shapes: Shapes) -> int:
     start = root(shapes)
     key = start + (EMBEDDING if f"{start}{EMBEDDING}" in shapes else HEAD)
     return _shape(shapes, key, 2)[0]
+
+
+def smaller(language: gemma.Sizes, expert: gemma.Sizes, config: Mapping[str, Any]) -> list[str]:
+    """Return what a user is to know of weights that are smaller than the variants of their config.json."""
+    pairs = (("paligemma_variant", language), ("action_expert_variant", expert))
+    return [
+        f"{name} is {config[name]}, and the weights are smaller: {sizes.width} wide"
+        for name, sizes in pairs
+        if sizes != VARIANTS[config[name]]
+    ]
+
+
+def _tower(shapes: Shapes) -> str:
+    start = f"{root(shapes)}{TOWER}"
+    return start + ("vision_model." if f"{start}vision_model.post_layernorm.weight" in shapes else "")
 
 
 def _gemma(shapes: Shapes, start: str, variant: str) -> gemma.Sizes:

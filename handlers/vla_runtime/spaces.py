@@ -155,10 +155,11 @@ class Vector(Part, frozen=True, kw_only=True, dict=True):
         rests there into another bin.
 
         Args:
-            values: [dimensions], physical units
+            values: float32 [dimensions], physical units
             count: bins
         """
         low, high = self._range()
+        values = np.where(values == low.astype(np.float32), low, values)
         if self.normalisation == "mean_std":
             normalised = (values - low) / (high + self.epsilon)
         else:

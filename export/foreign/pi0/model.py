@@ -8,6 +8,7 @@ state is part of the command's text, and the expert's norms follow the time of t
 """
 
 import math
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,22 @@ class Config:
     # Shortest and longest wave of the time's embedding.
     min_period: float
     max_period: float
+    # Whether the time is counted down in float32, as by openpi: its shortest wave shows the rounding.
+    counted_down: bool = False
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The time of the flow at each of its steps, from 1 on."""
+        if not self.counted_down:
+            return tuple(1 - step / self.steps for step in range(self.steps))
+        times = [1.0]
+        for _ in range(self.steps - 1):
+            times.append(_float32(times[-1] - _float32(1 / self.steps)))
+        return tuple(times)
+
+
+def _float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 class Flow(nn.Module):
@@ -115,11 +132,11 @@ class Pi0(Flow):
         valid, past = self._prefix(images, command)
         positions, mask = self._suffix(valid)
         measured = self.state_proj(state).unsqueeze(1)  # [B, 1, width]
-        actions, steps = noise, self.config.steps
-        for step in range(steps):
-            tokens = torch.cat([measured, self._noisy(actions, 1 - step / steps)], 1)
+        actions = noise
+        for time in self.config.times:
+            tokens = torch.cat([measured, self._noisy(actions, time)], 1)
             tokens, _ = self.expert(tokens, positions, mask, past)
-            actions = actions - self.action_out_proj(self.norm(tokens[:, 1:])) / steps
+            actions = actions - self.action_out_proj(self.norm(tokens[:, 1:])) / self.config.steps
         return {"actions": actions}
 
     def _noisy(self, actions: Tensor, time: float) -> Tensor:
@@ -150,13 +167,13 @@ class Pi05(Flow):
         """Compute one chunk; see `export.source.ExportableModel`. Pictures are in [-1, 1]."""
         valid, past = self._prefix(images, command)
         positions, mask = self._suffix(valid)
-        actions, steps = noise, self.config.steps
-        for step in range(steps):
-            moment = functional.silu(self.time_mlp_in(self._moment(1 - step / steps, actions)))
+        actions = noise
+        for time in self.config.times:
+            moment = functional.silu(self.time_mlp_in(self._moment(time, actions)))
             condition = functional.silu(self.time_mlp_out(moment))
             tokens, _ = self.expert(self.action_in_proj(actions), positions, mask, past, condition)
             tokens, _ = self.norm(tokens, condition)
-            actions = actions - self.action_out_proj(tokens) / steps
+            actions = actions - self.action_out_proj(tokens) / self.config.steps
         return {"actions": actions}
 
 

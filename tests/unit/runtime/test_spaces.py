@@ -236,11 +236,10 @@ def test_ranges_of_their_own_and_epsilon(fields: dict, formula: Callable[[np.nda
 def test_a_value_that_rests_at_the_lower_end_stays_in_the_first_bin(
     low: float, width: float, epsilon: float
 ) -> None:
-    first = float(np.float32(low))
-    statistics = Statistics(q01=(first, 0.0), q99=(first + width, 1.0))
+    statistics = Statistics(q01=(low, 0.0), q99=(low + width, 1.0))
     vector = space(normalisation="quantiles", statistics=statistics, epsilon=epsilon)
 
-    assert vector.binned(np.array([first, 1.5], np.float32), 256) == [0, 255]
+    assert vector.binned(np.array([low, 1.5], np.float32), 256) == [0, 255]
 
 
 def test_bins_of_a_state_are_those_of_the_formula() -> None:
