@@ -93,6 +93,8 @@ class Collected:
         self, path: str, fault: ast.Module, line: int, tests: list[str], timeout_s: float
     ) -> bool | None:
         """Whether tests notice a fault in the function whose first line is `line`; None: can't be said."""
+        if gone := set(tests) - set(self._tests):
+            raise SystemExit(f"tests that were not collected would pass for having noticed: {sorted(gone)}")
         file = str(self._root / path)
         new = _code_at(compile(fault, file, "exec"), line)
         if new is None:
