@@ -99,6 +99,9 @@ class Batch(NamedTuple):
     target: Tensor  # int64 [B * K], the object that each command means, index into the frame's N objects
     objects: Tensor  # float32 [B, N, 3], the objects' centres in the robot's frame [m]
     boxes: Tensor  # float32 [B, C, N, 4], the objects' left, top, right and bottom in the pictures, in [0, 1]
+    hand: Tensor  # float32 [B, 3], the point between the fingertips in the robot's frame [m]
+    # float32 [B, C, 2], where the pictures show it, x and y, in [0, 1] where they do
+    hand_points: Tensor
     # What there is to refuse; models that learn from them are `selective`. Others get no such samples.
     possible: Tensor  # bool [B * K], whether the command calls for a skill and an object at all
     shown: Tensor  # bool [B], whether the pictures show the scene

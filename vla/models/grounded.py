@@ -9,8 +9,9 @@ Every position of a feature map proposes an object, as in the one-stage detector
 Fully Convolutional One-Stage Object Detection", and Zhou et al. 2019, "Objects as Points": how much it is
 one, its box, and a vector to match with. Its likeness to the chosen object, with the score, says which
 proposal is meant, as in Minderer et al. 2022, "Simple Open-Vocabulary Object Detection with Vision
-Transformers". The action head gets the match, its box, its features and its place in the robot's frame, and
-keypoints that do not depend on the command, which say where hand and table appear in the picture.
+Transformers". One more keypoint is the hand's: from where both appear, and where the hand is by its state,
+follows how far the object is from the hand, which a camera that is moved changes little. The action head gets
+this offset, at two scales, with the match, its box and features, and keypoints that no label names.
 
 The policy abstains, as in El-Yaniv & Wiener 2010, "On the Foundations of Noise-free Selective
 Classification": its confidence is the probability that the command is possible times the probability that the
@@ -42,6 +43,10 @@ SPREAD = 1.0
 SAME = 2.5
 # Unit of an object's place [m]: about what the arm reaches.
 REACH = 0.2
+# Offsets below this are told apart finely: a grasp is decided there [m].
+NEAR = 0.03
+# The same in the picture, as a share of its edge.
+NEAR_IN_PICTURE = 0.1
 # An object is in the picture when its box is at least this wide and high, as shares of the picture's edge.
 SEEN = 0.03
 # Added to the spread of a picture's values before it divides them: a blank picture stays blank.
@@ -101,8 +106,25 @@ class Scene(NamedTuple):
     features: Tensor  # float32 [B, C, P, channels]
     objects: Tensor  # float32 [B, C, P], logits
     boxes: Tensor  # float32 [B, C, P, 4], in [0, 1]
-    # float32 [B, C * (keypoints * 2 + 2 * channels)], the keypoints and all features pooled.
+    hand: Tensor  # float32 [B, C, P], log-probabilities
+    hand_point: Tensor  # float32 [B, C, 2], in [0, 1]
+    # float32 [B, C * (3 + keypoints * 2 + 2 * channels)], the hand, the keypoints and all features pooled.
     summary: Tensor
+
+
+class Decision(NamedTuple):
+    """What N commands call for in their frames."""
+
+    actions: Tensor  # float32 [N, T, A], normalised
+    # float32 [N, 3], in units of `REACH`: from the hand to the object, and where the hand is.
+    offset: Tensor
+    hand: Tensor
+    sight: Tensor  # float32 [N], logits that the object is seen
+
+    @property
+    def place(self) -> Tensor:
+        """The object's place in the robot's frame, in units of `REACH`: float32 [N, 3]."""
+        return self.hand + self.offset
 
 
 class Model(PolicyModel[Config]):
@@ -117,7 +139,7 @@ class Model(PolicyModel[Config]):
         ValueError: the pictures' size is no multiple of `STRIDE`.
     """
 
-    privileged = ("skill", "target", "objects", "boxes")
+    privileged = ("skill", "target", "objects", "boxes", "hand", "hand_points")
     selective = True
     tokenizer = "bytes.json"
 
@@ -155,11 +177,14 @@ class Model(PolicyModel[Config]):
         self.detection_head = nn.Linear(channels, 5)
         self.match_projection = nn.Linear(channels, width)
         self.keypoint_head = nn.Linear(channels, config.keypoints)
-        matched = sizes.cameras * (2 + 4 + channels)
-        summary = sizes.cameras * (config.keypoints * 2 + 2 * channels)
-        self.place_head = mlp(matched + summary + sizes.state, config.hidden // 2, 1, 3)
+        self.hand_head = nn.Linear(channels, 1)
+        # The hand's place by the state, in units of `REACH`.
+        self.hand_projection = nn.Linear(sizes.state, 3)
+        matched = sizes.cameras * (2 + 2 + 4 + channels)
+        summary = sizes.cameras * (3 + config.keypoints * 2 + 2 * channels)
+        self.offset_head = mlp(matched + summary + sizes.state, config.hidden, 2, 3)
         self.sight_head = mlp(matched + summary, config.hidden // 4, 1, 1)
-        inputs = matched + summary + 3 + sizes.state + width
+        inputs = matched + summary + 6 + sizes.state + width
         self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
         self.positions: Tensor
         self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)  # [P, 2]
@@ -179,19 +204,37 @@ class Model(PolicyModel[Config]):
         scene = self._look(images)
         match = self._match(scene, command[:, :1]).exp()  # [B, C, 1, P]
         box, score, camera = self._best(match.squeeze(2), scene.objects, scene.boxes)
-        actions, place, sight = self._decode(match, scene, command, state)
-        possible, seen = command[:, 2, 0], torch.sigmoid(sight)
+        decision = self._decode(match, scene, command, state)
+        possible, seen = command[:, 2, 0], torch.sigmoid(decision.sight)
         return {
-            "actions": actions,
+            "actions": decision.actions,
             "attention": match.squeeze(2).unflatten(-1, (self.edge, self.edge)),
             "confidence": possible * seen,
             "box": box,
             "box_score": score,
             "box_camera": camera,
-            "target": place * REACH,
+            "target": decision.place * REACH,
             "command_confidence": possible,
             "picture_confidence": seen,
         }
+
+    def see(self, images: Tensor, objects: int) -> Tensor:
+        """Return what frames show of each of the first objects, as `decide` takes it: float32 [B, N, V]."""
+        scene = self._look(images)
+        wanted = self.object_table[:objects].expand(len(images), -1, -1)
+        return self._view(self._match(scene, wanted).exp(), scene)
+
+    def decide(self, view: Tensor, state: Tensor, to_do: Tensor) -> Decision:
+        """Return what to do.
+
+        Args:
+            view: float32 [N, V], what is seen of the object
+            state: float32 [N, S]
+            to_do: float32 [N, word_width], rows of `skill_table`, whose first one is none
+        """
+        offset = self.offset_head(torch.cat([view, state], dim=-1))
+        actions = self.action_head(view, _scales(offset), state, to_do)
+        return Decision(actions, offset, self.hand_projection(state), self.sight_head(view).squeeze(-1))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the chunk's squared error, normalised, and what reading, finding and abstaining learn.
@@ -203,27 +246,32 @@ class Model(PolicyModel[Config]):
         scene = self._look(batch.images)
         log_match = self._match(scene, command.rows[:, 0].unflatten(0, (-1, batch.commands_per_frame)))
         state = batch.per_command(batch.state)
-        actions, place, sight = self._decode(log_match.exp(), scene, command.rows, state)
+        decision = self._decode(log_match.exp(), scene, command.rows, state)
         possible, shown = batch.possible, batch.per_command(batch.shown)
         boxes = _of_target(batch.boxes.transpose(1, 2), batch)  # [B * K, C, 4]
         inside = ((boxes[..., 2:] - boxes[..., :2]).amin(-1) > SEEN).any(-1)
-        target = _of_target(batch.objects, batch) / REACH
+        hand = batch.per_command(batch.hand) / REACH
+        offset = _of_target(batch.objects, batch) / REACH - hand
         named = possible & shown & inside
         skill = functional.cross_entropy(command.skills, torch.where(possible, batch.skill + 1, 0))
         chosen = functional.cross_entropy(command.objects, batch.target, reduction="none")
         seeing = functional.binary_cross_entropy_with_logits(
-            sight, (shown & inside).float(), reduction="none"
+            decision.sight, (shown & inside).float(), reduction="none"
         )
+        missed = (decision.actions - batch.actions).square().mean((1, 2))
+        off = missed_offset(decision.offset, offset)
         return {
-            "actions": functional.mse_loss(actions, batch.actions),
+            "actions": missed.mean(),
             # Once more where there is something to do: standing still is most of what is easy.
-            "acting": 2 * _mean((actions - batch.actions).square().mean((1, 2)), possible & shown),
-            "place": _mean((place - target).square().mean(-1), named),
+            "acting": 2 * _mean(missed, possible & shown),
+            "offset": _mean(off, named),
+            "hand": functional.mse_loss(decision.hand, hand),
             "skill": 0.2 * skill,
             "object": 0.2 * _mean(chosen, possible),
             "sight": 0.1 * _mean(seeing, possible),
             "match": 0.1 * _mean(self._missed(log_match, batch), named),
             **self._detection_loss(scene, batch),
+            **self._hand_loss(scene, batch),
         }
 
     def _missed(self, log_match: Tensor, batch: Batch) -> Tensor:
@@ -243,6 +291,17 @@ class Model(PolicyModel[Config]):
         return {
             "objects": functional.binary_cross_entropy_with_logits(scene.objects, nearest),
             "boxes": (off * nearest).sum() / nearest.sum().clamp_min(1e-9),
+        }
+
+    def _hand_loss(self, scene: Scene, batch: Batch) -> dict[str, Tensor]:
+        """Return how far the hand is missed in the pictures that show it."""
+        points = batch.hand_points  # [B, C, 2]
+        shows = ((points > 0) & (points < 1)).all(-1) & batch.shown[:, None]
+        heat = self._heat(torch.cat([points, points], dim=-1).unsqueeze(2)).squeeze(2)
+        heat = heat / heat.sum(-1, keepdim=True).clamp_min(1e-9)
+        return {
+            "hand_match": 0.1 * _mean(-(heat * scene.hand).sum(-1), shows),
+            "hand_point": _mean((scene.hand_point - points).abs().mean(-1), shows),
         }
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor) -> Command:
@@ -269,8 +328,11 @@ class Model(PolicyModel[Config]):
         reach = functional.softplus(found[..., 1:]) / self.edge
         boxes = torch.cat([centres - reach[..., :2], centres + reach[..., 2:]], dim=-1)
         keypoints = torch.softmax(self.keypoint_head(features), dim=2).transpose(-1, -2) @ self.positions
-        summary = torch.cat([keypoints.flatten(1), pooled.flatten(1)], dim=-1)
-        return Scene(features, found[..., 0], boxes.clamp(0, 1), summary)
+        hand = functional.log_softmax(self.hand_head(features).squeeze(-1), dim=-1)
+        hand_point = (hand.exp().unsqueeze(2) @ centres).squeeze(2)
+        sure = hand.amax(-1).exp()
+        summary = torch.cat([hand_point.flatten(1), sure, keypoints.flatten(1), pooled.flatten(1)], dim=-1)
+        return Scene(features, found[..., 0], boxes.clamp(0, 1), hand, hand_point, summary)
 
     def _match(self, scene: Scene, wanted: Tensor) -> Tensor:
         """Return the log-probability that each proposal is what is wanted.
@@ -301,29 +363,37 @@ class Model(PolicyModel[Config]):
         score = probability.flatten(1).gather(1, place[:, None]).squeeze(1)
         return box, score * (shown * self.same[position]).sum(-1).clamp_max(1), camera
 
-    def _decode(
-        self, match: Tensor, scene: Scene, command: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Act on the mean proposal under the match [B, C, K, P].
+    def _decode(self, match: Tensor, scene: Scene, command: Tensor, state: Tensor) -> Decision:
+        """Act on the mean proposal under the match [B, C, K, P]."""
+        return self.decide(self._view(match, scene).flatten(0, 1), state, command[:, 1])
 
-        Returns:
-            chunks float32 [B * K, T, A]; the object's place in the robot's frame, float32 [B * K, 3], in
-            units of `REACH`; logits float32 [B * K] that it is seen
-        """
+    def _view(self, match: Tensor, scene: Scene) -> Tensor:
+        """Return what frames show of the matches [B, C, K, P]: float32 [B, K, V]."""
+        boxes = match @ scene.boxes
+        away = (boxes[..., :2] + boxes[..., 2:]) / 2 - scene.hand_point.unsqueeze(2)
+        near = torch.tanh(away / NEAR_IN_PICTURE)
         seen = torch.cat(
-            [match @ self.positions, match @ scene.boxes, match @ scene.features], dim=-1
+            [match @ self.positions, near, boxes, match @ scene.features], dim=-1
         )  # [B, C, K, V]
         seen = seen.transpose(1, 2).flatten(2)  # [B, K, C * V]
         summary = scene.summary.unsqueeze(1).expand(-1, seen.shape[1], -1)
-        view = torch.cat([seen, summary], dim=-1).flatten(0, 1)
-        place = self.place_head(torch.cat([view, state], dim=-1))
-        return self.action_head(view, place, state, command[:, 1]), place, self.sight_head(view).squeeze(-1)
+        return torch.cat([seen, summary], dim=-1)
 
     def _heat(self, boxes: Tensor) -> Tensor:
         """Return how near positions are to objects: [B, C, N, 4] to float32 [B, C, N, P] in [0, 1]."""
         middle = boxes[..., :2] + boxes[..., 2:] - 1  # as `positions`, in [-1, 1]
         away = (middle.unsqueeze(-2) - self.positions).square().sum(-1) * (self.edge / 2) ** 2
         return torch.exp(-away / (2 * SPREAD**2))
+
+
+def missed_offset(offset: Tensor, true: Tensor) -> Tensor:
+    """Return how far offsets [N, 3], in units of `REACH`, are off: float32 [N], most where they are small."""
+    return (_scales(offset) - _scales(true)).square().mean(-1)
+
+
+def _scales(offset: Tensor) -> Tensor:
+    """Return offsets [N, 3] in units of `REACH` as they are and, next to them, those near zero finely."""
+    return torch.cat([offset, torch.tanh(offset * (REACH / NEAR))], dim=-1)
 
 
 def _of_target(values: Tensor, batch: Batch) -> Tensor:

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from vla.tabletop.commands import COLOURS, GOALS
 from vla.tabletop.demonstrations import DESCRIPTION, FORMAT_VERSION, Demonstrations, Description
-from vla.tabletop.expert import expert_action, expert_chunk
-from vla.tabletop.labels import boxes
+from vla.tabletop.expert import OPENED, expert_action, expert_chunk
+from vla.tabletop.labels import boxes, points
 from vla.tabletop.looks import PLAIN, draw_look
 from vla.tabletop.simulator import ACTION, ACTION_HIGH, CAMERA, CONTROL_HZ, STATE, Tabletop
 
@@ -33,6 +33,9 @@ SAME_BLOCK = 0.5
 # Chance that a step repeats the last gripper command: so that fingers are seen open where they should close,
 # and a policy can't learn to command what they already do.
 STICKY = 0.6
+# Fingers close early within so far of a block's centre across the table and above it [m], and stay so at most
+# so long [control steps].
+EARLY_RADIUS, EARLY_CEILING, EARLY_STEPS = 0.03, 0.05, 4
 # Episode i of data set seed s is reset with FIRST_SCENE + s * SEED_STRIDE + i; evaluations stay below.
 FIRST_SCENE = 1 << 40
 SEED_STRIDE = 1_000_000
@@ -54,6 +57,9 @@ class Collection:
     image_size: int = 96
     # Share of the frames that are drawn in a random look: light, colours, camera, distractors.
     varied: float = 0.0
+    # Chance that a step above a block closes open fingers too early. Policies do, for they answer with the
+    # mean of near frames; without such frames they do not know what to do with a block held by its top.
+    early: float = 0.0
     # Worker processes.
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     # Replace the folder if it exists.
@@ -65,8 +71,9 @@ class Collection:
             value = getattr(self, name)
             if not 1 <= value <= highest:
                 raise ValueError(f"{name} must be between 1 and {highest}, got {value}")
-        if not 0 <= self.varied <= 1:
-            raise ValueError(f"varied must be from 0 to 1, got {self.varied}")
+        for name in ("varied", "early"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
@@ -79,6 +86,7 @@ class Episode(NamedTuple):
     actions: NDArray[np.float32]  # float32 [n, G, T, 4], physical units
     blocks: NDArray[np.float32]  # float32 [n, 4, 3] [m]
     boxes: NDArray[np.float32]  # float32 [n, 4, 4], shares of the picture's edge
+    hand: NDArray[np.float32]  # float32 [n, 2], shares of the picture's edge
     goal: NDArray[np.int32]  # int32 [n], index in GOALS of the goal pursued
     success: bool  # of the first goal
 
@@ -105,7 +113,9 @@ def collect(config: Collection) -> Demonstrations:
     return Demonstrations.load(config.out)
 
 
-def demonstrate(index: int, seed: int, horizon: int, image_size: int, varied: float = 0.0) -> Episode:
+def demonstrate(
+    index: int, seed: int, horizon: int, image_size: int, *, varied: float = 0.0, early: float = 0.0
+) -> Episode:
     """Collect episode `index` of the data set `seed`; depends on nothing but its arguments.
 
     A goal that is reached is followed by another one, for half of the time with the same block: so the data
@@ -118,18 +128,19 @@ def demonstrate(index: int, seed: int, horizon: int, image_size: int, varied: fl
     random, looks = np.random.default_rng([seed, index]), np.random.default_rng([seed, index, 1])
     goal = GOALS[index % len(GOALS)]
     env.reset(FIRST_SCENE + seed * SEED_STRIDE + index, goal)
-    images, state, actions, blocks, frames, goals = [], [], [], [], [], []
-    gripper = -1.0
+    images, state, actions, blocks, frames, hands, goals = [], [], [], [], [], [], []
+    fingers = _Fingers(random, early)
     while len(images) < EPISODE_FRAMES:
         blocks.append(env.blocks())
         env.look = draw_look(looks, blocks[-1]) if looks.random() < varied else PLAIN
         images.append(env.render(image_size))
         frames.append(boxes(blocks[-1], env.look))
         state.append(env.state())
+        hands.append(points(state[-1][:3], env.look))
         actions.append([expert_chunk(env, each, horizon) for each in GOALS])
         goals.append(GOALS.index(goal))
         action = expert_action(env, goal)
-        gripper = gripper if random.random() < STICKY else action[3]
+        gripper = fingers.command(action[3], state[-1], blocks[-1])
         env.step(np.append(action[:3], gripper) + random.normal(0, level, 4) * ACTION_HIGH)
         if env.happens(goal):
             if goal.task == "push":
@@ -143,9 +154,39 @@ def demonstrate(index: int, seed: int, horizon: int, image_size: int, varied: fl
         np.array(actions, np.float32),
         np.stack(blocks),
         np.stack(frames),
+        np.stack(hands),
         np.array(goals, np.int32),
         env.success,
     )
+
+
+class _Fingers:
+    """What the fingers are commanded while the expert demonstrates: what it wants, late or too early."""
+
+    def __init__(self, random: np.random.Generator, early: float) -> None:
+        self._random, self._early = random, early
+        self._last = -1.0
+        # How far they close too early, and for how many steps still.
+        self._closed, self._steps = 0.0, 0
+
+    def command(self, wanted: float, state: NDArray[np.float32], blocks: NDArray[np.float32]) -> float:
+        """Return the next command; state as in `STATE`, the blocks' centres float32 [4, 3] [m]."""
+        if self._random.random() >= STICKY:
+            self._last = wanted
+        may = self._early > 0 and not self._steps and _above_a_block(state, blocks)
+        if may and self._random.random() < self._early:
+            self._steps = int(self._random.integers(1, EARLY_STEPS + 1))
+            self._closed = self._random.uniform(0, 1)
+        if self._steps:
+            self._steps, self._last = self._steps - 1, self._closed
+        return self._last
+
+
+def _above_a_block(state: NDArray[np.float32], blocks: NDArray[np.float32]) -> bool:
+    """Whether open fingers are above one of the blocks, or around it."""
+    away = state[:3] - blocks
+    near = np.hypot(away[:, 0], away[:, 1]) < EARLY_RADIUS
+    return bool(state[3] > OPENED and (near & (away[:, 2] < EARLY_CEILING)).any())
 
 
 @functools.cache
@@ -162,6 +203,7 @@ def _episodes(config: Collection) -> Iterator[Episode]:
         horizon=config.horizon,
         image_size=config.image_size,
         varied=config.varied,
+        early=config.early,
     )
     # Rendering contexts do not survive a fork.
     spawn = multiprocessing.get_context("spawn")
@@ -180,7 +222,7 @@ def _write(folder: Path, episodes: list[Episode], config: Collection) -> None:
     begins = np.cumsum([0, *lengths])
     for index, (begin, episode) in enumerate(zip(begins[:-1], episodes, strict=True)):
         frames = slice(begin, begin + lengths[index])
-        for name in ("images", "state", "actions", "blocks", "boxes", "goal"):
+        for name in ("images", "state", "actions", "blocks", "boxes", "hand", "goal"):
             arrays[name][frames] = getattr(episode, name)
         arrays["episode"][frames] = index
     for array in arrays.values():
@@ -205,5 +247,6 @@ def _describe(episodes: list[Episode], config: Collection) -> Description:
         seed=config.seed,
         noise_levels=NOISE_LEVELS,
         varied=config.varied,
+        early=config.early,
         success_rate=sum(episode.success for episode in episodes) / len(episodes),
     )

@@ -11,6 +11,8 @@ actions.npy   float32 [N, G, T, 4]       what the expert would really do from he
                                          in physical units
 blocks.npy    float32 [N, 4, 3]          the blocks' centres in the table frame [m]
 boxes.npy     float32 [N, 4, 4]          the blocks in the picture: left, top, right and bottom, in [0, 1]
+hand.npy      float32 [N, 2]             the point between the fingertips in the picture: x and y, in [0, 1]
+                                         where the picture shows it
 episode.npy   int32 [N]                  index of the episode; its frames are contiguous
 goal.npy      int32 [N]                  index of the goal that the episode pursued
 ============  =========================  ===============================================================
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from vla_runtime.spec import Dimension
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DESCRIPTION = "dataset.json"
 
 
@@ -57,6 +59,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     noise_levels: tuple[float, ...]
     # Share of the frames that are drawn in a random look.
     varied: float
+    # Chance that a step above a block closed open fingers too early.
+    early: float
     # Share of the episodes in which the noisy expert reached its goal.
     success_rate: float
 
@@ -69,6 +73,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "actions": ("float32", (n, len(self.goals), self.horizon, width)),
             "blocks": ("float32", (n, len(self.blocks), 3)),
             "boxes": ("float32", (n, len(self.blocks), 4)),
+            "hand": ("float32", (n, 2)),
             "episode": ("int32", (n,)),
             "goal": ("int32", (n,)),
         }
@@ -84,6 +89,7 @@ class Demonstrations:
     actions: NDArray[np.float32]
     blocks: NDArray[np.float32]
     boxes: NDArray[np.float32]
+    hand: NDArray[np.float32]
     episode: NDArray[np.int32]
     goal: NDArray[np.int32]
 

@@ -28,6 +28,11 @@ GRASP_BELOW = 0.004
 # the expert happens to close learns to leave the fingers as they are.
 GRASP_RADIUS = 0.017
 GRASP_CEILING = 0.025
+# Fingers as far apart as a block is wide, with a block's centre this near [m], hold it and raise it, however
+# badly. Were it let go to be grasped anew, a policy that closes a little early or aside would learn to raise
+# it from one place and to let it go a few millimetres further, and would do neither.
+HELD_RADIUS = 0.026
+HELD_CEILING = 0.036
 # The opening below which the fingers hold a block: a block leaves 0.625.
 HELD_OPENING = 0.70
 # The opening above which the fingers are open: held blocks and closed fingers are below.
@@ -110,11 +115,11 @@ def _lift(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
     (x, y, z, opening), (block_x, block_y, block_z) = env.hand(), env.block(colour)
     dx, dy = block_x - x, block_y - y
     distance = math.hypot(dx, dy)
+    if opening <= HELD_OPENING and distance <= HELD_RADIUS and z - block_z <= HELD_CEILING:
+        return 0.0, 0.0, CEILING, CLOSED
     if distance > GRASP_RADIUS or z - block_z > GRASP_CEILING:
         return *_approach(dx, dy, block_z - GRASP_BELOW + _funnel(distance) - z), OPEN
-    if opening > HELD_OPENING:
-        return dx, dy, block_z - GRASP_BELOW - z, CLOSED
-    return 0.0, 0.0, CEILING, CLOSED
+    return dx, dy, block_z - GRASP_BELOW - z, CLOSED
 
 
 def _push(env: Tabletop, colour: str) -> tuple[float, float, float, float]:

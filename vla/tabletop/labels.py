@@ -42,14 +42,28 @@ def boxes(blocks: NDArray[np.floating], look: Look = PLAIN) -> NDArray[np.float3
     Returns:
         float32 [..., 4], left, top, right and bottom as shares of the picture's edge, in [0, 1]
     """
-    camera = _camera(look)
     signs = np.stack(np.meshgrid(*[(-1, 1)] * 3), axis=-1).reshape(8, 3)
-    corners = np.asarray(blocks, np.float64)[..., None, :] + signs * camera.block_half  # [..., 8, 3]
-    right, up, back = np.moveaxis((corners - camera.position) @ camera.axes.T, -1, 0)
-    x = 0.5 + 0.5 * right / (-back * camera.half_edge)
-    y = 0.5 - 0.5 * up / (-back * camera.half_edge)
-    edges = np.stack([x.min(-1), y.min(-1), x.max(-1), y.max(-1)], axis=-1)
-    return edges.clip(0, 1).astype(np.float32)
+    corners = np.asarray(blocks, np.float64)[..., None, :] + signs * _front().block_half  # [..., 8, 3]
+    pictured = points(corners, look)
+    edges = np.concatenate([pictured.min(-2), pictured.max(-2)], axis=-1)
+    return edges.clip(0, 1)
+
+
+def points(places: NDArray[np.floating], look: Look = PLAIN) -> NDArray[np.float32]:
+    """Return where the picture shows places, hidden ones too.
+
+    Args:
+        places: float [..., 3], in the table frame [m], in front of the camera
+        look: where the camera is moved and turned to
+
+    Returns:
+        float32 [..., 2], x to the right and y down as shares of the picture's edge, outside [0, 1] where they
+        are not in the picture
+    """
+    camera = _camera(look)
+    right, up, back = np.moveaxis((np.asarray(places) - camera.position) @ camera.axes.T, -1, 0)
+    scale = 0.5 / (-back * camera.half_edge)
+    return np.stack([0.5 + right * scale, 0.5 - up * scale], axis=-1).astype(np.float32)
 
 
 def _camera(look: Look) -> Camera:

@@ -24,7 +24,9 @@ def disturb(pictures: Tensor, random: torch.Generator) -> Tensor:
     contrast = _uniform(random, (count, 1, 1, 1), 0.75, 1.15)
     mean = pictures.mean((1, 2, 3), keepdim=True)
     pictures = _covered((pictures - mean) * contrast + mean, random)
-    pictures = torch.where(_share(random, count, BLURRED), _blurred(pictures, random), pictures)
+    blurred = _share(random, count, BLURRED).flatten()
+    if blurred.any():
+        pictures[blurred] = _blurred(pictures[blurred], random)
     noise = torch.randn(pictures.shape, generator=random) * _uniform(random, (count, 1, 1, 1), 0, NOISE)
     return torch.where(_share(random, count, NOISY), pictures + noise, pictures).clamp(0, 1)
 

@@ -235,6 +235,8 @@ class Batches:
             target=torch.from_numpy(TARGETS[goals.flatten()]),
             objects=torch.from_numpy(data.blocks[rows]),
             boxes=torch.from_numpy(data.boxes[rows]).unsqueeze(1),
+            hand=torch.from_numpy(data.state[rows, :3]),
+            hand_points=torch.from_numpy(data.hand[rows]).unsqueeze(1),
             possible=torch.from_numpy(named.flatten() != NONE),
             shown=torch.ones(len(rows), dtype=torch.bool),
         )

@@ -68,6 +68,8 @@ def batch_of(images, state, ids, mask, actions) -> Batch:
         target=torch.arange(len(ids)) % OBJECTS,
         objects=torch.rand(len(images), OBJECTS, 3, generator=random) - 0.5,
         boxes=torch.cat([corner, corner + 0.1], dim=-1),
+        hand=torch.rand(len(images), 3, generator=random) - 0.5,
+        hand_points=torch.rand(len(images), SIZES.cameras, 2, generator=random),
         possible=torch.arange(len(ids)) % 5 > 0,
         shown=torch.arange(len(images)) % 4 > 0,
     )
@@ -182,6 +184,8 @@ def test_privileged_labels_are_declared(model):
         "target": (batch.target + 1) % OBJECTS,
         "objects": batch.objects + 1,
         "boxes": batch.boxes + 0.1,
+        "hand": batch.hand + 0.1,
+        "hand_points": batch.hand_points / 2,
     }
 
     def loss(**labels) -> float:

@@ -16,6 +16,7 @@ from vla.tabletop.collection import EPISODE_FRAMES, FIRST_SCENE, Collection, col
 from vla.tabletop.commands import GOALS
 from vla.tabletop.demonstrations import DatasetError, Demonstrations
 from vla.tabletop.expert import expert_action
+from vla.tabletop.labels import points
 from vla.tabletop.simulator import Tabletop
 from vla.training.statistics import Statistics, StatisticsError, Summary
 
@@ -39,6 +40,8 @@ def test_looks_change_pictures_and_boxes_alone() -> None:
         assert np.array_equal(getattr(plain, name), getattr(varied, name))
     assert (np.abs(plain.images.astype(int) - varied.images).mean((1, 2, 3)) > 2).all()
     assert (np.abs(plain.boxes - varied.boxes).max((1, 2)) > 0).all()
+    assert (np.abs(plain.hand - varied.hand).max(1) > 0).all()
+    np.testing.assert_allclose(plain.hand, points(plain.state[:, :3]), atol=1e-6)
 
 
 @pytest.fixture
@@ -106,6 +109,21 @@ def test_fingers_lag_behind_the_labels() -> None:
     assert np.abs(episodes[0].actions[..., :3]).max() <= np.float32(0.03)
 
 
+def closed_too_early(early: float) -> int:
+    """Count the frames of reaching in which fingers, which never should close, are seen closed."""
+    found = 0
+    for index in range(4):
+        episode = demonstrate(index, seed=1, horizon=1, image_size=32, early=early)
+        reaching = episode.goal == index
+        assert (episode.actions[reaching, index, 0, 3] < 0).all()
+        found += int((reaching & (episode.state[:, 3] < 0.7)).sum())
+    return found
+
+
+def test_fingers_close_too_early_where_they_are_told_to() -> None:
+    assert closed_too_early(1) >= closed_too_early(0) + 3
+
+
 def test_an_existing_folder_is_kept(dataset: Demonstrations, config: Collection) -> None:
     with pytest.raises(FileExistsError) as refused:
         collect(config)
@@ -139,7 +157,7 @@ def test_another_format_version_is_refused(copy: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 7}))
     with pytest.raises(DatasetError) as refused:
         Demonstrations.load(copy)
-    assert str(refused.value) == f"{path}: format_version is 7, expected 2"
+    assert str(refused.value) == f"{path}: format_version is 7, expected 3"
 
 
 def test_a_malformed_description_is_refused(copy: Path) -> None:

@@ -12,6 +12,7 @@ from vla.tabletop.collection import Collection, collect
 from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, Goal, held_out
 from vla.tabletop.demonstrations import Demonstrations
 from vla.tabletop.labels import boxes as blocks_in_the_picture
+from vla.tabletop.labels import points
 from vla.training.batches import Batches
 from vla.training.imitation import describe
 from vla.training.settings import Settings
@@ -123,6 +124,7 @@ def test_targets_are_the_blocks_that_commands_mean(settings):
     boxes = batch.per_command(batch.boxes)[torch.arange(32), 0, batch.target]
     objects = batch.per_command(batch.objects)[torch.arange(32), batch.target]
     np.testing.assert_allclose(boxes, blocks_in_the_picture(objects.numpy()), atol=1e-6)
+    np.testing.assert_allclose(batch.hand_points[:, 0], points(batch.hand.numpy()), atol=1e-6)
     assert set(goals(batch).tolist()) <= set(range(len(GOALS)))
 
 
