@@ -42,7 +42,7 @@ def write_new(folder: Path, name: str = "new", version: str = "2.0") -> Path:
     with zipfile.ZipFile(path) as plain:
         members = {member: plain.read(member) for member in plain.namelist()}
     manifest = json.loads(members["MAR-INF/MANIFEST.json"])
-    manifest["model"]["modelVersion"] = version
+    manifest["model"] |= {"modelVersion": version, "largestBatch": 8}
     members |= FILES
     members |= {
         "MAR-INF/MANIFEST.json": json.dumps(manifest).encode(),
