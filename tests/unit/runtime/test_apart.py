@@ -58,12 +58,14 @@ def test_its_own_error_comes_back() -> None:
 
 
 def test_too_many_at_once_are_refused() -> None:
-    go, beside = threading.Event(), Apart()
+    go, beside, begun = threading.Event(), Apart(), list[int]()
 
     def prepare() -> Inputs:
+        begun.append(1)
         go.wait(5)
         return made(1)
 
+    assert MOST == 8  # as docs/contract.md says
     for ticket in range(1, MOST + 1):
         with pytest.raises(Later):
             beside.inputs(ticket, prepare)
@@ -71,6 +73,8 @@ def test_too_many_at_once_are_refused() -> None:
         beside.inputs(MOST + 1, prepare)
     with pytest.raises(Later):  # those that were taken stay so
         beside.inputs(MOST, prepare)
+    threading.Event().wait(0.05)
+    assert len(begun) == 1  # one after the other
     go.set()
     for ticket in range(1, MOST + 1):
         assert isinstance(until_there(lambda ticket=ticket: beside.inputs(ticket, prepare)), Inputs)

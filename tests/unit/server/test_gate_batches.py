@@ -258,9 +258,3 @@ def test_what_is_no_batch_answers_all() -> None:
         [joined.Reply(200, "a", "b", b"c")]
     )
     assert alone(ASKED).endswith(b"\r\nContent-Length: 5\r\n\r\n\x00body")
-
-
-def test_what_is_no_batch_is_refused_by_the_worker() -> None:
-    for body in (b"", b"\x90x", b"[]", b"\x91\x91\xa1x"):
-        with pytest.raises(joined.MalformedBody, match=r"^the body is not a batch of requests$"):
-            joined.split(body)
