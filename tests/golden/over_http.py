@@ -20,11 +20,16 @@ def check_answers(url: str, name: str) -> None:
         return requests.post(f"{url}/predictions/{name}", files=files, data=data, timeout=60)
 
     alone = [ask(*one) for one in bodies]
+    together, shared = list[requests.Response](), False
     with ThreadPoolExecutor(12) as pool:
-        many = [pool.submit(ask, *one) for _ in range(3) for one in bodies]
-        together = [future.result() for future in many]
+        for _ in range(5):  # on a busy machine one volley may arrive one by one
+            many = [pool.submit(ask, *one) for _ in range(3) for one in bodies]
+            together = [future.result() for future in many]
+            shared = any(answer.json()["timing_ms"]["batch_size"] > 1 for answer in together)
+            if shared:
+                break
 
-    assert max(answer.json()["timing_ms"]["batch_size"] for answer in together) > 1
+    assert shared, "no two requests shared a batch"
     pairs = zip([*alone, *together], golden["requests"] * 4, strict=True)
     assert max(difference(*pair, golden) for pair in pairs) <= 1e-4
     actions = np.array([request["actions"] for request in golden["requests"]])
