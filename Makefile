@@ -60,7 +60,7 @@ export: .venv/.train model_store/.checkpoint ## export CHECKPOINT to ARCHIVE
 golden: build/golden/.installed ## record anew what the real LeRobot answers, for the tests (5 GB to install)
 	HF_HUB_OFFLINE=1 build/golden/bin/python tests/golden/make_lerobot.py $(ARGS)
 
-golden-flow: build/golden-flow/.installed ## record anew what its pi0 answers, by LeRobot 0.6 (5 GB to install, Python 3.12)
+golden-flow: build/golden-flow/.installed ## record anew what its pi0 and pi0.5 answer, by LeRobot 0.6 (5 GB to install, Python 3.12)
 	HF_HUB_OFFLINE=1 build/golden-flow/bin/python tests/golden/make_pi0.py $(ARGS)
 
 demos: .venv/.train rendering ## collect demonstrations in the simulator
