@@ -15,9 +15,7 @@ from bench.bodies import Target
 from bench.generator import Plan
 from bench.load import Answers, drive
 from loadtest.host import peak_mib
-from server.gate.gate import Gate
-from server.ports import PORTS, free_port
-from server.process import TorchServe
+from server.gate.gate import served as behind_gate
 
 # Requests of a phase that warms the Java front end up: it is several times slower in its first hundreds.
 WARM_UP_S = 6.0
@@ -95,22 +93,8 @@ def served(
     model_api: bool = False,
     on_log: Callable[[str], None] | None = None,
 ) -> Iterator[Server]:
-    """Serve an archive on free ports as `python -m server` does; see `server.process` for the options."""
-    port = free_port()
-    behind = port + len(PORTS)
-    with (
-        TorchServe(
-            archive,
-            port=port,
-            inference_port=behind,
-            metrics_port=behind + 1,
-            gpus=gpus,
-            model_api=model_api,
-            gated=True,
-            on_log=on_log,
-        ) as server,
-        Gate(server, port, port + 2, "127.0.0.1", "127.0.0.1"),
-    ):
+    """Serve an archive as `python -m server` does; see `server.process` for the options."""
+    with behind_gate(archive, gpus=gpus, model_api=model_api, on_log=on_log) as (server, port):
         yield Server(Target("127.0.0.1", port, f"/predictions/{server.archive.name}", state), server.pid)
 
 

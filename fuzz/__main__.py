@@ -13,9 +13,10 @@ import tyro
 
 from archive.read import unpack
 from fuzz.run import Report, case, examine, fuzz, keep
-from fuzz.server import conform, send, served, target_of
+from fuzz.server import conform, send, target_of
 from fuzz.target import Target
 from fuzz.targets import load
+from server.gate.gate import served
 
 # What needs a running server: changed requests, and those that schemathesis makes of its document.
 SERVER, CONTRACT = "server", "contract"
@@ -54,7 +55,7 @@ def main() -> int:
             names = (options.again.name.partition("-")[0],)
         port = urlsplit(options.url).port if options.url else None
         if port is None and {SERVER, CONTRACT} & set(names):
-            port = stack.enter_context(served(options.archive))
+            _, port = stack.enter_context(served(options.archive))
         if options.again is not None:
             return _again(options.again, _target(names[0], targets, port or 0))
         return int(sum(_run(name, targets, folder, port or 0, options) for name in names) > 0)

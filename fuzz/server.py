@@ -6,9 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,6 @@ import msgspec
 
 from fuzz.run import Report, case, examine
 from fuzz.target import Target
-from server.gate.gate import Gate
-from server.ports import PORTS, free_port
-from server.process import TorchServe
 
 CONNECTIONS = 8
 # How long an incomplete request is waited for, and an answer that has begun or is due [s].
@@ -36,26 +32,6 @@ CHECKS = (
     "unsupported_method",
     "allow_header_conformance",
 )
-
-
-@contextmanager
-def served(archive: Path) -> Iterator[int]:
-    """Serve an archive as `python -m server` does; yields the port."""
-    port = free_port()
-    behind = port + len(PORTS)
-    with (
-        TorchServe(
-            archive,
-            port=port,
-            inference_port=behind,
-            metrics_port=behind + 1,
-            startup_timeout_s=180.0,
-            gated=True,
-        ) as server,
-        Gate(server, port, port + 2, "127.0.0.1", "127.0.0.1") as gate,
-    ):
-        gate.show_ready(ready=True)
-        yield port
 
 
 def target_of(http: Target, port: int) -> Target:

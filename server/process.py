@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -26,8 +25,8 @@ from archive.read import Archive
 from server.errors import ServerError, StartFailed
 from server.java import find_java
 from server.ports import PORTS, bind
+from server.properties import ROOT, Instance
 
-ROOT = Path(__file__).resolve().parent.parent
 # Printed by TorchServe whenever a worker ended, whatever ended it.
 WORKER_ENDED = "Retry worker: "
 LOG_LINES = 500
@@ -35,8 +34,6 @@ LOG_LINES = 500
 # where the front end wants the same cores, that was measured to cost up to 40 times the computation.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 STOP_TIMEOUT_S = 20.0
-# A batch of the gate with its answers, each way [bytes]; the gate bounds what is in one.
-LARGEST_CALL = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,8 @@ class TorchServe:
         self._folder = Path(tempfile.mkdtemp(prefix="vla-serve-"))
         require_room(self.archives)
         config = self._folder / "config.properties"
-        config.write_text((ROOT / "config.properties").read_text() + self._overrides())
+        own = self._instance().properties(self._folder)
+        config.write_text((ROOT / "config.properties").read_text() + own)
         self._process = subprocess.Popen(
             self._command(self._folder, config),
             cwd=self._folder,
@@ -259,48 +257,17 @@ class TorchServe:
             "-ncs",
         ]
 
-    def _overrides(self) -> str:
-        settings = {
-            "inference_address": f"http://{self.host}:{self.inference_port}",
-            "management_address": self.management_url,
-            "metrics_address": self.metrics_url.removesuffix("/metrics"),
-            "grpc_inference_port": self.port + 3,
-            "grpc_management_port": self.port + 4,
-            # Sockets lie in the instance's folder; the number matters only where they are TCP ports.
-            "initial_worker_port": self.port + 10,
-            "metrics_config": ROOT / "metrics.yaml",
-            "model_store": self._store(),
-            "load_models": ",".join(f"{archive.name}={archive.path.name}" for archive in self.archives),
-            "enable_model_api": str(self.model_api).lower(),
-            # TorchServe counts what `nvidia-smi` lists, and begins with the second where there are two.
-            "number_of_gpu": self.gpus,
-        }
-        settings |= self._of_batches()
-        return "\n# Of this instance\n" + "".join(f"{key}={value}\n" for key, value in settings.items())
-
-    def _of_batches(self) -> dict[str, object]:
-        """Return who makes the batches, of archives that leave it open."""
-        if self.gated:
-            return {"max_request_size": LARGEST_CALL, "max_response_size": LARGEST_CALL}
-        # A free worker takes all that is queued, up to the largest bucket; a lone request waits 1 ms.
-        models = {
-            archive.name: {archive.version: {"batchSize": archive.largest_batch, "maxBatchDelay": 1}}
-            for archive in self.archives
-            if archive.largest_batch
-        }
-        return {"models": json.dumps(models)} if models else {}
-
-    def _store(self) -> Path:
-        """Return the folder that holds all archives: their own, or one of links where they lie apart."""
-        folders = {archive.path.parent for archive in self.archives}
-        if len(folders) == 1:
-            return folders.pop()
-        assert self._folder is not None
-        store = self._folder / "store"
-        store.mkdir()
-        for archive in self.archives:
-            (store / archive.path.name).symlink_to(archive.path)
-        return store
+    def _instance(self) -> Instance:
+        return Instance(
+            archives=self.archives,
+            host=self.host,
+            port=self.port,
+            inference_port=self.inference_port,
+            metrics_port=self.metrics_port,
+            model_api=self.model_api,
+            gated=self.gated,
+            gpus=self.gpus,
+        )
 
     def _read_log(self, output: IO[str]) -> None:
         for line in output:

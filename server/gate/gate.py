@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDone
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +18,7 @@ from server.gate.client import Client
 from server.gate.hop import SWEEP_S, Hop
 from server.gate.queue import Room
 from server.gate.scrape import Scrape
-from server.ports import bind
+from server.ports import PORTS, bind, free_port
 from server.process import TorchServe
 
 BACKLOG = 1024
@@ -123,3 +125,33 @@ class Gate:
         hop = self._started.result()
         hop.drain()
         await hop.drained.wait()
+
+
+@contextlib.contextmanager
+def served(
+    archive: Path,
+    *,
+    startup_timeout_s: float = 300.0,
+    gpus: int = 1,
+    model_api: bool = False,
+    on_log: Callable[[str], None] | None = None,
+) -> Iterator[tuple[TorchServe, int]]:
+    """Serve an archive on free ports of loopback, behind a ready gate; yields it and the gate's port."""
+    port = free_port()
+    behind = port + len(PORTS)
+    with (
+        TorchServe(
+            archive,
+            port=port,
+            inference_port=behind,
+            metrics_port=behind + 1,
+            startup_timeout_s=startup_timeout_s,
+            gpus=gpus,
+            model_api=model_api,
+            gated=True,
+            on_log=on_log,
+        ) as server,
+        Gate(server, port, port + 2, "127.0.0.1", "127.0.0.1") as gate,
+    ):
+        gate.show_ready(ready=True)
+        yield server, port

@@ -21,8 +21,9 @@ from PIL import Image
 
 from archive.read import unpack
 from bench.faults.processes import proxy
-from fuzz.server import send, served, target_of
+from fuzz.server import send, target_of
 from fuzz.targets import load
+from server.gate.gate import served
 
 CLIENTS, BAD = 24, 0.3
 JSON, MSGPACK = "application/json", "application/msgpack"
@@ -46,7 +47,7 @@ class Sent:
 @pytest.fixture(scope="module")
 def gate_port(policy_archive: Path) -> Iterator[int]:
     """The gate of `python -m server`, which makes the batches, before the default policy."""
-    with served(policy_archive) as port:
+    with served(policy_archive) as (_, port):
         yield port
 
 

@@ -11,6 +11,10 @@ import torch
 from golden.drawn import weight
 from safetensors.torch import load_file, save_file
 
+from export.find import find
+from export.foreign.facts import Facts
+from export.source import Source
+
 HERE = Path(__file__).parent
 # Reads the commands of every golden pi0.
 TOKENIZER = HERE / "paligemma" / "tokenizer.json"
@@ -47,3 +51,9 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
+
+
+def read_pi(folder: Path, tokenizer: Path | None = TOKENIZER, **facts: Any) -> Source:
+    """Read the folder of a golden pi0 or pi0.5, with its names."""
+    names = folder / "meta" / "info.json"
+    return find(str(folder), Facts(origin="lerobot", names=names, margin=1.0, tokenizer=tokenizer, **facts))

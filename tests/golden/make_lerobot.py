@@ -6,8 +6,6 @@ by key and shape; and requests.json, with the library's own actions in physical 
 """
 
 import dataclasses
-import hashlib
-import json
 import shutil
 import sys
 import tempfile
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from drawn import picture, weight
+from kept import keep
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from lerobot.policies.act.configuration_act import ACTConfig
@@ -27,7 +26,6 @@ from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.utils import prepare_observation_for_inference
-from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 JOINTS = [
@@ -217,23 +215,21 @@ def remembered(
 
 def write(case: Case) -> None:
     """Make one policy's golden folder anew."""
-    output = HERE / case.name
-    shutil.rmtree(output, ignore_errors=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / case.name
         save(case, folder)
-        requests = answers(case, folder)
-        weights = folder / "model.safetensors"
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        shapes = {key: list(value.shape) for key, value in load_file(weights).items()}
-        weights.unlink()
-        shutil.copytree(folder, output, copy_function=shutil.copyfile)
-    (output / "weights.json").write_text(json.dumps({"sha256": digest, "shapes": shapes}) + "\n")
-    made = {"lerobot": version("lerobot"), "torch": torch.__version__, "numpy": np.__version__}
-    action = statistics(case)["action"]
-    span = (action["max"] - action["min"]).tolist()
-    recorded = {"made_with": made, "sizes": case.cameras, "range": span, "requests": requests}
-    (output / "requests.json").write_text(json.dumps(recorded) + "\n")
+        action = statistics(case)["action"]
+        recorded = {
+            "made_with": {
+                "lerobot": version("lerobot"),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+            "sizes": case.cameras,
+            "range": (action["max"] - action["min"]).tolist(),
+            "requests": answers(case, folder),
+        }
+        keep(folder, HERE / case.name, recorded)
 
 
 if __name__ == "__main__":

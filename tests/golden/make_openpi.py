@@ -8,9 +8,7 @@ request to the robot's actions, is its own code.
 """
 
 import dataclasses
-import hashlib
 import json
-import shutil
 import sys
 import tempfile
 from importlib.metadata import version
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from drawn import picture, weight
+from kept import keep
 from safetensors.torch import load_file, save_file, save_model
 from tokenizers import Tokenizer
 
@@ -241,26 +240,17 @@ def span(case: Case) -> list[float]:
 
 def write(case: Case) -> None:
     """Make one policy's golden folder anew."""
-    output = HERE / case.name
-    shutil.rmtree(output, ignore_errors=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / case.name
         save(case, folder)
-        requests = answers(case, folder)
-        weights = folder / "model.safetensors"
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        shapes = {key: list(value.shape) for key, value in load_file(weights).items()}
-        weights.unlink()
-        shutil.copytree(folder, output, copy_function=shutil.copyfile)
-    (output / "weights.json").write_text(json.dumps({"sha256": digest, "shapes": shapes}) + "\n")
-    recorded = {
-        "made_with": {name: version(name) for name in ("transformers", "torch", "numpy")},
-        "robot": case.robot,
-        "sizes": {f"observation.images.{name}": size for name, size in case.cameras.items()},
-        "range": span(case),
-        "requests": requests,
-    }
-    (output / "requests.json").write_text(json.dumps(recorded) + "\n")
+        recorded = {
+            "made_with": {name: version(name) for name in ("transformers", "torch", "numpy")},
+            "robot": case.robot,
+            "sizes": {f"observation.images.{name}": size for name, size in case.cameras.items()},
+            "range": span(case),
+            "requests": answers(case, folder),
+        }
+        keep(folder, HERE / case.name, recorded)
 
 
 if __name__ == "__main__":

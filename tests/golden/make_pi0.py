@@ -6,7 +6,6 @@ size is made smaller here, by what it calls to build the model; all else is its 
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from drawn import picture, weight
+from kept import keep
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pi0 import modeling_pi0
@@ -29,7 +29,6 @@ from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.policies.utils import prepare_observation_for_inference
 from lerobot.processor import tokenizer_processor
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GemmaTokenizer
 
@@ -209,27 +208,17 @@ def observation(case: Case, drawn: dict[str, Any], command: str) -> dict[str, ob
 
 def write(case: Case) -> None:
     """Make one policy's golden folder anew."""
-    output = HERE / case.name
-    shutil.rmtree(output, ignore_errors=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / case.name
         save(case, folder)
-        requests = answers(case, folder)
-        weights = folder / "model.safetensors"
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        shapes = {key: list(value.shape) for key, value in load_file(weights).items()}
-        weights.unlink()
-        shutil.copytree(folder, output, copy_function=shutil.copyfile)
-    (output / "weights.json").write_text(json.dumps({"sha256": digest, "shapes": shapes}) + "\n")
-    names = ("lerobot", "transformers", "torch", "numpy")
-    action = statistics(case)["action"]
-    recorded = {
-        "made_with": {name: version(name) for name in names},
-        "sizes": case.cameras,
-        "range": (action["max"] - action["min"]).tolist(),
-        "requests": requests,
-    }
-    (output / "requests.json").write_text(json.dumps(recorded) + "\n")
+        action = statistics(case)["action"]
+        recorded = {
+            "made_with": {name: version(name) for name in ("lerobot", "transformers", "torch", "numpy")},
+            "sizes": case.cameras,
+            "range": (action["max"] - action["min"]).tolist(),
+            "requests": answers(case, folder),
+        }
+        keep(folder, HERE / case.name, recorded)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,53 @@
 """What every imported policy must do over HTTP: answer what its library computed, alone and in a batch."""
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import requests
 from golden.drawn import picture
-from golden.folders import recorded
+from golden.folders import rebuilt, recorded
+from making import STARTUP_TIMEOUT_S, running
 from sources import png
+
+from server.ports import free_port
+from server.process import TorchServe
+
+
+def imported(name: str, origin: str, names: str, folder: Path, *more: object) -> Path:
+    """Export a golden folder by the command that docs/import.md shows; its names are in the file `names`."""
+    golden, output = rebuilt(name, folder), folder / f"{name}.mar"
+    arguments = ["--from", origin, golden, "--names", golden / "meta" / names, *more]
+    arguments += ["--buckets", "1", "2", "4", "--output", output]
+    done = subprocess.run(
+        [sys.executable, "-m", "export", *map(str, arguments)],
+        # So small a policy is traced sooner by one thread, on a busy machine by far.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@contextlib.contextmanager
+def together(archives: Iterable[Path]) -> Iterator[TorchServe]:
+    """Serve several archives behind one server."""
+    with TorchServe(list(archives), port=free_port(), startup_timeout_s=2 * STARTUP_TIMEOUT_S) as server:
+        running.append(server)
+        try:
+            yield server
+        finally:
+            running.remove(server)
 
 
 def check_answers(url: str, name: str) -> None:

@@ -1,12 +1,8 @@
 """Policies of the real LeRobot, imported by one command: HTTP equals what the library computed."""
 
-import contextlib
 import itertools
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -16,12 +12,10 @@ import numpy as np
 import pytest
 import requests
 from golden.drawn import picture
-from golden.folders import TOKENIZER, rebuilt, recorded
-from golden.over_http import body, check_answers
-from making import STARTUP_TIMEOUT_S, running
+from golden.folders import TOKENIZER, recorded
+from golden.over_http import body, check_answers, imported, together
 from sources import png
 
-from server.ports import free_port
 from server.process import TorchServe
 
 # Policies, and what is said of them besides.
@@ -36,22 +30,8 @@ POLICIES: dict[str, tuple[object, ...]] = {
 }
 
 
-def imported(name: str, folder: Path) -> Path:
-    """Export a golden folder by the command that docs/import.md shows."""
-    golden, output = rebuilt(name, folder), folder / f"{name}.mar"
-    arguments = ["--from", "lerobot", golden, "--names", golden / "meta" / "info.json", "--margin", "2"]
-    arguments += [*POLICIES[name], "--buckets", "1", "2", "4", "--output", output]
-    done = subprocess.run(
-        [sys.executable, "-m", "export", *map(str, arguments)],
-        # So small a policy is traced sooner by one thread, on a busy machine by far.
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return output
+def exported(name: str, folder: Path) -> Path:
+    return imported(name, "lerobot", "info.json", folder, "--margin", "2", *POLICIES[name])
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +39,8 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The archives of all policies, by name."""
     folder = tmp_path_factory.mktemp("lerobot")
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(POLICIES, pool.map(lambda name: imported(name, folder), POLICIES), strict=True))
-
-
-@contextlib.contextmanager
-def together(archives: Iterable[Path]) -> Iterator[TorchServe]:
-    """Serve several archives behind one server."""
-    with TorchServe(list(archives), port=free_port(), startup_timeout_s=2 * STARTUP_TIMEOUT_S) as server:
-        running.append(server)
-        try:
-            yield server
-        finally:
-            running.remove(server)
+        made = pool.map(lambda name: exported(name, folder), POLICIES)
+        return dict(zip(POLICIES, made, strict=True))
 
 
 @pytest.fixture(scope="module")

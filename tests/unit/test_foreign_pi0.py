@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from golden.folders import TOKENIZER, edit_json, edit_weights, rebuilt
+from golden.folders import TOKENIZER, edit_json, edit_weights, read_pi, rebuilt
 
 from export.errors import ExportError
-from export.find import find
 from export.foreign import paligemma
-from export.foreign.facts import Facts
 from export.foreign.pi0.model import Config, Pi0
 from export.source import Source
 
@@ -32,11 +30,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "pi0"))
-
-
-def read(folder: Path, tokenizer: Path | None = TOKENIZER, **facts: Any) -> Source:
-    names = folder / "meta" / "info.json"
-    return find(str(folder), Facts(origin="lerobot", names=names, margin=1.0, tokenizer=tokenizer, **facts))
 
 
 def chunk(source: Source) -> torch.Tensor:
@@ -78,7 +71,7 @@ NAMES: dict[str, Callable[[str], str | None]] = {
 def test_weights_are_known_under_each_of_their_names(sound: Path, folder: Path, names: str) -> None:
     edit_weights(folder, renamed(NAMES[names]))
 
-    assert torch.equal(chunk(read(folder)), chunk(read(sound)))
+    assert torch.equal(chunk(read_pi(folder)), chunk(read_pi(sound)))
 
 
 def test_every_weight_of_full_size_has_its_place() -> None:
@@ -207,7 +200,7 @@ def test_a_broken_pi0_is_one_line(folder: Path, fault: str) -> None:
     damage(folder)
 
     with pytest.raises(ExportError) as refused:
-        read(folder)
+        read_pi(folder)
 
     assert re.search(message, str(refused.value)), refused.value
     assert "\n" not in str(refused.value)
@@ -240,14 +233,14 @@ def test_a_wrong_tokenizer_is_one_line(sound: Path, tmp_path: Path, fault: str) 
     edit_json(wrong, damage)
 
     with pytest.raises(ExportError, match=message):
-        read(sound, wrong)
+        read_pi(sound, wrong)
 
 
 def test_the_tokenizer_is_asked_for(sound: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"the folder comes without its tokenizer: give --tokenizer FILE"):
-        read(sound, None)
+        read_pi(sound, None)
     with pytest.raises(ExportError, match=r"none\.json is missing$"):
-        read(sound, tmp_path / "none.json")
+        read_pi(sound, tmp_path / "none.json")
 
 
 def test_what_a_pi0_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +248,7 @@ def test_what_a_pi0_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     older = ("use_relative_actions", "relative_exclude_joints", "action_feature_names")
     edit_json(folder / "config.json", lambda found: [found.pop(name) for name in older])
 
-    source = read(folder, denoising_steps=2)
+    source = read_pi(folder, denoising_steps=2)
 
     assert "LeRobot computes it in bfloat16" in capsys.readouterr().out
     assert source.provenance["imported"]["denoising_steps"] == 2
@@ -268,7 +261,7 @@ def test_what_a_pi0_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_text_for_a_picture_is_read_as_some_word(sound: Path) -> None:
-    source = read(sound)
+    source = read_pi(sound)
     reader = source.command_tokenizer()
     assert reader
 

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden.folders import TOKENIZER, edit_json, edit_weights, rebuilt, recorded
+from golden.folders import TOKENIZER, edit_json, edit_weights, read_pi, rebuilt, recorded
 from safetensors.torch import load_file, save_file
 
 from export.errors import ExportError
-from export.find import find
 from export.foreign import paligemma
-from export.foreign.facts import Facts
 from export.foreign.pi0.model import Config, Pi05, build
 from export.source import Source
 from vla_runtime.preprocessing import state_bins
@@ -33,11 +31,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "pi05"))
-
-
-def read(folder: Path, tokenizer: Path | None = TOKENIZER, **facts: Any) -> Source:
-    names = folder / "meta" / "info.json"
-    return find(str(folder), Facts(origin="lerobot", names=names, margin=1.0, tokenizer=tokenizer, **facts))
 
 
 def chunk(source: Source, state: np.ndarray) -> torch.Tensor:
@@ -57,7 +50,7 @@ def chunk(source: Source, state: np.ndarray) -> torch.Tensor:
 
 
 def test_the_state_comes_in_by_the_prompt_alone(sound: Path) -> None:
-    source = read(sound)
+    source = read_pi(sound)
     assert source.state
     assert source.tokenizer
     low, high = (np.array(values, np.float32) for values in (source.state.low, source.state.high))
@@ -73,7 +66,7 @@ def test_the_state_comes_in_by_the_prompt_alone(sound: Path) -> None:
 
 
 def test_an_eager_archive_builds_the_same_module(sound: Path) -> None:
-    source = read(sound)
+    source = read_pi(sound)
     assert source.eager
     state = np.zeros(6, np.float32)
 
@@ -196,14 +189,14 @@ def test_a_broken_pi05_is_one_line(folder: Path, fault: str) -> None:
     damage(folder)
 
     with pytest.raises(ExportError) as refused:
-        read(folder)
+        read_pi(folder)
 
     assert re.search(message, str(refused.value)), refused.value
     assert "\n" not in str(refused.value)
 
 
 def test_the_golden_states_rest_and_leave_their_range(sound: Path) -> None:
-    source = read(sound)
+    source = read_pi(sound)
     assert source.state
     states = [np.array(request["steps"][0]["state"], np.float32) for request in recorded("pi05")["requests"]]
 

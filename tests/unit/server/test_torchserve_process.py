@@ -300,9 +300,9 @@ def test_one_that_is_not_started_says_so(tmp_path: Path, say: Say) -> None:
     for ask in (server.poll, server.wait, lambda: server.pid):
         with pytest.raises(ServerError, match=r"^TorchServe is not started: use it as a context manager$"):
             ask()
-    assert not server.ready()
     assert (server.port, server.inference_port, server.metrics_port) == (8080, 8080, 8082)
     server.stop()
+    assert not TorchServe(server.archive.path, port=free_port()).ready()
 
 
 def test_one_that_ends_by_itself_leaves_its_status(tmp_path: Path, say: Say) -> None:
