@@ -9,7 +9,7 @@ from typing import Literal
 from export.errors import ExportError
 from export.foreign.processors import converted, read_json
 from export.foreign.statistics import Found, V, numbers, with_statistics
-from vla_runtime.spaces import Normalisation
+from vla_runtime.vectors import Normalisation
 
 # Names of a rule's two statistics in these files.
 FILE_NAMES: dict[Normalisation, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -10,8 +10,8 @@ import tyro
 
 from export.errors import ExportError
 from export.foreign.processors import read_json
-from vla_runtime.spaces import Meaning, Part
 from vla_runtime.spec import Dimension
+from vla_runtime.vectors import Meaning, Part
 
 # The unit of a dimension of which nobody says one.
 UNIT = "dataset unit"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from export.errors import ExportError
 from export.foreign.weights import read_tensors
-from vla_runtime.spaces import Normalisation
 from vla_runtime.spec import Statistics
+from vla_runtime.vectors import Normalisation
 
 PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"

@@ -9,8 +9,8 @@ import msgspec
 
 from export.errors import ExportError
 from export.foreign.processors import NOTHING
-from vla_runtime.spaces import Normalisation, Vector
 from vla_runtime.spec import Statistics
+from vla_runtime.vectors import Normalisation, Vector
 
 V = TypeVar("V", bound=Vector)
 # The two statistics that a rule is made of, by the rule.

@@ -4,7 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from vla_runtime.spaces import ContinuousSpace, Dimension, Part, require
+from vla_runtime.spaces import ContinuousSpace
+from vla_runtime.vectors import Dimension, Part, require
 
 
 class Safety(Part, frozen=True):

@@ -13,20 +13,12 @@ from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 
+from vla_runtime.artifact_spec import KNOWN_OUTPUTS, ArtifactSpec, Extra, Format, Platform, Precision
 from vla_runtime.errors import SpecError
+from vla_runtime.input_spec import Camera, Interpolation, Resize, Tokenizer
 from vla_runtime.limits import Safety, asked_by, check_limits
-from vla_runtime.spaces import (
-    ActionSpace,
-    BinnedSpace,
-    ContinuousSpace,
-    Dimension,
-    DiscreteSpace,
-    Part,
-    Rotation,
-    Statistics,
-    Vector,
-    require,
-)
+from vla_runtime.spaces import ActionSpace, BinnedSpace, ContinuousSpace, DiscreteSpace, Rotation
+from vla_runtime.vectors import Dimension, Part, Statistics, Vector, require
 
 # The spec's parts have one home to import from, whichever file defines them.
 __all__ = [
@@ -42,10 +34,12 @@ __all__ = [
     "Example",
     "Extra",
     "Format",
+    "Interpolation",
     "Part",
     "Platform",
     "PolicySpec",
     "Precision",
+    "Resize",
     "Rotation",
     "Safety",
     "Statistics",
@@ -56,172 +50,7 @@ __all__ = [
     "upgrade_cameras",
 ]
 
-Format = Literal["torchscript", "pt2", "eager"]
-Resize = Literal["crop", "pad", "stretch", "none"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Values = Literal["mean_std", "zero_to_one", "minus_one_to_one"]
-Precision = Literal["float32", "bfloat16", "int8"]
-
 FILE_NAME = "policy.json"
-# What `act` may return besides the chunk; every other output is declared in the artifact's `extras`.
-KNOWN_OUTPUTS = ("actions", "logits", "confidence", "attention")
-
-
-class Camera(Part, frozen=True):
-    """How one camera's picture becomes a tensor.
-
-    resize: what fits a picture of any size into `width` x `height`
-        crop     shortest edge to fit, then the central part (CLIP, Radford et al. 2021)
-        pad      the whole picture, centred on black (letterbox, as openpi's `resize_with_pad`)
-        stretch  both edges to fit, whatever the proportions (OpenVLA, Octo)
-        none     the picture must arrive at that size (LeRobot's ACT)
-    values: what the pixels 0 to 255 become
-        mean_std          [0, 1], then normalised by the channel statistics `mean` and `std`
-        zero_to_one       [0, 1]
-        minus_one_to_one  [-1, 1]
-    """
-
-    name: str
-    # Size of the picture that the policy sees [pixels].
-    width: int
-    height: int
-    resize: Resize = "crop"
-    # Pillow's filters, which widen when they shrink a picture (antialiasing).
-    interpolation: Interpolation = "bicubic"
-    values: Values = "mean_std"
-    # Channel statistics of RGB in [0, 1]; CLIP's by default.
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-
-    def __post_init__(self) -> None:
-        require(
-            min(self.width, self.height) > 0,
-            f"camera {self.name!r}: width and height must be positive, got {self.width} and {self.height}",
-        )
-        require(min(self.std) > 0, f"camera {self.name!r}: std must be positive, got {self.std}")
-        require(self.name.isidentifier(), f"camera {self.name!r}: the name must be letters, digits and _")
-
-    @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of RGB in [0, 1] that make the tensor's values."""
-        return {
-            "mean_std": (self.mean, self.std),
-            "zero_to_one": ((0.0,) * 3, (1.0,) * 3),
-            "minus_one_to_one": ((0.5,) * 3, (0.5,) * 3),
-        }[self.values]
-
-
-class Tokenizer(Part, frozen=True):
-    """The command's tokenizer: a `tokenizers` JSON file that lies beside the spec."""
-
-    file: str
-    # Longest command [tokens], whatever the tokenizer adds included.
-    context_length: int
-    pad_id: int
-    # fixed: shorter commands are padded to `context_length`. longest: nothing is padded, and only requests
-    # with equally many tokens share a forward pass, so that no answer depends on its batch-mates.
-    padding: Literal["fixed", "longest"] = "fixed"
-    # Where the padding goes.
-    side: Literal["right", "left"] = "right"
-    # The text that is tokenized, with the command in place of `{command}`, and of `{state}`, where it has
-    # that, the bins of the normalised state, parted by spaces (pi0.5).
-    template: str = "{command}"
-    # Bins over [-1, 1] of each dimension of the state.
-    state_bins: int = 256
-    # Whether the command is stripped, and its underscores and ends of lines become spaces (openpi).
-    tidy: bool = False
-
-    def __post_init__(self) -> None:
-        require(self.context_length > 0, f"context_length must be positive, got {self.context_length}")
-        require(
-            self.template.count("{command}") == 1,
-            f"template needs '{{command}}' exactly once, got {self.template!r}",
-        )
-        require(
-            self.template.count("{state}") <= 1,
-            f"template takes '{{state}}' once at most, got {self.template!r}",
-        )
-        require(self.state_bins > 0, f"state_bins must be positive, got {self.state_bins}")
-
-    @property
-    def reads_state(self) -> bool:
-        """Whether the state is part of the text."""
-        return "{state}" in self.template
-
-
-class Extra(Part, frozen=True):
-    """How an output beyond the known ones is shown in the answer's `extras`: as it is, or by label."""
-
-    # Names of the values of an output that holds indices; empty for plain numbers.
-    labels: tuple[str, ...] = ()
-    # Unit of plain numbers.
-    unit: str = "1"
-
-
-class Platform(Part, frozen=True):
-    """What machine code depends on; a package runs on nothing else."""
-
-    device: Literal["cpu", "cuda"]
-    # Version of torch, without its build.
-    torch: str
-    # Instruction set of the processor, as torch names it, or the accelerator's, such as `sm_90`.
-    capability: str
-
-    def __str__(self) -> str:
-        return f"{self.device} ({self.capability}) under torch {self.torch}"
-
-
-class ArtifactSpec(Part, frozen=True):
-    """The compiled policy: its file, and what its two methods take and give."""
-
-    file: str
-    # What `encode_command` returns, in order, a batch axis first each; none for a policy without a command.
-    command: tuple[str, ...]
-    # What `act` takes, in order: `image.<camera>`, `command.<name>`, `state`, `noise`; or `images`, the
-    # pictures of all cameras, of one size, in one tensor [B, C, 3, H, W]; `prefix` and `delay` with a
-    # `max_delay`.
-    inputs: tuple[str, ...]
-    # Batch sizes that batches are padded to, ascending; the last is the largest batch.
-    buckets: tuple[int, ...]
-    # Names of the values that `act` returns.
-    outputs: tuple[str, ...]
-    # One for each output that is not in KNOWN_OUTPUTS.
-    extras: dict[str, Extra] = msgspec.field(default_factory=dict)
-    format: Format = "torchscript"
-    # Of its matrix products and their weights; everything that goes in or comes out is float32.
-    precision: Precision = "float32"
-    # Whether float32 products may be computed in TensorFloat-32, on GPUs that have it.
-    tf32: bool = False
-    # Where a `pt2` package runs; None for the others, which are portable.
-    platform: Platform | None = None
-    # How the module of an `eager` archive is built: `package.module:function`, called with `arguments`.
-    factory: str | None = None
-    arguments: dict[str, Any] = msgspec.field(default_factory=dict)
-    # Whether workers compile the `act` of an `eager` archive while they start.
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        require(
-            bool(self.buckets) and list(self.buckets) == sorted(set(self.buckets)) and self.buckets[0] >= 1,
-            f"buckets must ascend from at least 1, got {self.buckets}",
-        )
-        require(
-            (self.platform is None) == (self.format != "pt2"),
-            f"format {self.format!r} and platform {self.platform} contradict each other",
-        )
-        require(
-            (self.factory is None) == (self.format != "eager"),
-            f"format {self.format!r} and factory {self.factory!r} contradict each other",
-        )
-        require(
-            not self.compiled or self.format == "eager",
-            f"compiled is for format 'eager' alone, got {self.format!r}",
-        )
-        further = sorted(set(self.outputs) - set(KNOWN_OUTPUTS))
-        require(
-            further == sorted(self.extras),
-            f"outputs {further} need a declaration each in extras, which has {sorted(self.extras)}",
-        )
 
 
 class Example(Part, frozen=True):

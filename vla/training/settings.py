@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vla.tabletop.commands import GOALS, parse
-from vla_runtime.spaces import Normalisation
+from vla_runtime.vectors import Normalisation
 
 
 @dataclass(frozen=True)
