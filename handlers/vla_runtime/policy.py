@@ -13,15 +13,17 @@ from typing import Self, TypeVar
 import numpy as np
 import torch
 
-from vla_runtime.actions import ActionChunk, example_tolerance, normalise, prefix_inputs, to_chunk
+from vla_runtime.actions import ActionChunk, to_chunk
 from vla_runtime.apart import Apart
 from vla_runtime.artifact import Artifact, Outputs
 from vla_runtime.budget import too_much
 from vla_runtime.errors import DeadlineExpired, Overloaded, PolicyFailed, RequestError, SpecError
+from vla_runtime.example import check_recorded, example_row
 from vla_runtime.images import Limits
-from vla_runtime.observation import Observation, Row, decode, image_fields
-from vla_runtime.preprocessing import CommandTokenizer, noise, picture, state_bins
-from vla_runtime.spec import BinnedSpace, Camera, PolicySpec
+from vla_runtime.inputs import Preprocessor
+from vla_runtime.observation import Observation, Row, decode
+from vla_runtime.preprocessing import CommandTokenizer
+from vla_runtime.spec import PolicySpec
 from vla_runtime.staging import Inputs
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class Policy:
         """Compose a policy of its parts; `threads` decode pictures, within `limits`, side by side."""
         self.spec = spec
         self._limits = limits or Limits()
-        self._tokenizer = tokenizer
+        self._preprocess = Preprocessor(spec, tokenizer)
         self._artifact = artifact
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._beside = Apart()
@@ -158,14 +160,7 @@ class Policy:
 
     def example_row(self, folder: Path) -> Row:
         """Return the archived example as the request that a client would send."""
-        example, spec = self.spec.example, self.spec
-        row: dict[str, object] = {"command": example.command} if spec.tokenizer else {}
-        row["seed"] = example.seed
-        for camera, files in example.images.items():
-            steps = (files,) if isinstance(files, str) else files
-            fields = image_fields(camera, spec)
-            row |= {field: (folder / file).read_bytes() for field, file in zip(fields, steps, strict=True)}
-        return row | ({"state": example.state} if spec.state else {})
+        return example_row(self.spec, folder)
 
     def check_example(self, folder: Path) -> None:
         """Replay the archived example request.
@@ -176,18 +171,7 @@ class Policy:
         answer = self.infer([self.example_row(folder)])[0]
         if isinstance(answer, RequestError):
             raise SpecError(f"the archived example is refused: {answer.code}: {answer.message}") from answer
-        recorded = _table(self.spec.example.actions)
-        shape, tolerance = answer.chunk.recordable.shape, example_tolerance(self.spec)
-        if recorded.shape != shape:
-            raise SpecError(f"the archived example has shape {recorded.shape}, got {shape}")
-        # Rounded to 8 bits, two bins that are nearly as likely may change places, however far apart.
-        rounded = isinstance(self.spec.action, BinnedSpace) and self.spec.artifact.precision != "float32"
-        difference = answer.chunk.difference(recorded, typical=rounded)
-        if not difference <= tolerance:
-            raise SpecError(
-                f"the archived example is answered differently: by {difference:.2g} in normalised units, "
-                f"at most {tolerance:.4g} is allowed"
-            )
+        check_recorded(answer.chunk, self.spec)
 
     def prepare(self, row: Row, arrived_s: float = 0.0) -> Inputs:
         """Turn one request into tensors.
@@ -197,55 +181,13 @@ class Policy:
         """
         return self._preprocess(decode(row, self.spec, arrived_s, self._limits))
 
-    def _preprocess(self, observation: Observation) -> Inputs:
-        spec = self.spec
-        ids, mask = self._tokens(observation.command, observation.state[-1])
-        tensors: dict[str, np.ndarray] = {
-            f"image.{c.name}": _pictures(observation, i, c) for i, c in enumerate(spec.cameras)
-        }
-        state = normalise(observation.state, spec.state) if spec.state else observation.state
-        tensors["state"] = state if spec.history > 1 else state[0]
-        tensors["noise"] = noise(observation.seed, spec)
-        tensors |= prefix_inputs(observation.prefix, observation.state[-1], spec)
-        return Inputs(
-            tensors,
-            ids,
-            mask,
-            observation.state[-1],
-            observation.previous,
-            observation.deadline_s,
-            observation.prefix,
-        )
-
     def warm_up(self) -> None:
         """Compute every bucket a few times, so that the first request is as fast as the next.
 
         Raises:
             SpecError: a captured graph answers otherwise than the policy itself.
         """
-        self._artifact.warm_up(self._blank(0), self._blank(255))
-
-    def _blank(self, grey: int) -> Inputs:
-        """Return an observation of grey pictures."""
-        spec, steps = self.spec, () if self.spec.history == 1 else (self.spec.history,)
-        tensors: dict[str, np.ndarray] = {
-            f"image.{camera.name}": np.full((*steps, 3, camera.height, camera.width), grey, np.uint8)
-            for camera in spec.cameras
-        }
-        width = spec.state.policy_width if spec.state else 0
-        tensors["state"] = np.full((*steps, width), grey / 255, np.float32)
-        tensors["noise"] = noise(grey, spec)
-        tensors |= prefix_inputs(
-            np.zeros((0, spec.action.width), np.float32), np.zeros(spec.state_size), spec
-        )
-        ids, mask = self._tokens("warm up", np.zeros(spec.state_size))
-        nothing = np.zeros(spec.state_size, np.float32), np.full(spec.action.width, np.nan, np.float32)
-        return Inputs(tensors, ids, mask, *nothing, np.inf)
-
-    def _tokens(self, command: str, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self._tokenizer is None:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        return self._tokenizer(command, state_bins(state, self.spec.state, self.spec.tokenizer))
+        self._artifact.warm_up(self._preprocess.blank(0), self._preprocess.blank(255))
 
     def _prepare_all(
         self, rows: Sequence[Row | RequestError], arrived_s: Sequence[float], tickets: Sequence[int]
@@ -324,13 +266,6 @@ class Policy:
         return to_chunk(computed.outputs, inputs.state, inputs.previous, self.spec, inputs.prefix)
 
 
-def _pictures(observation: Observation, index: int, camera: Camera) -> np.ndarray:
-    """Return one camera's pictures: uint8 [3, H, W], or [n, 3, H, W] with a history."""
-    steps = zip(observation.images[index], observation.fields[index], strict=True)
-    made = [picture(image, camera, field) for image, field in steps]
-    return made[0] if len(made) == 1 else np.stack(made)
-
-
 def _batches(items: list[Pair], largest: int) -> Iterator[list[Pair]]:
     return (items[start : start + largest] for start in range(0, len(items), largest))
 
@@ -346,18 +281,6 @@ def _isolated(step: Callable[[In], Out], item: In | RequestError) -> Out | Reque
     except Exception:
         logger.exception("a request failed")
         return PolicyFailed(None, "the server failed on this request")
-
-
-def _table(rows: Sequence[Sequence[float]]) -> np.ndarray:
-    """Return an example's recorded actions: float32 [T, A].
-
-    Raises:
-        SpecError: the rows differ in length.
-    """
-    lengths = sorted({len(row) for row in rows})
-    if len(lengths) > 1:
-        raise SpecError(f"example.actions must have rows of one length, got {lengths}")
-    return np.asarray(rows, np.float32)
 
 
 def _fresh(inputs: Inputs) -> Inputs:
