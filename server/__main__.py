@@ -12,10 +12,11 @@ from types import FrameType
 
 from archive.errors import ArchiveError
 from server.errors import ServerError, Stopped
+from server.front_end import Memory
 from server.gate.gate import Gate
 from server.java import JavaNotFound
 from server.ports import PORTS
-from server.process import Memory, TorchServe
+from server.process import TorchServe
 from server.warm_up import warm_up
 
 # How often readiness is asked, and how long requests that were taken may take when it stops [s].

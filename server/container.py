@@ -15,9 +15,10 @@ from types import FrameType
 from archive.digest import verify_digest
 from archive.errors import ArchiveError
 from server.errors import ServerError, Stopped
+from server.front_end import Memory
 from server.gate.gate import Gate
 from server.java import JavaNotFound
-from server.process import Memory, TorchServe
+from server.process import TorchServe
 from server.warm_up import warm_up
 
 # How often readiness is asked [s]; `/health/ready` is at most so old.

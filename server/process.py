@@ -1,28 +1,26 @@
 """One TorchServe process: started, watched until its workers are ready, stopped without orphans."""
 
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 import requests
 
-from archive.errors import ArchiveError
 from archive.read import Archive
+from server.archives import opened, require_room
 from server.errors import ServerError, StartFailed
+from server.front_end import USUAL_MEMORY, Memory, command_line
 from server.java import find_java
 from server.ports import PORTS, bind
 from server.properties import ROOT, Instance
@@ -34,16 +32,6 @@ LOG_LINES = 500
 # where the front end wants the same cores, that was measured to cost up to 40 times the computation.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 STOP_TIMEOUT_S = 20.0
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bounds of the Java front end's memory; the workers' is their own."""
-
-    # Heap [MiB]: queue and open uploads, times the request size.
-    heap_mib: int = 512
-    # Network buffers [MiB].
-    direct_mib: int = 256
 
 
 class TorchServe:
@@ -72,13 +60,13 @@ class TorchServe:
         inference_port: int | None = None,
         metrics_port: int | None = None,
         startup_timeout_s: float = 300.0,
-        memory: Memory = Memory(),
+        memory: Memory = USUAL_MEMORY,
         model_api: bool = False,
         gated: bool = False,
         gpus: int = 1,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
-        self.archives = _opened([archive] if isinstance(archive, Path) else archive)
+        self.archives = opened([archive] if isinstance(archive, Path) else archive)
         # The first, whose address is `predictions_url`.
         self.archive = self.archives[0]
         self.host = host
@@ -211,7 +199,7 @@ class TorchServe:
         own = self._instance().properties(self._folder)
         config.write_text((ROOT / "config.properties").read_text() + own)
         self._process = subprocess.Popen(
-            self._command(self._folder, config),
+            command_line(self.java, self.memory, self._folder, config),
             cwd=self._folder,
             env={**WORKER_ENVIRONMENT, **os.environ, "TEMP": str(self._folder), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
@@ -230,32 +218,6 @@ class TorchServe:
         ports = (self.inference_port, self.port + 1, self.metrics_port, self.port + 3, self.port + 4)
         for place, (port, use) in enumerate(zip(ports, PORTS, strict=True)):
             bind("127.0.0.1" if place else self.host, port, use, port - self.port).close()
-
-    def _command(self, folder: Path, config: Path) -> list[str]:
-        # The `torchserve` launcher is not used: it dies on SIGTERM and leaves Java and the workers behind.
-        torchserve = importlib.util.find_spec("ts")
-        if torchserve is None or torchserve.origin is None:
-            raise ServerError("TorchServe is not installed here: pip install 'vla-serve[serve]'")
-        package = Path(torchserve.origin).parent
-        return [
-            *(sys.executable, "-IS", str(ROOT / "server" / "with_parent.py"), str(os.getpid())),
-            str(self.java),
-            f"-Xmx{self.memory.heap_mib}m",
-            f"-XX:MaxDirectMemorySize={self.memory.direct_mib}m",
-            "-XX:+UseParallelGC",
-            "-XX:+ExitOnOutOfMemoryError",
-            f"-Dmodel_server_home={package.parent}",
-            f"-Djava.io.tmpdir={folder}",
-            f"-Dlog4j.configurationFile={(ROOT / 'log4j2.xml').as_uri()}",
-            "-cp",
-            str(package / "frontend" / "*"),
-            "org.pytorch.serve.ModelServer",
-            "--python",
-            sys.executable,
-            "-f",
-            str(config),
-            "-ncs",
-        ]
 
     def _instance(self) -> Instance:
         return Instance(
@@ -294,32 +256,3 @@ class TorchServe:
     def _failed(self, what: str) -> StartFailed:
         said = [match[1] for line in self._log if (match := re.search(r" MODEL_LOG - (.*)", line))]
         return StartFailed(f"{what}. Its last log lines:\n" + "\n".join((said or list(self._log))[-40:]))
-
-
-def _opened(paths: Sequence[Path]) -> tuple[Archive, ...]:
-    """Open archives; each is served under a name of its own."""
-    archives = tuple(Archive.open(path) for path in paths)
-    for index, archive in enumerate(archives):
-        for other in archives[:index]:
-            if other.name == archive.name or other.path.name == archive.path.name:
-                raise ArchiveError(
-                    f"{archive.path} and {other.path} are both called {archive.name!r}: export one under "
-                    "another file name, which is its name in the URL"
-                )
-    return archives
-
-
-def require_room(archives: Sequence[Archive]) -> None:
-    """Check that archives can be unpacked where TorchServe does it, in the folder for temporary files.
-
-    Raises:
-        ArchiveError: there is not enough room.
-    """
-    folder = Path(tempfile.gettempdir())
-    need, free = sum(archive.unpacked_bytes for archive in archives), shutil.disk_usage(folder).free
-    if need > free:
-        names = " and ".join(archive.path.name for archive in archives)
-        raise ArchiveError(
-            f"{names} need {need / 1e6:.0f} MB unpacked, and {folder} has {free / 1e6:.0f} MB free: mount a "
-            "larger volume there, or name a folder with more room by TMPDIR"
-        )

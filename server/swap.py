@@ -19,8 +19,8 @@ from archive.compare import mismatch
 from archive.digest import verify_digest
 from archive.errors import ArchiveError
 from archive.read import Archive
+from server.archives import require_room
 from server.errors import ServerError, SwapError
-from server.process import require_room
 from server.warm_up import post_example
 
 WARM_UP_REQUESTS = 20

@@ -17,9 +17,11 @@ from making import write_archive
 
 from archive.errors import ArchiveError
 from server import process as process_module
+from server.archives import require_room
 from server.errors import PortTaken, ServerError, StartFailed
+from server.front_end import Memory
 from server.ports import bind, free_port
-from server.process import Memory, TorchServe, require_room
+from server.process import TorchServe
 
 # Says which version it is; else answers on the management port, which it finds in config.properties as Java
 # does, with what a test has written into a file.
