@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -51,12 +50,7 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report: 0, or 1 where a target was to be checked and is missed."""
-    options = tyro.cli(
-        Annotated[Options, tyro.conf.OmitArgPrefixes],
-        prog="python -m bench",
-        description=__doc__,
-        args=arguments,
-    )
+    options = tyro.cli(Options, prog="python -m bench", description=__doc__, args=arguments)
     if options.peers:
         return _compare(options)
     began = time.monotonic()
@@ -68,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         say("load generator and front end, without a policy")
         limits = ceilings(Path(folder), depth)
-    measured = [measure(archive, depth, say) for archive in archives]
+    measured = [measure(archive, depth) for archive in archives]
     report = Report(limits, measured, time.monotonic() - began)
     results.write("Benchmark", options.output / "report", machine, report, list(blocks(report)))
     return int(options.check and bool(missed(report)))
@@ -82,7 +76,7 @@ def _compare(options: Options) -> int:
     (archive, *_) = options.archives or _default_archives(dataclasses.replace(options, random=()))
     turns, seconds = (1, 0.5) if options.quick else (3, 3.0)
     machine = fingerprint()
-    found = compare(archive, say, turns=turns, seconds=seconds)
+    found = compare(archive, turns=turns, seconds=seconds)
     results.write("Peers", options.output / "peers", machine, found, list(compared(found)))
     return 0
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import tyro
@@ -61,12 +61,7 @@ class Measured:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every format of every policy and write the report."""
-    options = tyro.cli(
-        Annotated[Options, tyro.conf.OmitArgPrefixes],
-        prog="python -m bench formats",
-        description=__doc__,
-        args=arguments,
-    )
+    options = tyro.cli(Options, prog="python -m bench formats", description=__doc__, args=arguments)
     found = [measured for name in options.policies for measured in _of_policy(name, options)]
     head = ("policy", "format", "archive [MB]", "ready [s]", *(f"batch of {n} [ms]" for n in BATCHES))
     lines = [(m.policy, m.format, m.size_mb, m.ready_s, *m.batch_ms.values()) for m in found]

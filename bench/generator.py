@@ -218,11 +218,7 @@ def main() -> None:
     plan_file, samples_file = map(Path, sys.argv[1:])
     plan = msgspec.msgpack.decode(plan_file.read_bytes(), type=Plan)
     pool = msgspec.msgpack.decode(Path(plan.pool).read_bytes(), type=list[Request])
-    samples_file.write_bytes(msgspec.msgpack.encode(asyncio.run(_run(plan, pool))))
-
-
-async def _run(plan: Plan, pool: list[Request]) -> Samples:
-    return await Load(plan, pool).run()
+    samples_file.write_bytes(msgspec.msgpack.encode(asyncio.run(Load(plan, pool).run())))
 
 
 if __name__ == "__main__":

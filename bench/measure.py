@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ import numpy as np
 from PIL import Image
 
 from bench import alone, bodies
-from bench.alone import Alone, Described, Process, Split
+from bench.alone import Process
 from bench.bodies import Target
+from bench.figures import Ceilings, Lone, Results, Round
 from bench.generator import Plan
-from bench.load import Answers, Latency, drive
+from bench.load import drive
+from bench.results import say
 from bench.served import WARM_UP_S, Load, Server, served, settle, write_empty_archive
 from bench.timing import taken_s
 from loadtest.body import Body
@@ -79,93 +81,8 @@ FULL = Depth(5.0, 1.0, (1, 2, 4, 8, 16, 32, 64), (0.25, 0.5, 0.75, 0.9), 3, KIND
 QUICK = Depth(1.0, 0.2, (1, 8), (0.5,), 1, KINDS[:1], 64)
 
 
-@dataclass(frozen=True)
-class Lone:
-    """One client, one request after another."""
-
-    kind: str
-    body: Body
-    # Mean size of a request's picture [KB].
-    kilobytes: float
-    load: Load
-    # Artifact + preprocessing of the same pictures in-process.
-    alone: Latency
-    split: Split
-    # Time of the client to encode such a picture as JPEG [ms].
-    encode_ms: float
-
-    @property
-    def overhead_ms(self) -> float:
-        """What serving adds to the median."""
-        return self.load.answers.latency.p50_ms - self.alone.p50_ms
-
-
-@dataclass(frozen=True)
-class Round:
-    """In-process and served throughput, one right after the other [requests/s]."""
-
-    alone_hz: float
-    served: Load
-    # The same with no command seen before.
-    uncached: Load
-
-    @property
-    def served_share(self) -> float:
-        """Served over in-process."""
-        return self.served.answers.rate_hz / self.alone_hz
-
-    @property
-    def cached_gain(self) -> float:
-        """Repeated commands over commands never seen before."""
-        return self.served.answers.rate_hz / self.uncached.answers.rate_hz
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """What is possible without a policy [requests/s]."""
-
-    # The load generator against an endpoint that does nothing.
-    generator: Answers
-    # TorchServe with a handler that does nothing, by kind of body.
-    front_end: dict[str, Load]
-
-
-@dataclass(frozen=True)
-class Results:
-    """All that was measured of one archive."""
-
-    policy: Described
-    alone: Alone
-    lone: list[Lone]
-    # Closed loop: clients -> load, pictures of the policy's own size.
-    closed: dict[int, Load]
-    # Saturated throughput with larger pictures: kind -> load.
-    saturated: dict[str, Load]
-    rounds: list[Round]
-    # Open loop: requested rate [1/s] -> load.
-    open: dict[float, Load]
-    peak_mib: dict[str, float]
-
-    @property
-    def served_share(self) -> float:
-        """Median of the rounds' served over in-process throughput."""
-        return median(one.served_share for one in self.rounds)
-
-    @property
-    def cached_gain(self) -> float:
-        """Median of the rounds' gain by cached commands."""
-        return median(one.cached_gain for one in self.rounds)
-
-    @property
-    def dip(self) -> float:
-        """The most by which more clients give less throughput than the peak at fewer, as a share of it."""
-        rates = [load.answers.rate_hz for load in self.closed.values()]
-        peaks = [max(rates[: index + 1]) for index in range(len(rates))]
-        return max(1 - rate / peak for rate, peak in zip(rates, peaks, strict=True))
-
-
-def measure(archive: Path, depth: Depth, say: Callable[[str], None]) -> Results:
-    """Measure one archive; `say` gets a line for every step."""
+def measure(archive: Path, depth: Depth) -> Results:
+    """Measure one archive, and say every step."""
     with tempfile.TemporaryDirectory() as folder, Process(archive) as process:
         policy = process.call(alone.describe)
         state = (0.0,) * policy.state
@@ -174,7 +91,7 @@ def measure(archive: Path, depth: Depth, say: Callable[[str], None]) -> Results:
         small = depth.kinds[0].name
         in_process = process.call(alone.everything, bodies.rows(pictures[small], state), depth.figure_s)
         with served(archive, state) as server:
-            run = _Run(depth, server, process, Path(folder), pictures, say)
+            run = _Run(depth, server, process, Path(folder), pictures)
             say("served: warming up")
             server.load(run.pool(small, "multipart"), WARM_UP_S if depth is FULL else 1.0, clients=8)
             closed = {clients: run.closed(small, clients) for clients in depth.clients}
@@ -218,7 +135,6 @@ class _Run:
     folder: Path
     # Kind -> pictures.
     pictures: dict[str, list[bytes]]
-    say: Callable[[str], None]
     # What the last closed loop reached [requests/s].
     rate_hz: float = math.inf
 
@@ -252,9 +168,7 @@ class _Run:
         split = self.process.call(alone.split, rows, min(1.0, seconds))
         size = sum(map(len, pictures)) / len(pictures) / 1000
         lone = Lone(kind, body, size, load, in_process, split, _encode_ms(pictures))
-        self.say(
-            f"  lone, {kind} {body}: p50 {load.answers.latency.p50_ms:.1f} ms, {lone.overhead_ms:+.1f} ms"
-        )
+        say(f"  lone, {kind} {body}: p50 {load.answers.latency.p50_ms:.1f} ms, {lone.overhead_ms:+.1f} ms")
         return lone
 
     def closed(self, kind: str, clients: int) -> Load:
@@ -281,7 +195,7 @@ class _Run:
         load = self.server.load(self.pool(kind, "multipart"), seconds, clients=clients)
         uncached = self.server.load(self.pool(kind, "multipart", turn), seconds, clients=clients)
         one = Round(alone_hz, load, uncached)
-        self.say(f"  served / in-process {one.served_share:.2f}, cached / uncached {one.cached_gain:.2f}")
+        say(f"  served / in-process {one.served_share:.2f}, cached / uncached {one.cached_gain:.2f}")
         return one
 
     def _seconds(self, clients: int) -> float:
@@ -291,7 +205,7 @@ class _Run:
     def _tell(self, what: str, load: Load) -> None:
         answers = load.answers
         failed = f", {answers.failed} failed" if answers.failed else ""
-        self.say(f"  {what}: {answers.rate_hz:.1f}/s, p95 {answers.latency.p95_ms:.0f} ms{failed}")
+        say(f"  {what}: {answers.rate_hz:.1f}/s, p95 {answers.latency.p95_ms:.0f} ms{failed}")
 
 
 def _encode_ms(pictures: list[bytes]) -> float:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.measure import Results
+from bench.figures import Results
 from loadtest.figure import INK, figure
 
 SIZE = (5.4, 3.9)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench import plots
+from bench.figures import Ceilings, Lone, Results
 from bench.load import Answers
-from bench.measure import Ceilings, Lone, Results
 from bench.served import Load
 from loadtest.document import Block, Plots, Table
 
@@ -112,7 +112,8 @@ def _section(results: Results) -> Iterator[Block]:
     cached = ", ".join(f"{one.cached_gain:.2f}" for one in results.rounds)
     yield f"Served over in-process in each round: {rounds}; cached over uncached: {cached}."
     peaks = ", ".join(f"{name} {mib:.0f}" for name, mib in results.peak_mib.items())
-    yield f"Peak memory [MiB]: {peaks}. How many robots the host carries: `make loadtest ARGS=--find-robots`."
+    yield f"Peak memory [MiB]: {peaks}; the gate, a thread of this benchmark, is in none of them."
+    yield "How many robots the host carries: `make loadtest ARGS=--find-robots`."
     yield "In-process; the numbered columns are observations/s in batches of that size:"
     rows = [
         ("artifact", alone.artifact.p50_ms, alone.artifact.p95_ms, *alone.artifact_hz.values()),

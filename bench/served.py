@@ -67,9 +67,12 @@ class Server:
         return Load(answers, front_end_ms, workers_ms)
 
     def peak_mib(self) -> dict[str, float]:
-        """Return the most memory resident so far [MiB]: Java, without the gate, and all workers together."""
+        """Return the most memory resident so far [MiB]: Java, and all workers together.
+
+        The gate is a thread of this process, and in neither.
+        """
         workers = sum(peak_mib(worker.pid) for worker in self._workers())
-        return {"front end": peak_mib(self.pid), "workers": workers}
+        return {"Java": peak_mib(self.pid), "workers": workers}
 
     def _workers(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)

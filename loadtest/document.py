@@ -95,8 +95,9 @@ def write(path: Path, data: Any, title: str, blocks: Sequence[Block]) -> list[Pa
 
 
 def markdown(title: str, blocks: Iterable[Block]) -> str:
-    """Return the report as Markdown."""
-    return "\n\n".join([f"# {title}", *(text for block in blocks if (text := _markdown(block)))]) + "\n"
+    """Return the report as Markdown; without a title, as a part of another one."""
+    texts = [f"# {title}" if title else "", *map(_markdown, blocks)]
+    return "\n\n".join(text for text in texts if text) + "\n"
 
 
 def html(title: str, blocks: Iterable[Block]) -> str:

@@ -20,8 +20,6 @@ from vla_client import ActionChunk
 
 # Different pictures of one kind of client that a process prepares.
 PICTURES = 256
-# How often the process looks whether its timers fire in time [s].
-TIMER_S = 0.02
 # Largest share by which a robot's clock differs from the control rate, so that no two robots stay in phase.
 DRIFT = 0.005
 # Share of the requests whose right answer is known.
@@ -101,14 +99,12 @@ class Fleet:
         self._samples.append(sample)
 
     def listen(self) -> None:
-        """Note every second how much CPU this process takes and how late its timers fire; never returns."""
+        """Note every second how much CPU this process takes; never returns."""
         while True:
-            started, cpu_s, late_s = time.perf_counter(), time.process_time(), 0.0
-            while (now := time.perf_counter()) < started + 1:
-                gevent.sleep(TIMER_S)
-                late_s = max(late_s, time.perf_counter() - now - TIMER_S)
+            started, cpu_s = time.perf_counter(), time.process_time()
+            gevent.sleep(1)
             cpu = (time.process_time() - cpu_s) / (time.perf_counter() - started)
-            self._beats.append(Beat(time.time(), cpu, late_s * 1000))
+            self._beats.append(Beat(time.time(), cpu))
 
     def save(self, path: Path) -> None:
         """Write the recording."""

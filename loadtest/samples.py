@@ -56,8 +56,6 @@ class Beat(msgspec.Struct, frozen=True, array_like=True):
     time_s: float
     # CPU time over wall time, of one core.
     cpu: float
-    # The latest that a timer fired in this second [ms].
-    late_ms: float
 
 
 class Recording(msgspec.Struct, frozen=True):

@@ -66,12 +66,23 @@ def find(trial: Callable[[int], Trial], start: int, limit: int) -> Capacity:
         trials.append(trial(robots))
         return trials[-1].verdict == "kept"
 
+    robots, bounded = _confirm(kept, trials, once(kept, start, limit), limit)
+    return Capacity(robots, bounded, _statement(robots, trials, bounded=bounded), trials)
+
+
+def once(kept: Callable[[int], bool], start: int, limit: int) -> int:
+    """Return the largest number that is kept, to a step of 5 %, of one run each; 0 where not one is.
+
+    Args:
+        kept: whether that many robots are carried
+        start: the first number that is tried
+        limit: the largest number that may be tried
+    """
     low, high = _bracket(kept, start, limit)
     while high - low > step_of(low):
         middle = (low + high) // 2
         low, high = (middle, high) if kept(middle) else (low, middle)
-    robots, bounded = _confirm(kept, trials, low, limit)
-    return Capacity(robots, bounded, _statement(robots, trials, bounded=bounded), trials)
+    return low
 
 
 def step_of(robots: int) -> int:

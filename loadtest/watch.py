@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
 from typing import Self
 
 import msgspec
@@ -109,14 +108,10 @@ class Watch:
         self._same_host = same_host
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._read_all, daemon=True)
-        self._bystanders: float | None = None
+        # Cores that other programs took meanwhile; None where the server is on another host.
+        self.bystanders: float | None = None
         self._before: Metrics | None = None
         self._after: Metrics | None = None
-
-    @property
-    def bystanders(self) -> float | None:
-        """Cores that other programs took meanwhile; None where the server is on another host."""
-        return self._bystanders
 
     @property
     def numbers(self) -> ServerNumbers | None:
@@ -135,14 +130,13 @@ class Watch:
     def _read_all(self) -> None:
         counted = Bystanders(self._workers()) if self._same_host else None
         while not self._over.is_set():
-            if (metrics := self._metrics()) is not None:
-                self._after = metrics
+            metrics = self._metrics()
+            self._after = metrics or self._after
             reading = self._local() if self._same_host else None
-            reading = reading or _reported(self._after if metrics is not None else None)
-            if reading:
+            if reading := reading or _reported(metrics or {}):
                 self.readings.append(reading)
             self._over.wait(PERIOD_S)
-            self._bystanders = counted.cores() if counted else None
+            self.bystanders = counted.cores() if counted else None
         self._after = self._metrics() or self._after
 
     def _metrics(self) -> Metrics | None:
@@ -181,15 +175,12 @@ def accelerator_bytes() -> float | None:
     return sum(used) * 2**20 if run.returncode == 0 and used else None
 
 
-def _reported(metrics: Mapping[tuple[str, frozenset[tuple[str, str]]], float] | None) -> Reading | None:
-    """Return the memory that the workers report of themselves."""
-    if metrics is None or not any(name == "vla_memory_bytes" for name, _ in metrics):
+def _reported(metrics: Metrics) -> Reading | None:
+    """Return the memory that the workers report of themselves, None where they do not."""
+    memory = {pairs: value for (name, pairs), value in metrics.items() if name == "vla_memory_bytes"}
+    if not memory:
         return None
-    resident = total(dict(metrics), "vla_memory_bytes", kind="resident")
     # Every worker reports the whole device: the largest, not the sum.
-    devices = [
-        value
-        for (name, pairs), value in metrics.items()
-        if name == "vla_memory_bytes" and ("kind", "accelerator") in pairs
-    ]
+    devices = [value for pairs, value in memory.items() if ("kind", "accelerator") in pairs]
+    resident = total(metrics, "vla_memory_bytes", kind="resident")
     return Reading(time.time(), resident, max(devices, default=None))

@@ -1,11 +1,12 @@
 """The comparison of architectures as JSON, as a Markdown table and as a plot."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from bench.compare.probes import Probe
 from vla.evaluation.report import Rate, table
@@ -69,10 +70,7 @@ def write(folder: Path, results: Sequence[Result]) -> str:
     )
     text = markdown(results)
     (folder / "comparison.md").write_text(text)
-    try:
-        plot(results, folder / "comparison.png")
-    except ModuleNotFoundError:
-        print("no comparison.png: matplotlib is not installed; it comes with the dev extra", file=sys.stderr)
+    plot(results, folder / "comparison.png")
     return text
 
 
@@ -151,14 +149,7 @@ def _error(result: Result) -> list[str]:
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Write a PNG: success by condition, and latency.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  only in the dev extra
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
+    """Write a PNG: success by condition, and latency."""
     ordered = sorted(results, key=lambda result: result.success["held_out"].value)
     figure = Figure(figsize=(10, 1.5 + 0.42 * len(ordered)), layout="constrained")
     done, speed = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)

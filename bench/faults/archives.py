@@ -76,17 +76,13 @@ def truncated(archive: Path, target: Path) -> Path:
 def other_schema(archive: Path, target: Path) -> Path:
     """Copy an archive whose policy.json is of a format that is not known here."""
     with zipfile.ZipFile(archive) as mar:
-        contents: dict[str, bytes | Path] = {name: mar.read(name) for name in mar.namelist()}
-    policy, manifest = (json.loads(_bytes(contents[name])) for name in (POLICY, MANIFEST))
+        contents = {name: mar.read(name) for name in mar.namelist()}
+    policy, manifest = json.loads(contents[POLICY]), json.loads(contents[MANIFEST])
     manifest["model"]["modelVersion"] = "99.0"
     contents[POLICY] = json.dumps(policy | {"format_version": 99}).encode()
     contents[MANIFEST] = json.dumps(manifest).encode()
     pack(contents, target)
     return with_digest(target)
-
-
-def _bytes(content: bytes | Path) -> bytes:
-    return content if isinstance(content, bytes) else content.read_bytes()
 
 
 # What else may lie where an archive should.

@@ -17,12 +17,12 @@ import numpy as np
 import requests
 
 from archive.read import Archive
-from bench.faults import archives, hostile
+from bench.faults import archives, hostile, records
 from bench.faults.attackers import Found, Plan
 from bench.faults.hostile import Attack
 from bench.faults.processes import ROOT, Running, proxy, replica
 from bench.faults.robots import GOOD, Ask, Outcome, Robots
-from bench.machine import fingerprint
+from bench.machine import Machine
 from loadtest.body import MSGPACK
 from loadtest.judge import percentile
 
@@ -59,6 +59,16 @@ class Window:
         p50, p95 = (1000 * percentile(took_s, percent) for percent in (50, 95))
         return cls(len(ours), errors, p50, p95)
 
+    @property
+    def failed(self) -> str:
+        """How many requests failed, of how many."""
+        return f"{sum(self.errors.values())} of {self.requests}"
+
+    @property
+    def times(self) -> str:
+        """Median and 95th percentile [ms]."""
+        return f"{self.p50_ms:.0f}, {self.p95_ms:.0f}"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -70,8 +80,7 @@ class Result:
     quiet: Window
     beside: Window
     found: Found
-    machine: dict[str, Any]
-    date: str
+    machine: Machine
 
     @property
     def ratio(self) -> float:
@@ -118,9 +127,7 @@ def _run(
             time.sleep(WARM_UP_S)
             for attack in wanted:
                 result = _beside(attack, front.port, robots, seconds)
-                name = "".join(letter if letter.isalnum() else "-" for letter in attack.name.lower())
-                file = folder / f"{kind}-{name}.json"
-                file.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+                records.keep(result, records.file_of(folder, kind, attack.name))
                 print(f"{attack.name}: {line(result)}", flush=True)
 
 
@@ -151,8 +158,7 @@ def _beside(attack: Attack, port: int, robots: Robots, seconds: float) -> Result
         quiet=Window.of(robots.outcomes, began, quiet_end),
         beside=Window.of(robots.outcomes, quiet_end, ended),
         found=msgspec.json.decode(said, type=Found),
-        machine=fingerprint() | {"cores": os.cpu_count()},
-        date=time.strftime("%Y-%m-%d"),
+        machine=records.measured_on(),
     )
 
 

@@ -8,7 +8,6 @@ import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -41,12 +40,7 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, and write the page: 0. Something did not survive its fault, or robots noticed an attack: 1."""
-    options = tyro.cli(
-        Annotated[Options, tyro.conf.OmitArgPrefixes],
-        prog="python -m bench faults",
-        description=__doc__,
-        args=arguments,
-    )
+    options = tyro.cli(Options, prog="python -m bench faults", description=__doc__, args=arguments)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     folder = options.output

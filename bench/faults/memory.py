@@ -1,20 +1,17 @@
 """Memory over many requests: what the front end, the worker and the server's own process grow by."""
 
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import psutil
 
-from bench.faults import hostile
+from bench.faults import hostile, records
 from bench.faults.attackers import Found, Plan
 from bench.faults.beside import ATTACKERS_KEY, NO_RATE, attacking, good_rows, served
 from bench.faults.processes import Running
-from bench.machine import fingerprint
+from bench.machine import Machine
 
 CONNECTIONS = 16
 # Between two readings [s].
@@ -33,8 +30,7 @@ class Result:
     resident_mib: dict[str, list[float]]
     # Answers by status.
     answers: dict[str, int]
-    machine: dict[str, Any]
-    date: str
+    machine: Machine
 
     def slope_mib(self, process: str) -> float:
         """Return a process's growth for 10,000 requests, of a straight line after the warm-up [MiB]."""
@@ -58,14 +54,9 @@ def run(archive: Path, folder: Path, count: int) -> None:
                 answers[status] = answers.get(status, 0) + number
             requests.append(answers.get("200", 0))
             _note(behind, resident)
-            print(
-                f"{requests[-1]} requests: {[f'{k} {v[-1]:.0f} MiB' for k, v in resident.items()]}",
-                flush=True,
-            )
-    result = Result(
-        requests, resident, answers, fingerprint() | {"cores": os.cpu_count()}, time.strftime("%Y-%m-%d")
-    )
-    (folder / "memory.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+            last = [f"{name} {readings[-1]:.0f} MiB" for name, readings in resident.items()]
+            print(f"{requests[-1]} requests: {', '.join(last)}", flush=True)
+    records.keep(Result(requests, resident, answers, records.measured_on()), folder / "memory.json")
 
 
 def read(folder: Path) -> Result | None:

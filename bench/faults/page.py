@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.faults import attackers, beside, memory, table
+from bench.faults.robots import counted
 from bench.faults.setup import WAYS, Way
 from loadtest.document import Block, Table, markdown
 
@@ -14,7 +14,7 @@ Measured = table.Result | beside.Result | memory.Result
 ORDER = ("Faults", "Attacks", "Overload", "Memory")
 COLUMNS: dict[Way, str] = {"deployed": "behind gate and proxy", "alone": "`python -m server` alone"}
 FAULTS = """\
-`make faults` provokes each of these on running processes and writes this page: {count} robots ask 10 times
+`make faults` provokes each of these on running processes and writes this page: three robots ask 10 times
 a second over kept connections, each with a picture of its own, and compare every answer with the right one.
 Statuses are those of the robots' requests from the fault on, until 30 requests in a row were good again.
 *Lost* is a request that was taken and got no answer, *wrong* an answer with other actions than the right
@@ -54,7 +54,7 @@ def write(path: Path, found: Found) -> None:
     """Write the page; a section without results stays as it was."""
     sections = _sections(path.read_text()) if path.exists() else {}
     for name, blocks in _written(found):
-        sections[name] = markdown("", blocks).partition("\n\n")[2]
+        sections[name] = markdown("", blocks)
     ordered = (f"## {name}\n\n{sections[name]}" for name in ORDER if name in sections)
     path.write_text("\n".join(["# Faults and attacks\n", *ordered]))
 
@@ -67,8 +67,7 @@ def _sections(text: str) -> dict[str, str]:
 def _written(found: Found) -> Iterator[tuple[str, list[Block]]]:
     """Yield the sections that there are results of."""
     if found.faults:
-        said = FAULTS.format(count="three")
-        yield "Faults", [said, _measured(found.faults), _faults(found.faults)]
+        yield "Faults", [FAULTS, _measured(found.faults), _faults(found.faults)]
     if found.attacks:
         yield "Attacks", [ATTACKS, _measured(found.attacks), _attacks(found.attacks)]
     if found.overload:
@@ -78,51 +77,41 @@ def _written(found: Found) -> Iterator[tuple[str, list[Block]]]:
 
 
 def _attacks(results: Sequence[beside.Result]) -> Table:
-    head = (
-        "attack",
-        "connections",
-        "seconds",
-        "robots' errors",
-        "quiet p50, p95 [ms]",
-        "beside it",
-        "ratio",
-        "attackers got",
-    )
+    asked = ("attack", "connections", "seconds")
+    noticed = ("robots' errors", "quiet p50, p95 [ms]", "beside it", "ratio", "attackers got")
     rows = [
         (
             result.attack,
             str(result.connections),
             f"{result.seconds:g}",
-            f"{sum(result.beside.errors.values())} of {result.beside.requests}",
-            f"{result.quiet.p50_ms:.0f}, {result.quiet.p95_ms:.0f}",
-            f"{result.beside.p50_ms:.0f}, {result.beside.p95_ms:.0f}",
+            result.beside.failed,
+            result.quiet.times,
+            result.beside.times,
             result.ratio,
             ", ".join(f"{status} x {count}" for status, count in sorted(result.found.answers.items())),
         )
         for result in results
     ]
-    return Table(head, rows)
+    return Table((*asked, *noticed), rows)
 
 
 def _overload(results: Sequence[beside.Result]) -> Table:
     rows: list[tuple[str, str]] = []
     for result in results:
-        found, quiet, robots = result.found, result.quiet, result.beside
+        found = result.found
         asked, answered = sum(found.answers.values()), found.answers.get("200", 0)
+        others = {status: count for status, count in found.answers.items() if status not in ("200", "429")}
         rows += [
             ("asked by the greedy key [1/s]", f"{asked / result.seconds:.0f}"),
             ("answered to it with 200 [1/s]", f"{answered / result.seconds:.0f}"),
             ("its answers, p50, p95 [ms]", _times(found, "200")),
             ("its refusals (429), p50, p95 [ms]", _times(found, "429")),
             ("each refusal with Retry-After", "yes" if found.retry_after else "no"),
-            (
-                "other statuses",
-                str({s: n for s, n in found.answers.items() if s not in ("200", "429")} or "none"),
-            ),
-            ("the robots, quiet, p50, p95 [ms]", f"{quiet.p50_ms:.0f}, {quiet.p95_ms:.0f}"),
-            ("the robots beside it, p50, p95 [ms]", f"{robots.p50_ms:.0f}, {robots.p95_ms:.0f}"),
+            ("other statuses", str(others or "none")),
+            ("the robots, quiet, p50, p95 [ms]", result.quiet.times),
+            ("the robots beside it, p50, p95 [ms]", result.beside.times),
             ("their p95 over the quiet one", f"{result.ratio:.2f}"),
-            ("the robots' errors", f"{sum(robots.errors.values())} of {robots.requests}"),
+            ("the robots' errors", result.beside.failed),
         ]
     return Table(("under overload", "measured"), rows)
 
@@ -148,18 +137,14 @@ def _faults(results: Sequence[table.Result]) -> Table:
     rows = []
     for name in names:
         cells = (by_place.get((name, way)) for way in WAYS)
-        rows.append((name, *("-" if result is None else _cell(result) for result in cells)))
+        rows.append((name, *("-" if result is None else "; ".join(_said(result)) for result in cells)))
     return Table(("fault", *COLUMNS.values()), rows)
-
-
-def _cell(result: table.Result) -> str:
-    return "; ".join(_said(result))
 
 
 def _said(result: table.Result) -> Iterator[str]:
     seen = result.seen
     if seen is not None:
-        yield ", ".join(f"{kind} x {count}" for kind, count in seen.kinds.items())
+        yield counted(seen.kinds)
         if seen.lost or seen.wrong:
             yield f"**lost {seen.lost}, wrong {seen.wrong}**"
         if seen.again_s is None:
@@ -176,9 +161,9 @@ def _measured(results: Sequence[Measured]) -> str:
     """Say where and when."""
     machines: dict[tuple[object, ...], list[float]] = {}
     for result in results:
-        machine: dict[str, Any] = result.machine
-        key = (result.date, machine["cpu"], machine["cores"], str(machine["commit"])[:12])
-        machines.setdefault(key, []).append(float(machine["load_average"]))
+        machine = result.machine
+        key = (machine["date"], machine["cpu"], machine["cores"], str(machine["commit"])[:12])
+        machines.setdefault(key, []).append(float(machine["load_average"] or 0.0))
     lines = []
     for (date, cpu, cores, commit), loads in machines.items():
         busy = f"load average {min(loads):.1f} to {max(loads):.1f}"

@@ -6,12 +6,14 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+
+from loadtest.answers import read_error
 
 TIMEOUT_S = 60.0
 TOLERANCE = 1e-4
@@ -174,7 +176,7 @@ class _Connection:
         except (OSError, http.client.HTTPException):
             return "reset", True
         if answer.status != 200:
-            return f"{answer.status} {_code(body)}", True
+            return f"{answer.status} {read_error(body)[0]}", True
         actions = np.float64(json.loads(body)["actions"])
         right = actions.shape == ask.actions.shape and np.abs(actions - ask.actions).max() <= TOLERANCE
         return GOOD, bool(right)
@@ -190,8 +192,6 @@ class _Connection:
         return self._connection
 
 
-def _code(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"]["code"])
-    except (ValueError, KeyError, TypeError):
-        return "no JSON"
+def counted(kinds: Mapping[Any, int]) -> str:
+    """Return what became of requests as text, the most frequent first."""
+    return ", ".join(f"{kind} x {count}" for kind, count in Counter(kinds).most_common())

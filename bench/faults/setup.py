@@ -6,14 +6,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 import msgspec
+import numpy as np
 import psutil
+import requests
 
 from bench.faults import archives
 from bench.faults.processes import Running, end, proxy, replica_command, start, wait_ready
@@ -23,7 +25,10 @@ from server.ports import free_port
 
 Way = Literal["deployed", "alone"]
 WAYS: tuple[Way, ...] = ("deployed", "alone")
-# The robots' pictures.
+HEADERS = {"Content-Type": MSGPACK}
+# A picture longer than any buffer on its way: 3 MB of raw pixels.
+LARGE = {"image": {"shape": [1000, 1000, 3], "dtype": "uint8", "data": bytes(3_000_000)}}
+# Brightness of the robots' pictures.
 GREYS = (60, 120, 180)
 GAIN = 0.5
 # Between an end and the next start, as a container's runtime waits at first [s].
@@ -77,33 +82,16 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class SetUp:
-    """Running servers, and how they are reached."""
+class Places:
+    """Where everything of a run lies: readable to nginx's workers, another user's."""
 
-    way: Way
-    # Where robots ask.
-    port: int
-    servers: list[Kept]
     # The model store, and the archive in it.
     folder: Path
     archive: Path
     # What the policy is told: see `bench.faults.fragile`.
     switch: Path
-
-    @property
-    def running(self) -> Running:
-        """The first server, as it runs now."""
-        return self.servers[0].running
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where everything of a run lies: readable to nginx's workers, another user's."""
-
-    folder: Path
-    archive: Path
-    switch: Path
-    asks: list[Ask] = field(default_factory=list)
+    # The robots' requests.
+    asks: list[Ask]
 
     @classmethod
     @contextlib.contextmanager
@@ -114,18 +102,36 @@ class Places:
             folder.chmod(0o755)
             switch = folder / "switch"
             archive = archives.write_fragile(folder / "vla.mar", switch, gain=GAIN)
-            yield cls(folder, archive, switch, asks(folder))
+            yield cls(folder, archive, switch, [_ask(value, folder / "grey.png") for value in GREYS])
 
 
-def asks(folder: Path, **more: object) -> list[Ask]:
-    """Return the robots' requests: pictures of different brightness, whose answers differ."""
-    made = []
-    for value in GREYS:
-        row = {"image": archives.png(archives.grey(value), folder / "grey.png"), **more}
-        headers = {"Content-Type": MSGPACK}
-        right = GAIN * value / 255
-        made.append(Ask(msgspec.msgpack.encode(row), headers, archives.np.array([[right, -right]])))
-    return made
+@dataclass(frozen=True)
+class SetUp:
+    """Running servers, and how they are reached."""
+
+    way: Way
+    # Where robots ask.
+    port: int
+    servers: list[Kept]
+    places: Places
+
+    @property
+    def running(self) -> Running:
+        """The first server, as it runs now."""
+        return self.servers[0].running
+
+    def post(self, row: Mapping[str, object]) -> int:
+        """Return the status of one more request; 0: the connection broke."""
+        url, body = f"http://127.0.0.1:{self.port}/predictions/vla", msgspec.msgpack.encode(row)
+        with contextlib.suppress(requests.RequestException):
+            return requests.post(url, body, headers=HEADERS, timeout=60).status_code
+        return 0
+
+
+def _ask(value: int, file: Path) -> Ask:
+    """Return a request with a picture of this brightness, and its answer."""
+    row, right = {"image": archives.png(archives.grey(value), file)}, GAIN * value / 255
+    return Ask(msgspec.msgpack.encode(row), HEADERS, np.array([[right, -right]]))
 
 
 @contextlib.contextmanager
@@ -137,7 +143,7 @@ def serving(
         servers = [stack.enter_context(_kept(way, places, wrap, environment)) for _ in range(replicas)]
         ports = [server.running.port for server in servers]
         port = stack.enter_context(proxy(places.folder, *ports)).port if way == "deployed" else ports[0]
-        yield SetUp(way, port, servers, places.folder, places.archive, places.switch)
+        yield SetUp(way, port, servers, places)
 
 
 def _kept(way: Way, places: Places, wrap: tuple[object, ...], environment: dict[str, object]) -> Kept:

@@ -4,14 +4,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from bench.faults import records
 from bench.faults.cases import FAULTS, Fault
+from bench.faults.records import measured_on
 from bench.faults.robots import Robots, Seen
 from bench.faults.setup import WAYS, Places, SetUp, Way, serving
-from bench.machine import fingerprint
+from bench.machine import Machine
 
 # Good requests before a fault, and after it until the server counts as serving again.
 BEFORE, AFTER = 30, 30
@@ -27,8 +28,7 @@ class Result:
     seen: Seen | None
     # What else is to be said; or why it was skipped.
     note: str
-    machine: dict[str, Any]
-    date: str
+    machine: Machine
 
 
 def run(folder: Path, only: Sequence[str], *, anew: bool) -> list[Result]:
@@ -42,28 +42,26 @@ def run(folder: Path, only: Sequence[str], *, anew: bool) -> list[Result]:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [fault for fault in FAULTS if not only or any(word in fault.name for word in only)]
     missing: dict[Way, list[Fault]] = {
-        way: [f for f in wanted if way in f.ways and (anew or only or not _file(folder, f, way).exists())]
+        way: [
+            fault
+            for fault in wanted
+            if way in fault.ways and (anew or only or not records.file_of(folder, way, fault.name).exists())
+        ]
         for way in WAYS
     }
     if any(missing.values()):
         with Places.made() as places:
             for way, faults in missing.items():
                 for result in _results(way, faults, places):
-                    file = _file(folder, next(f for f in FAULTS if f.name == result.fault), way)
-                    file.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+                    records.keep(result, records.file_of(folder, way, result.fault))
                     print(f"{way}: {result.fault}: {_line(result)}", flush=True)
     return read(folder)
 
 
 def read(folder: Path) -> list[Result]:
     """Return the results in a folder, in the table's order."""
-    files = [_file(folder, fault, way) for fault in FAULTS for way in fault.ways]
+    files = [records.file_of(folder, way, fault.name) for fault in FAULTS for way in fault.ways]
     return [msgspec.json.decode(file.read_bytes(), type=Result) for file in files if file.exists()]
-
-
-def _file(folder: Path, fault: Fault, way: Way) -> Path:
-    name = "".join(letter if letter.isalnum() else "-" for letter in fault.name.lower())
-    return folder / f"{way}-{name}.json"
 
 
 def _results(way: Way, faults: Sequence[Fault], places: Places) -> Iterator[Result]:
@@ -76,7 +74,7 @@ def _results(way: Way, faults: Sequence[Fault], places: Places) -> Iterator[Resu
     for fault in faults:
         if fault.serving is not None:
             if reason := fault.skipped():
-                yield Result(fault.name, way, None, f"not provoked: {reason}", fingerprint(), _today())
+                yield Result(fault.name, way, None, f"not provoked: {reason}", measured_on())
                 continue
             with fault.serving(way, places) as at:
                 yield _result(fault, at, places)
@@ -87,16 +85,12 @@ def _result(fault: Fault, at: SetUp, places: Places) -> Result:
     with Robots(at.port, places.asks) as robots:
         if not robots.wait_good(began, BEFORE, QUIET_TIMEOUT_S):
             seen = Seen.of(robots.outcomes, began)
-            return Result(fault.name, at.way, seen, "not served before it", fingerprint(), _today())
+            return Result(fault.name, at.way, seen, "not served before it", measured_on())
         since_s = time.monotonic()
         note = fault.provoke(at, robots) or ""
         robots.wait_good(time.monotonic(), AFTER, AGAIN_TIMEOUT_S)
         seen = Seen.of(robots.outcomes, since_s)
-    return Result(fault.name, at.way, seen, note, fingerprint(), _today())
-
-
-def _today() -> str:
-    return time.strftime("%Y-%m-%d")
+    return Result(fault.name, at.way, seen, note, measured_on())
 
 
 def _line(result: Result) -> str:

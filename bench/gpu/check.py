@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 import torch
@@ -58,12 +58,7 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts and write the report: 0, or 1 where one failed."""
-    options = tyro.cli(
-        Annotated[Options, tyro.conf.OmitArgPrefixes],
-        prog="python -m bench gpu",
-        description=__doc__,
-        args=arguments,
-    )
+    options = tyro.cli(Options, prog="python -m bench gpu", description=__doc__, args=arguments)
     device = "cuda:0" if torch.cuda.is_available() and not options.cpu else "cpu"
     if device == "cpu":
         say("no GPU that torch can use: what needs none is checked on the CPU")

@@ -62,7 +62,7 @@ class Findings(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, blocks: Sequence[Block], figures: object, *, ok: bool) -> "Findings":
         """Lay a report out."""
-        return cls(ok, markdown("", blocks).removeprefix("# \n\n"), figures)
+        return cls(ok, markdown("", blocks), figures)
 
 
 def said(error: Exception) -> str:

@@ -13,6 +13,7 @@ from bench.gpu.part import Findings, Run
 from bench.policies import BUCKETS, in_process, of_architecture, of_size, robot_requests
 from export.source import Source
 from loadtest.document import Table
+from loadtest.search import once
 from vla_runtime.observation import Row
 from vla_runtime.policy import Policy
 from vla_runtime.spec import Precision
@@ -20,7 +21,7 @@ from vla_runtime.spec import Precision
 # The tier: the latency's 95th percentile stays under it [s], and at most 1 % of answers come after a period.
 P95_S, MOST_LATE = 0.05, 0.01
 PERIOD_S = 0.1
-MOST_ROBOTS = 4096
+FIRST, MOST_ROBOTS = 8, 4096
 PLANS: tuple[tuple[str, Callable[[], Source], Precision], ...] = (
     ("command_attention", partial(of_architecture, "command_attention"), "float32"),
     ("ViT-B/32", partial(of_size, "ViT-B/32"), "bfloat16"),
@@ -63,21 +64,17 @@ def most(tried: Sequence[Tried]) -> int:
 
 
 def search(policy: Policy) -> list[Tried]:
-    """Double the robots until the tier is missed, then halve the gap to a sixteenth."""
-    requests, tried, low, high = robot_requests(64), [], 0, 8
-    while high <= MOST_ROBOTS and _try(policy, requests, high, tried):
-        low, high = high, high * 2
-    while high - low > max(4, low // 16):
-        middle = (low + high) // 2
-        low, high = (middle, high) if _try(policy, requests, middle, tried) else (low, middle)
+    """Search as the load test does; return every number of robots that was tried."""
+    requests, tried = robot_requests(64), list[Tried]()
+
+    def kept(count: int) -> bool:
+        latencies_s = _played(policy, requests, count)
+        p95_s, late = np.percentile(latencies_s, 95), np.mean(latencies_s > PERIOD_S)
+        tried.append(Tried(count, 1000 * float(p95_s), bool(p95_s < P95_S and late <= MOST_LATE)))
+        return tried[-1].kept
+
+    once(kept, FIRST, MOST_ROBOTS)
     return tried
-
-
-def _try(policy: Policy, requests: Sequence[Row], count: int, tried: list[Tried]) -> bool:
-    latencies_s = _played(policy, requests, count)
-    p95_s, late = np.percentile(latencies_s, 95), np.mean(latencies_s > PERIOD_S)
-    tried.append(Tried(count, 1000 * float(p95_s), bool(p95_s < P95_S and late <= MOST_LATE)))
-    return tried[-1].kept
 
 
 def _played(policy: Policy, requests: Sequence[Row], count: int, seconds: float = 2.5) -> np.ndarray:

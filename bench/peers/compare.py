@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from bench.bodies import Target
 from bench.load import Answers
 from bench.measure import Kind
 from bench.peers import FOLDER
+from bench.results import say
 from bench.served import WARM_UP_S, Server, served
 from loadtest.body import MSGPACK, packed
 from loadtest.document import Block, Table
@@ -45,7 +46,7 @@ class Comparison:
     peak_mib: dict[str, float]
 
 
-def compare(archive: Path, say: Callable[[str], None], *, turns: int, seconds: float) -> Comparison:
+def compare(archive: Path, *, turns: int, seconds: float) -> Comparison:
     """Start ours and every peer, and load them in turn with the same requests."""
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = unpack(archive, Path(temporary, "unpacked"))
@@ -81,7 +82,10 @@ def blocks(comparison: Comparison) -> Iterator[Block]:
     """Yield the comparison for people."""
     kilobytes = f"{PICTURES.width}x{PICTURES.height} JPEG of about {PICTURES.kilobytes:.0f} KB"
     yield f"## {comparison.policy}: servers around the same Policy.infer, one worker each"
-    yield f"{kilobytes}, msgpack, median of alternating turns; in brackets ours over theirs."
+    yield (
+        f"{kilobytes}, msgpack, median of alternating turns; in brackets ours over theirs. Our memory is "
+        "without the gate's, which is a thread of this benchmark."
+    )
     rows = []
     for name, loads in comparison.phases.items():
         lone = median(answers.latency.p50_ms for answers in loads[CLIENTS[0]])

@@ -68,13 +68,13 @@ def test_serving_again_counts_from_the_fault() -> None:
 
 
 def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
-    machine = {"cpu": "a", "cores": 2, "commit": "c" * 40, "load_average": 1.5}
+    machine = {"cpu": "a", "cores": 2, "commit": "c" * 40, "load_average": 1.5, "date": "2026-01-01"}
     lost = Seen({"200": 3, "reset": 1}, 1, 0, 2.04, 0.1)
     fine = Seen({"200": 4}, 0, 0, 0.0, 0.1)
     results = [
-        Result("gate killed", "deployed", fine, "", machine, "2026-01-01"),
-        Result("gate killed", "alone", lost, "", machine, "2026-01-01"),
-        Result("disk full", "alone", None, "not provoked: no root", machine, "2026-01-01"),
+        Result("gate killed", "deployed", fine, "", machine),
+        Result("gate killed", "alone", lost, "", machine),
+        Result("disk full", "alone", None, "not provoked: no root", machine),
     ]
     write(tmp_path / "faults.md", Found(results))
     lines = (tmp_path / "faults.md").read_text().splitlines()
@@ -85,14 +85,14 @@ def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
     )
     assert "| disk full | - | not provoked: no root |" in lines
     assert [survived(result) for result in results] == [True, True, True]
-    assert not survived(Result("gate killed", "deployed", lost, "", machine, "2026-01-01"))
+    assert not survived(Result("gate killed", "deployed", lost, "", machine))
 
 
 def test_a_section_without_new_results_stays(tmp_path: Path) -> None:
     page = tmp_path / "faults.md"
     page.write_text("# Faults and attacks\n\n## Faults\n\noutdated\n\n## Memory\n\nkept\n")
-    machine = {"cpu": "a", "cores": 2, "commit": "c" * 40, "load_average": 1.5}
-    write(page, Found([Result("disk full", "alone", None, "no root", machine, "2026-01-01")]))
+    machine = {"cpu": "a", "cores": 2, "commit": "c" * 40, "load_average": 1.5, "date": "2026-01-01"}
+    write(page, Found([Result("disk full", "alone", None, "no root", machine)]))
     once = page.read_text()
     write(page, Found([]))
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from bench.alone import Alone, Described
+from bench.figures import Results, Round
 from bench.generator import Sample, Samples
 from bench.load import Latency, summarise
-from bench.measure import Results, Round
 from bench.report import targets
 from bench.served import Load
 

@@ -23,7 +23,7 @@ TIER = Tier(
     max_deadline_misses=0.02,
     memory_gib=4,
 )
-CALM = [Beat(BEGIN_S + i, 0.2, 1.0) for i in range(10)]
+CALM = [Beat(BEGIN_S + i, 0.2) for i in range(10)]
 
 
 def asked(count: int = 100, latency_ms: float = 20.0, **changes: object) -> list[Sample]:
@@ -190,7 +190,7 @@ def test_memory_is_judged_by_its_peak() -> None:
 @pytest.mark.parametrize(
     ("samples", "beats", "doubt"),
     [
-        (asked(), [Beat(BEGIN_S + i, 0.86, 1.0) for i in range(10)], "took 86% of a core, more than 85%"),
+        (asked(), [Beat(BEGIN_S + i, 0.86) for i in range(10)], "took 86% of a core, more than 85%"),
         (asked(98) + asked(2, lag_ms=5.1), CALM, "sent 5.1 ms late or later, more than 5 ms"),
         ([], CALM, "recorded no request"),
     ],
