@@ -23,6 +23,12 @@ class Example:
     # T actions in physical units; T rows of probabilities, of a discrete policy.
     actions: tuple[tuple[float, ...], ...]
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The fields besides the images, as they stand in a JSON request."""
+        read = {name: json.loads(text) for name, text in self.fields.items() if name != "command"}
+        return {**self.fields, **read}
+
 
 @dataclass(frozen=True)
 class Archive:

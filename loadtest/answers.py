@@ -217,9 +217,7 @@ def description_in(path: Path) -> dict[str, Any]:
     except (OSError, ArchiveError, ValueError) as error:
         raise ContractError(f"{path} is neither an archive of a policy nor a policy.json: {error}") from error
     request = {field: b64encode(data).decode() for field, (_, data) in archive.example.images.items()}
-    given = archive.policy["example"]
-    values = {name: given[name] for name in ("command", "state", "seed") if given[name] not in ("", [])}
-    return archive.policy | {"example_request": request | values}
+    return archive.policy | {"example_request": request | archive.example.values}
 
 
 def _column(dimensions: list[dict[str, Any]], name: str) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -123,12 +123,8 @@ def judge(
     weak, crowded = _doubts(robots, beats, tier), _crowded(company)
     outages = find_outages(robots, begin, min(end, recording.samples[-1].end_s) if recording.samples else end)
     errors = Counter(sample.outcome for sample in samples if sample.outcome != OK)
-    timed = [
-        *(_latency(robots, name, bound, weak) for name, bound in tier.latency_ms.items()),
-        _deadlines(robots, tier, weak),
-    ]
     promises = [
-        *(_excused(promise, crowded) for promise in timed),
+        *(_excused(promise, crowded) for promise in _timed(robots, tier, weak)),
         _content(samples, findings),
         _failures(samples, tier),
         _outages(outages),
@@ -190,6 +186,13 @@ def _crowded(company: float) -> list[str]:
         f"other programs took {company:.0%} of the server's host, more than {MAX_COMPANY:.0%}: what is late "
         "may be their doing; quieten the host, and run again"
     ]
+
+
+def _timed(robots: Sequence[Sample], tier: Tier, doubts: Sequence[str]) -> Iterator[Promise]:
+    """Judge the promises of time."""
+    for name, bound_ms in tier.latency_ms.items():
+        yield _latency(robots, name, bound_ms, doubts)
+    yield _deadlines(robots, tier, doubts)
 
 
 def _excused(promise: Promise, crowded: Sequence[str]) -> Promise:

@@ -108,26 +108,23 @@ def run(
     Raises:
         RunFailed: the load generator could not run; nothing is known about the server.
     """
-    target, known = subject.target, subject.known
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        policy = folder / "policy.json"
-        policy.write_bytes(msgspec.json.encode(subject.description))
-        say(
-            f"{tier.robots} robots at {tier.control_hz:g} Hz ({tier.scenario}) for {tier.duration_s:g} s, "
-            f"after {tier.ramp_s + tier.warm_up_s:g} s of ramp and warm-up"
-        )
+    say(
+        f"{tier.robots} robots at {tier.control_hz:g} Hz ({tier.scenario}) for {tier.duration_s:g} s, "
+        f"after {tier.ramp_s + tier.warm_up_s:g} s of ramp and warm-up"
+    )
+    target = subject.target
+    with tempfile.TemporaryDirectory() as folder:
+        command = _command(subject, tier, Path(folder), generators=generators, seed=seed)
         with Watch(
             target.management_url, target.metrics_url, target.model, same_host=target.same_host
         ) as watch:
-            command = _command(target, tier, policy, generators=generators, seed=seed)
-            _locust([*command, "--known", str(known.write(folder / "known"))], tier)
+            _locust(command, tier)
         try:
-            recording = samples.read(folder.glob("*.samples"))
+            recording = samples.read(Path(folder).glob("*.samples"))
         except ValueError as error:
             raise RunFailed(str(error)) from error
     company = (watch.bystanders or 0.0) / (os.cpu_count() or 1)
-    judgement = judge(recording, tier, _judged(watch.readings), known.findings, company)
+    judgement = judge(recording, tier, _judged(watch.readings), subject.known.findings, company)
     return Result(tier, recording, watch.readings, watch.numbers, watch.bystanders, judgement)
 
 
@@ -136,7 +133,10 @@ def _judged(readings: list[Reading]) -> list[float]:
     return [reading.resident if reading.accelerator is None else reading.accelerator for reading in readings]
 
 
-def _command(target: Target, tier: Tier, policy: Path, *, generators: int, seed: int) -> list[str]:
+def _command(subject: Subject, tier: Tier, folder: Path, *, generators: int, seed: int) -> list[str]:
+    """Return Locust's command line; what is long is written into the folder for it."""
+    target, policy = subject.target, folder / "policy.json"
+    policy.write_bytes(msgspec.json.encode(subject.description))
     clients = 1 if tier.scenario == "burst" else tier.robots
     users = clients + tier.adversaries
     options = {
@@ -150,14 +150,15 @@ def _command(target: Target, tier: Tier, policy: Path, *, generators: int, seed:
         "--loglevel": "WARNING",
         "--model": target.model,
         "--policy": policy,
-        "--access": target.access.write(policy.with_name("access.json")),
+        "--access": target.access.write(folder / "access.json"),
+        "--known": subject.known.write(folder / "known"),
         "--control-hz": tier.control_hz,
         "--deadline-ms": tier.deadline_ms,
         "--burst": tier.robots,
         "--adversaries": tier.adversaries,
         "--same-clock": int(target.same_clock),
         "--seed": seed,
-        "--recording": policy.parent,
+        "--recording": folder,
     }
     if generators > 1:
         options["--processes"] = generators

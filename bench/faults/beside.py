@@ -1,7 +1,6 @@
 """Attacks beside good robots, through the proxy: what the robots notice of them."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -201,9 +200,7 @@ def good_rows(archive: Path) -> list[dict[str, Any]]:
     example = Archive.open(archive).example
     assert example is not None, f"{archive} has no example"
     images = {name: data for name, (_, data) in example.images.items()}
-    fields: dict[str, Any] = dict(example.fields)
-    fields |= {name: json.loads(text) for name, text in fields.items() if name in ("state", "seed")}
-    return hostile.good_rows(images, fields, ROBOTS)
+    return hostile.good_rows(images, example.values, ROBOTS)
 
 
 def _ask(port: int, row: dict[str, Any]) -> Ask:
