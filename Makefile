@@ -8,6 +8,8 @@ SHELL := /bin/bash
 SYSTEM_PYTHON ?= python3.11
 # LeRobot 0.6 wants a later one.
 PYTHON_OF_LEROBOT ?= python3.12
+# A checkout of openpi at 15a9616, for `make golden-openpi`.
+OPENPI ?= build/openpi
 CHECKPOINT ?= checkpoints/command_attention
 ARCHIVE ?= model_store/vla.mar
 PORT ?= 8080
@@ -31,7 +33,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-flow clean java rendering nginx image image-run test-image sbom deploy-check FORCE
+.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-flow golden-openpi clean java rendering nginx image image-run test-image sbom deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -60,8 +62,13 @@ export: .venv/.train model_store/.checkpoint ## export CHECKPOINT to ARCHIVE
 golden: build/golden/.installed ## record anew what the real LeRobot answers, for the tests (5 GB to install)
 	HF_HUB_OFFLINE=1 build/golden/bin/python tests/golden/make_lerobot.py $(ARGS)
 
-golden-flow: build/golden-flow/.installed ## record anew what its pi0 and pi0.5 answer, by LeRobot 0.6 (5 GB to install, Python 3.12)
+golden-flow: build/golden-flow/.installed ## record anew what pi0, pi0.5 and SmolVLA answer, by LeRobot 0.6 (5 GB to install, Python 3.12)
 	HF_HUB_OFFLINE=1 build/golden-flow/bin/python tests/golden/make_pi0.py $(ARGS)
+	build/golden-flow/bin/python tests/golden/make_sentencepiece.py
+
+golden-openpi: build/golden-openpi/.installed ## record anew what openpi answers, by the checkout OPENPI, which is cloned where there is none (3 GB to install)
+	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 PYTHONPATH=$(OPENPI)/src:$(OPENPI)/packages/openpi-client/src \
+	    build/golden-openpi/bin/python tests/golden/make_openpi.py $(ARGS)
 
 demos: .venv/.train rendering ## collect demonstrations in the simulator
 	$(PYTHON) -m vla.tabletop $(ARGS)
@@ -143,6 +150,20 @@ build/golden-flow/.installed: tests/golden/requirements-pi0.txt
 	$(PYTHON_OF_LEROBOT) -m venv build/golden-flow
 	build/golden-flow/bin/python -m pip --disable-pip-version-check install -r $<
 	@touch $@
+
+# openpi puts layers of its own in the place of transformers'.
+build/golden-openpi/.installed: tests/golden/requirements-openpi.txt | $(OPENPI)
+	$(SYSTEM_PYTHON) -m venv build/golden-openpi
+	build/golden-openpi/bin/python -m pip --disable-pip-version-check install -r $<
+	cp -r $(OPENPI)/src/openpi/models_pytorch/transformers_replace/* \
+	    "$$(build/golden-openpi/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/transformers/"
+	@touch $@
+
+build/openpi:
+	rm -rf $@.partial
+	git clone --quiet https://github.com/Physical-Intelligence/openpi $@.partial
+	git -C $@.partial checkout --quiet 15a9616
+	mv $@.partial $@
 
 build/golden/.installed: tests/golden/requirements.txt
 	$(SYSTEM_PYTHON) -m venv build/golden

@@ -1,10 +1,10 @@
 """Golden truth of openpi: tiny policies of the real library, by its own training configurations.
 
-It runs in an environment of its own; requirements-openpi.txt says how that is made. For each policy it writes
-a folder as openpi's converter to PyTorch does, and what make_lerobot.py writes besides. openpi knows its
-models in one size alone, so that size is made smaller here, by what it calls to build them, and they compute
-in float32; PaliGemma's tokenizer comes from a bucket, and is that of the golden pi0 here. All else, from the
-request to the robot's actions, is its own code.
+`make golden-openpi` runs it in an environment of its own, beside a checkout of openpi. For each policy it
+writes a folder as openpi's converter to PyTorch does, and what make_lerobot.py writes besides. openpi knows
+its models in one size alone, so that size is made smaller here, by what it calls to build them, and they
+compute in float32; PaliGemma's tokenizer comes from a bucket, and is that of the golden pi0 here. All else,
+from the request to the robot's actions, is its own code.
 """
 
 import dataclasses
