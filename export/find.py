@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def _foreign(folder: Path, facts: Facts) -> Source:
     if not folder.is_dir():
         raise ExportError(f"there is no folder {folder}: name the one with config.json and model.safetensors")
     from export import lerobot, openpi  # noqa: PLC0415 - only where they are asked for
+    from export.foreign import sentencepiece  # noqa: PLC0415
 
+    if facts.tokenizer and facts.tokenizer.suffix == sentencepiece.SUFFIX:
+        facts = replace(facts, tokenizer=sentencepiece.as_json(facts.tokenizer))
     source = {"lerobot": lerobot.make, "openpi": openpi.make}[facts.origin or ""](folder, facts)
     for note in source.provenance["imported"]["notes"]:
         print(f"note: {note}", flush=True)
