@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
-from export.foreign import act, diffusion, lerobot_pi0
+from export.foreign import act, diffusion, lerobot_pi0, lerobot_smolvla
 from export.foreign.facts import Facts, read_names
 from export.foreign.folder import CONFIG, Folder
 from export.foreign.processors import (
@@ -184,6 +184,9 @@ MAKERS = {
     ),
     "pi05": Kind(
         lerobot_pi0.FIELDS | lerobot_pi0.NEUTRAL, lerobot_pi0.make, lerobot_pi0.STEPS | {lerobot_pi0.PROMPT}
+    ),
+    "smolvla": Kind(
+        lerobot_smolvla.FIELDS | lerobot_smolvla.NEUTRAL, lerobot_smolvla.make, lerobot_smolvla.STEPS
     ),
 }
 

@@ -1,6 +1,6 @@
 """What a folder from elsewhere does not say, and has to be told: names, limits, rate."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,8 +30,11 @@ class Facts:
     margin: float | None = None
     # Rate at which the robot executes the actions [Hz], unless the names file says it.
     control_hz: float | None = None
-    # PaliGemma's tokenizer.json, for a policy that reads commands and comes without one.
+    # The tokenizer.json of a policy that reads commands and comes without one: PaliGemma's for pi0 and pi0.5,
+    # SmolVLM's for SmolVLA.
     tokenizer: Path | None = None
+    # The config.json of a SmolVLA's vision-language model, where that is not the default one.
+    vlm: Path | None = None
     # Whose numbers openpi's code makes the policy's of: aloha, aloha_sim, droid, droid_joint_position,
     # libero, libero_delta; docs/import.md says what each does.
     robot: str | None = None
@@ -106,6 +109,31 @@ def dimensions(names: Sequence[str | Named], feature: Feature, margin: float | N
         )
     given = [Named(name=name) if isinstance(name, str) else name for name in names]
     return tuple(_dimension(named, feature, place, margin) for place, named in enumerate(given))
+
+
+def relative_to_state(
+    action: Sequence[Dimension], places: Iterable[int], state: Sequence[str]
+) -> tuple[Dimension, ...]:
+    """Return an action's dimensions, with those marked that the policy gives as differences from the state.
+
+    Args:
+        action: the dimensions
+        places: of them and of the state's dimensions that they are differences from
+        state: the names of the state's dimensions
+
+    Raises:
+        ExportError: the names file contradicts it.
+    """
+    found = list(action)
+    for place in places:
+        dimension, measured = action[place], state[place]
+        if dimension.meaning not in (None, "absolute") or dimension.state not in (None, measured):
+            raise ExportError(
+                f"{dimension.name} is an absolute target of {measured} for this robot, and the names file "
+                f"calls it {dimension.meaning} of {dimension.state}"
+            )
+        found[place] = msgspec.structs.replace(dimension, meaning="absolute", state=measured, relative=True)
+    return tuple(found)
 
 
 def control_hz(facts: Facts, names: Names) -> float:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from export.errors import ExportError
-from export.foreign.facts import Facts, Feature, Names, control_hz, dimensions
+from export.foreign.facts import Facts, Feature, Names, control_hz, dimensions, relative_to_state
 from export.foreign.processors import Rule, Step, converted, rule, statistic
 from export.source import Observation
 from vla_runtime.spec import Camera, ContinuousSpace, Vector
@@ -104,12 +104,26 @@ class Folder:
             epsilon=rule.epsilon,
         )
 
-    def action(self, horizon: int) -> ContinuousSpace:
-        """Return what the actions mean, in chunks of so many."""
-        width = self._width(self._features("output_features"), ACTION)
-        dims, rule = self._vector(self.after["unnormalizer_processor"], ACTION, "ACTION", width)
+    @property
+    def action_width(self) -> int:
+        """Numbers of an action."""
+        return self._width(self._features("output_features"), ACTION)
+
+    def action(self, horizon: int, relative: Sequence[int] = ()) -> ContinuousSpace:
+        """Return what the actions mean, in chunks of so many.
+
+        Args:
+            horizon: actions in a chunk
+            relative: places of the dimensions that are differences from the state's of the same place
+
+        Raises:
+            ExportError: the folder or the names file do not say it, or contradict it.
+        """
+        dims, rule = self._vector(
+            self.after["unnormalizer_processor"], ACTION, "ACTION", self.action_width, relative
+        )
         return ContinuousSpace(
-            dimensions=dims,
+            dimensions=relative_to_state(dims, relative, self.state.names),
             normalisation=rule.normalisation,
             statistics=rule.statistics,
             epsilon=rule.epsilon,
@@ -158,12 +172,28 @@ class Folder:
         mean, std = _mean_and_std(found)
         return Camera(name=name, values="mean_std", mean=mean, std=std, **size)
 
-    def _vector(self, step: Step, key: str, kind: str, width: int) -> tuple[Any, Rule]:
+    def _vector(
+        self, step: Step, key: str, kind: str, width: int, relative: Sequence[int] = ()
+    ) -> tuple[Any, Rule]:
         found = rule(step, key, kind, width, action=kind == "ACTION")
-        low, high = (statistic(step, key, name, width) for name in ("min", "max"))
+        low, high = (self._ends(step, key, name, width, relative) for name in ("min", "max"))
         what = kind.lower()
         named = self.names.action if kind == "ACTION" else self.names.state
         return dimensions(named, Feature(what, width, low, high), self.facts.margin), found
+
+    def _ends(
+        self, step: Step, key: str, name: str, width: int, relative: Sequence[int]
+    ) -> tuple[float, ...] | None:
+        """Return one end of a vector's range; where an action is a difference from the state, the state's."""
+        found = statistic(step, key, name, width)
+        if found is None or not relative:
+            return found
+        measured = statistic(
+            self.before["normalizer_processor"], STATE, name, self._width(self.inputs, STATE)
+        )
+        if measured is None:
+            return None
+        return tuple(measured[place] if place in relative else end for place, end in enumerate(found))
 
 
 def _mean_and_std(found: Rule) -> tuple[Any, Any]:

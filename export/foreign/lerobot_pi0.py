@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from export.errors import ExportError
-from export.foreign import paligemma, pi0
+from export.foreign import paligemma, pi0, relative
 from export.foreign.commands import tokenizer
 from export.foreign.folder import CONFIG, Folder
 from export.foreign.pi0.model import Config, pi
@@ -33,8 +33,7 @@ NEUTRAL = {
 # Steps of their processors beside those of all.
 NEW_LINE, TOKENIZER = "pi0_new_line_processor", "tokenizer_processor"
 PROMPT = "pi05_prepare_state_tokenizer_processor_step"
-RELATIVE, ABSOLUTE = "relative_actions_processor", "absolute_actions_processor"
-STEPS = frozenset((TOKENIZER, RELATIVE, ABSOLUTE))
+STEPS = frozenset((TOKENIZER, relative.RELATIVE, relative.ABSOLUTE))
 
 
 def make(folder: Folder) -> Source:
@@ -50,13 +49,13 @@ def make(folder: Folder) -> Source:
     words = _words(folder, config.vocabulary)
     own = paligemma.OF_PI05 if kind == "pi05" else paligemma.OF_PI0
     loaded = load_weights(folder.path, paligemma.table(shapes, own), lambda: pi(config))
-    action = msgspec.structs.replace(folder.action(config.horizon), padded_to=config.action)
+    action = folder.action(config.horizon, relative.places(folder))
     return Source(
         model=loaded.model,
         name=folder.facts.name or kind,
         cameras=tuple(_letterbox(folder, camera, config.vision.picture) for camera in folder.cameras),
         state=msgspec.structs.replace(folder.state, padded_to=config.state),
-        action=action,
+        action=msgspec.structs.replace(action, padded_to=config.action),
         tokenizer=words,
         tokenizer_file=folder.facts.tokenizer,
         example=folder.example("pick up the cube"),
@@ -90,12 +89,6 @@ def _check(folder: Folder) -> None:
     variants = tuple(paligemma.VARIANTS)
     known = {"paligemma_variant": variants, "action_expert_variant": variants, "n_obs_steps": (1,)}
     folder.check_values(FIELDS, known | {"dtype": ("float32", "bfloat16")})
-    steps = (folder.before.get(RELATIVE), folder.after.get(ABSOLUTE))
-    if folder.config.get("use_relative_actions") or any(s and s.config.get("enabled") for s in steps):
-        raise ExportError(
-            f"{folder.path / CONFIG} has use_relative_actions: its actions are differences from the state, "
-            "and are not read here"
-        )
     if TOKENIZER not in folder.before:
         raise ExportError(
             f"{folder.path / PREPROCESSOR} has no step {TOKENIZER!r}, so nothing says how commands are read"
@@ -148,6 +141,8 @@ def _letterbox(folder: Folder, camera: Camera, edge: int) -> Camera:
 
 def _notes(folder: Folder, config: Config) -> list[str]:
     notes = paligemma.smaller(config.language, config.expert, folder.config)
+    if relative.all_by_default(folder):
+        notes.append("the folder names no actions, so LeRobot counts all from the state, the excluded too")
     if folder.field("dtype") == "bfloat16":
         notes.append("LeRobot computes it in bfloat16: --precision bfloat16 halves it here too")
     return notes

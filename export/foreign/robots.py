@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from export.errors import ExportError
+from export.foreign.facts import relative_to_state
 from vla_runtime.spec import ContinuousSpace, Dimension, Statistics, Vector
 
 # ALOHA's gripper as an action: openpi's is an angle from 0.5476 rad on, ALOHA's is 0 to 1 between two angles.
@@ -116,16 +117,7 @@ def relative_to(robot: Robot, action: tuple[Dimension, ...], state: Vector) -> t
     Raises:
         ExportError: the names file contradicts it.
     """
-    found = list(action)
-    for place in filter(robot.is_relative, range(robot.action)):
-        dimension, measured = action[place], state.names[place]
-        if dimension.meaning not in (None, "absolute") or dimension.state not in (None, measured):
-            raise ExportError(
-                f"{dimension.name} is an absolute target of {measured} for this robot, and the names file "
-                f"calls it {dimension.meaning} of {dimension.state}"
-            )
-        found[place] = msgspec.structs.replace(dimension, meaning="absolute", state=measured, relative=True)
-    return tuple(found)
+    return relative_to_state(action, filter(robot.is_relative, range(robot.action)), state.names)
 
 
 def robot_state(robot: Robot, state: Vector) -> Vector:

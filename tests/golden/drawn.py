@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-# They add 1 to their weights.
+# They add 1 to their weights; Llama's of the same names, in SmolVLA, do not.
 GEMMA_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight")
 
 
@@ -20,7 +20,7 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
         return 1 + np.abs(numbers)
     if len(shape) > 1:
         return numbers * np.float32(1.4 / np.sqrt(np.prod(shape[1:])))
-    centred = 0 if key.endswith(GEMMA_NORMS) else 1
+    centred = 0 if key.endswith(GEMMA_NORMS) and "vlm_with_expert" not in key else 1
     return centred + numbers / 4 if key.endswith("weight") else numbers / 4
 
 

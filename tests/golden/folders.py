@@ -18,6 +18,8 @@ from export.source import Source
 HERE = Path(__file__).parent
 # Reads the commands of every golden pi0.
 TOKENIZER = HERE / "paligemma" / "tokenizer.json"
+# Reads those of every golden SmolVLA, and the rest of what is said of its vision-language model.
+SMOLVLM = HERE / "smolvlm"
 
 
 def rebuilt(name: str, parent: Path) -> Path:
@@ -54,6 +56,6 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 
 
 def read_pi(folder: Path, tokenizer: Path | None = TOKENIZER, **facts: Any) -> Source:
-    """Read the folder of a golden pi0 or pi0.5, with its names."""
-    names = folder / "meta" / "info.json"
-    return find(str(folder), Facts(origin="lerobot", names=names, margin=1.0, tokenizer=tokenizer, **facts))
+    """Read the folder of a golden pi0, pi0.5 or SmolVLA, with its names."""
+    told: dict[str, Any] = {"names": folder / "meta" / "info.json", "margin": 1.0, "tokenizer": tokenizer}
+    return find(str(folder), Facts(origin="lerobot", **told | facts))

@@ -1,8 +1,8 @@
-"""Golden truth of LeRobot's pi0 and pi0.5: tiny ones of the real library, and what they answer.
+"""Golden truth of LeRobot 0.6: tiny policies of pi0, pi0.5, SmolVLA and ACT, and what they answer.
 
 `make golden-flow` runs it in an environment of its own, which has LeRobot 0.6.1. It writes what
-make_lerobot.py writes, and a tokenizer of PaliGemma's kind. LeRobot knows both in one size alone, so that
-size is made smaller here, by what it calls to build the model; all else is its own code.
+make_lerobot.py writes, and tokenizers of their kinds. LeRobot knows each in one size alone, so that size is
+made smaller here, by what it calls to build the model; all else is its own code.
 """
 
 import dataclasses
@@ -16,10 +16,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import small_smolvlm
 import torch
 from drawn import picture, weight
 from kept import keep
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.act.modeling_act import ACTPolicy
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
@@ -27,10 +30,13 @@ from lerobot.policies.pi0.modeling_pi0 import PI0Policy
 from lerobot.policies.pi05 import modeling_pi05
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy
+from lerobot.policies.smolvla import modeling_smolvla
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.policies.utils import prepare_observation_for_inference
 from lerobot.processor import tokenizer_processor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import GemmaTokenizer
+from transformers import AutoConfig, GemmaTokenizer
 
 HERE = Path(__file__).parent
 COMMANDS = (
@@ -39,6 +45,7 @@ COMMANDS = (
     "Stapel die Würfel übereinander ⚙",
     "wipe  the table",
 )
+JOINTS = json.loads((HERE / "act" / "meta" / "info.json").read_text())["features"]["action"]["names"]
 WIDTHS = {"gemma_2b": 64, "gemma_300m": 32}
 
 
@@ -69,19 +76,72 @@ CASES = (
         mode="QUANTILES",
         kind="pi05",
     ),
+    Case(
+        "pi0_relative",
+        {"observation.images.wrist": (56, 56)},
+        {
+            "action_feature_names": JOINTS,
+            "relative_exclude_joints": ["gripper"],
+            "use_relative_actions": True,
+        },
+    ),
+    Case(
+        "act_0_6",
+        {"observation.images.front": (64, 96)},
+        {"dim_feedforward": 64, "dim_model": 32, "latent_dim": 8, "n_encoder_layers": 2, "n_heads": 4},
+        kind="act",
+    ),
+    Case(
+        "smolvla",
+        {"observation.images.front": (72, 96), "observation.images.wrist": (64, 64)},
+        {"num_vlm_layers": 4},
+        kind="smolvla",
+    ),
+    Case(
+        "smolvla_one_camera",
+        {"observation.images.top": (40, 30)},
+        {
+            "attention_mode": "self_attn",
+            "empty_cameras": 1,
+            "max_state_dim": 16,
+            "num_steps": 3,
+            "num_vlm_layers": 0,
+            "prefix_length": 80,
+            "resize_imgs_with_padding": (48, 48),
+        },
+        mode="MIN_MAX",
+        kind="smolvla",
+    ),
 )
-KINDS = {"pi0": (PI0Config, PI0Policy), "pi05": (PI05Config, PI05Policy)}
-JOINTS = json.loads((HERE / "act" / "meta" / "info.json").read_text())["features"]["action"]["names"]
+KINDS = {
+    "pi0": (PI0Config, PI0Policy),
+    "pi05": (PI05Config, PI05Policy),
+    "act": (ACTConfig, ACTPolicy),
+    "smolvla": (SmolVLAConfig, SmolVLAPolicy),
+}
+CHUNK = {"chunk_size": 5, "n_action_steps": 5}
+# Fields of every configuration of a kind.
+SMALL: dict[str, dict[str, Any]] = {
+    "pi0": CHUNK | {"image_resolution": (56, 56), "num_inference_steps": 4},
+    "pi05": CHUNK | {"image_resolution": (56, 56), "num_inference_steps": 4},
+    "act": CHUNK | {"pretrained_backbone_weights": None},
+    "smolvla": CHUNK | {"resize_imgs_with_padding": (64, 64), "num_steps": 4},
+}
 
 
 def write_full_size() -> None:
-    """Record keys and shapes of either as LeRobot builds it, before it is made smaller here."""
+    """Record keys and shapes of each as LeRobot builds it, before it is made smaller here."""
     built = {"full_size": modeling_pi0.PI0Pytorch, "full_size_pi05": modeling_pi05.PI05Pytorch}
-    for (name, model), (config, _) in zip(built.items(), KINDS.values(), strict=True):
+    for (name, model), (config, _) in zip(built.items(), KINDS.values(), strict=False):
         with torch.device("meta"):
             state = model(config(device="cpu")).state_dict()
         shapes = {f"model.{key}": list(value.shape) for key, value in state.items()}
         (HERE / "paligemma" / f"{name}.json").write_text(json.dumps(shapes) + "\n")
+    small_smolvlm.use(small_smolvlm.full_size())
+    with torch.device("meta"):
+        state = modeling_smolvla.VLAFlowMatching(SmolVLAConfig(device="cpu")).state_dict()
+    shapes = {f"model.{key}": list(value.shape) for key, value in state.items()}
+    (HERE / "smolvlm" / "full_size.json").write_text(json.dumps(shapes) + "\n")
 
 
 def smaller(module: ModuleType, vocabulary: int) -> None:
@@ -136,6 +196,8 @@ def statistics(case: Case) -> dict[str, dict[str, np.ndarray]]:
     found = {}
     for key in ("observation.state", "action"):
         mean, std = random.uniform(-40, 40, len(JOINTS)), random.uniform(2, 30, len(JOINTS))
+        if key == "action" and "use_relative_actions" in case.fields:
+            mean, std = mean / 10, std / 10
         values = {"mean": mean, "std": std, "min": mean - 2 * std, "max": mean + 2.5 * std}
         if case.mode == "QUANTILES":
             values |= {"q01": mean - 1.5 * std, "q99": mean + 1.8 * std}
@@ -150,14 +212,13 @@ def save(case: Case, folder: Path) -> None:
     width = (len(JOINTS),)
     inputs = {key: PolicyFeature(FeatureType.VISUAL, (3, *size)) for key, size in case.cameras.items()}
     modes = {"VISUAL": "IDENTITY", "STATE": case.mode, "ACTION": case.mode}
-    small = {"chunk_size": 5, "n_action_steps": 5, "image_resolution": (56, 56), "num_inference_steps": 4}
     make, kind = KINDS[case.kind]
     config = make(
         input_features=inputs | {"observation.state": PolicyFeature(FeatureType.STATE, width)},
         output_features={"action": PolicyFeature(FeatureType.ACTION, width)},
         normalization_mapping={kind: NormalizationMode(mode) for kind, mode in modes.items()},
         device="cpu",
-        **small | case.fields,
+        **SMALL[case.kind] | case.fields,
     )
     policy = kind(config)
     with torch.no_grad():
@@ -174,16 +235,18 @@ def answers(case: Case, folder: Path) -> list[dict[str, object]]:
     """Read the folder as a user of the library does, and compute requests."""
     policy = KINDS[case.kind][1].from_pretrained(folder)
     before, after = make_pre_post_processors(policy.config, pretrained_path=str(folder))
-    shape = (policy.config.chunk_size, policy.config.max_action_dim)
     found = []
     for seed, command in enumerate(COMMANDS):
         drawn = request(case, seed)
-        noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))[None]
-        policy.model.sample_noise = lambda _shape, _device, noise=noise: noise
+        told = {"seed": seed, "steps": [drawn]}
+        if case.kind != "act":
+            told["command"] = command
+            shape = (policy.config.chunk_size, policy.config.max_action_dim)
+            noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))[None]
+            policy.model.sample_noise = lambda _shape, _device, noise=noise: noise
         with torch.inference_mode():
             chunk = policy.predict_action_chunk(before(observation(case, drawn, command)))
-        actions = after(chunk)[0].tolist()
-        found.append({"seed": seed, "command": command, "steps": [drawn], "actions": actions})
+        found.append(told | {"actions": after(chunk)[0].tolist()})
     return found
 
 
@@ -221,17 +284,29 @@ def write(case: Case) -> None:
         keep(folder, HERE / case.name, recorded)
 
 
+def read_small(folder: Path) -> None:
+    """Let LeRobot make small policies, with tokenizers of `folder`; keep those for the tests."""
+    paligemma, smolvlm = folder / "paligemma", folder / "smolvlm"
+    known = make_tokenizer(paligemma)
+    smaller(modeling_pi0, known)
+    smaller(modeling_pi05, known)
+    small_smolvlm.write(smolvlm, [command for command in COMMANDS if command.isascii()] * 4)
+    small_smolvlm.use(AutoConfig.from_pretrained(smolvlm))
+    read = tokenizer_processor.AutoTokenizer.from_pretrained
+    # The step asks a hub for them.
+    tokenizer_processor.AutoTokenizer.from_pretrained = lambda name: read(
+        smolvlm if "SmolVLM" in name else paligemma
+    )
+    for file in (paligemma / "tokenizer.json", smolvlm / "tokenizer.json", smolvlm / "config.json"):
+        shutil.copyfile(file, HERE / file.parent.name / file.name)
+
+
 if __name__ == "__main__":
-    (HERE / "paligemma").mkdir(exist_ok=True)
+    for name in ("paligemma", "smolvlm"):
+        (HERE / name).mkdir(exist_ok=True)
     write_full_size()
     with tempfile.TemporaryDirectory() as temporary:
-        known = make_tokenizer(Path(temporary))
-        smaller(modeling_pi0, known)
-        smaller(modeling_pi05, known)
-        read = tokenizer_processor.AutoTokenizer.from_pretrained
-        # The step asks a hub for PaliGemma's.
-        tokenizer_processor.AutoTokenizer.from_pretrained = lambda _name: read(temporary)
-        shutil.copyfile(Path(temporary) / "tokenizer.json", HERE / "paligemma" / "tokenizer.json")
+        read_small(Path(temporary))
         for case in CASES:
             if case.name in (sys.argv[1:] or [case.name]):
                 write(case)

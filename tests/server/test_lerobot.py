@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import requests
 from golden.drawn import picture
-from golden.folders import TOKENIZER, recorded
+from golden.folders import SMOLVLM, TOKENIZER, recorded
 from golden.over_http import body, check_answers, imported, together
 from sources import png
 
@@ -27,6 +27,7 @@ POLICIES: dict[str, tuple[object, ...]] = {
     "pi0": ("--tokenizer", TOKENIZER),
     "pi0_one_camera": ("--tokenizer", TOKENIZER, "--format", "eager"),
     "pi05": ("--tokenizer", TOKENIZER),
+    "smolvla": ("--tokenizer", SMOLVLM / "tokenizer.json", "--vlm", SMOLVLM / "config.json"),
 }
 
 

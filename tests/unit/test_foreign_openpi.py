@@ -1,6 +1,5 @@
 """openpi's pi0 and pi0.5: what the real library answers on each robot, and what is refused in one line."""
 
-import io
 import json
 import re
 import shutil
@@ -13,21 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden.drawn import picture
 from golden.folders import TOKENIZER, edit_json, edit_weights, rebuilt, recorded
-from PIL import Image
+from golden.in_process import parity, row, served
 
 from export.errors import ExportError
 from export.find import find
-from export.flat import flattened
 from export.foreign import robots
 from export.foreign.facts import Facts
 from export.foreign.pi0 import aloha, model
 from export.source import Source
-from vla_runtime.artifact import Artifact
 from vla_runtime.errors import RequestError
-from vla_runtime.policy import Policy
-from vla_runtime.spec import ArtifactSpec, Example
 
 CONFIGS = (
     "pi0_aloha",
@@ -45,32 +39,6 @@ def read(folder: Path, **facts: Any) -> Source:
     return find(str(folder), Facts(**told))
 
 
-def served(source: Source) -> Policy:
-    """Return the policy as a worker has it, around the module itself instead of a trace."""
-    module, layout = flattened(source)
-    spec = source.spec(
-        "1.0",
-        ArtifactSpec(
-            file="", command=layout.command, inputs=layout.inputs, buckets=(1, 2, 4), outputs=("actions",)
-        ),
-        Example(images={}, command="", state=(), seed=0, actions=()),
-        {},
-    )
-    artifact = Artifact(module, spec, torch.device("cpu"))
-    return Policy(spec, source.command_tokenizer(), artifact, threads=1)
-
-
-def row(golden: dict[str, Any], request: dict[str, Any]) -> dict[str, object]:
-    (step,) = request["steps"]
-    fields: dict[str, object] = {"command": request["command"], "state": step["state"]}
-    alone = len(step["pictures"]) == 1
-    for key, seed in step["pictures"].items():
-        data = io.BytesIO()
-        Image.fromarray(picture(seed, *golden["sizes"][key])).save(data, "PNG")
-        fields["image" if alone else key.replace("observation.images.", "image.")] = data.getvalue()
-    return fields | {"seed": request["seed"]}
-
-
 @pytest.fixture(scope="module", params=CONFIGS)
 def golden(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -81,18 +49,7 @@ def golden(
 
 def test_a_robots_answers_are_the_librarys(golden: tuple[Path, dict[str, Any]]) -> None:
     folder, truth = golden
-    policy = served(read(folder, robot=truth["robot"]))
-    rows = [row(truth, request) for request in truth["requests"]]
-
-    answers = [policy.infer([one])[0] for one in rows] + policy.infer(rows)
-
-    expected = np.array([request["actions"] for request in truth["requests"]] * 2)
-    for answer in answers:
-        assert not isinstance(answer, RequestError), answer.message
-        assert answer.chunk.safety.status == "ok"
-    got = np.array([answer.chunk.actions for answer in answers if not isinstance(answer, RequestError)])
-    assert (np.abs(got - expected) / truth["range"]).max() <= 1e-5
-    assert (np.ptp(expected, axis=0) / truth["range"]).max() > 0.1
+    assert parity(read(folder, robot=truth["robot"]), truth) <= 1e-5
 
 
 def test_another_robot_gives_other_answers(golden: tuple[Path, dict[str, Any]]) -> None:

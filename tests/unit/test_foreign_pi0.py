@@ -165,10 +165,13 @@ BROKEN = {
         config(action_expert_variant="gemma_7b"),
         r"action_expert_variant is 'gemma_7b'; read are: gemma_300m, gemma_2b$",
     ),
-    "relative actions": (config(use_relative_actions=True), r"has use_relative_actions: its actions are"),
+    "relative actions": (
+        config(use_relative_actions=True),
+        r"contradicts itself: use_relative_actions is True in config\.json, and `enabled` is False of",
+    ),
     "relative steps": (
         step("relative_actions_processor", lambda found: found.update(enabled=True)),
-        r"has use_relative_actions: its actions are differences from the state",
+        r"use_relative_actions is False .* is True of the step .* and False of 'absolute_actions_processor'$",
     ),
     "no tokenizer's step": (without("tokenizer_processor"), r"has no step 'tokenizer_processor', so nothing"),
     "no length": (
@@ -220,7 +223,7 @@ def larger(found: dict[str, Any]) -> None:
 
 TOKENIZERS = {
     "without <bos>": (word_level, r"does not begin a command with <bos>, as PaliGemma's does$"),
-    "without lines": (deaf, r"has no token for the end of a line, as PaliGemma's does$"),
+    "without lines": (deaf, r"has no token for the end of a line, as the policy's does$"),
     "too large": (larger, r"has 321 entries and the policy knows 319: it is of another model$"),
     "no tokenizer": (lambda found: found.clear(), r"is no tokenizer\.json: "),
 }

@@ -168,10 +168,13 @@ BROKEN = {
         config(rtc_training_max_delay=4),
         r"fields that are not known here.*: rtc_training_max_delay",
     ),
-    "relative actions": (config(use_relative_actions=True), r"has use_relative_actions: its actions are"),
+    "relative actions": (
+        config(use_relative_actions=True),
+        r"contradicts itself: use_relative_actions is True in config\.json, and `enabled` is False of",
+    ),
     "another type": (
         config(type="pi06"),
-        r"is a policy of type 'pi06'; read are: act, diffusion, pi0, pi05$",
+        r"is a policy of type 'pi06'; read are: act, diffusion, pi0, pi05, smolvla$",
     ),
     "pickle": (is_pickle, r"has its weights in pytorch_model\.bin, a pickle"),
     "no state": (

@@ -46,11 +46,12 @@ class Config:
             return tuple(1 - step / self.steps for step in range(self.steps))
         times = [1.0]
         for _ in range(self.steps - 1):
-            times.append(_float32(times[-1] - _float32(1 / self.steps)))
+            times.append(float32(times[-1] - float32(1 / self.steps)))
         return tuple(times)
 
 
-def _float32(value: float) -> float:
+def float32(value: float) -> float:
+    """Round to what float32 can hold."""
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
@@ -107,11 +108,7 @@ class Flow(nn.Module):
     def _moment(self, time: float, like: Tensor) -> Tensor:
         """Return the waves of a time of the flow, float32 [width]."""
         config = self.config
-        half = config.expert.width // 2
-        places = torch.linspace(0.0, 1.0, half, dtype=torch.float64, device=like.device)
-        periods = config.min_period * (config.max_period / config.min_period) ** places
-        angles = 2 * math.pi * time / periods
-        return torch.cat([angles.sin(), angles.cos()]).float()
+        return moment(time, config.expert.width, (config.min_period, config.max_period), like.device)
 
 
 class Pi0(Flow):
@@ -175,6 +172,14 @@ class Pi05(Flow):
             tokens, _ = self.norm(tokens, condition)
             actions = actions - self.action_out_proj(tokens) / self.config.steps
         return {"actions": actions}
+
+
+def moment(time: float, width: int, periods: tuple[float, float], device: torch.device) -> Tensor:
+    """Return sines and cosines of a time of the flow, float32 [width], between two periods."""
+    places = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=device)
+    shortest, longest = periods
+    angles = 2 * math.pi * time / (shortest * (longest / shortest) ** places)
+    return torch.cat([angles.sin(), angles.cos()]).float()
 
 
 def letterboxed(pictures: Tensor, size: int) -> Tensor:
