@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import make_smolvlm
 import numpy as np
-import small_smolvlm
 import torch
 from drawn import picture, weight
 from kept import keep
@@ -137,7 +137,7 @@ def write_full_size() -> None:
             state = model(config(device="cpu")).state_dict()
         shapes = {f"model.{key}": list(value.shape) for key, value in state.items()}
         (HERE / "paligemma" / f"{name}.json").write_text(json.dumps(shapes) + "\n")
-    small_smolvlm.use(small_smolvlm.full_size())
+    make_smolvlm.use(make_smolvlm.full_size())
     with torch.device("meta"):
         state = modeling_smolvla.VLAFlowMatching(SmolVLAConfig(device="cpu")).state_dict()
     shapes = {f"model.{key}": list(value.shape) for key, value in state.items()}
@@ -290,8 +290,8 @@ def read_small(folder: Path) -> None:
     known = make_tokenizer(paligemma)
     smaller(modeling_pi0, known)
     smaller(modeling_pi05, known)
-    small_smolvlm.write(smolvlm, [command for command in COMMANDS if command.isascii()] * 4)
-    small_smolvlm.use(AutoConfig.from_pretrained(smolvlm))
+    make_smolvlm.write(smolvlm, [command for command in COMMANDS if command.isascii()] * 4)
+    make_smolvlm.use(AutoConfig.from_pretrained(smolvlm))
     read = tokenizer_processor.AutoTokenizer.from_pretrained
     # The step asks a hub for them.
     tokenizer_processor.AutoTokenizer.from_pretrained = lambda name: read(
