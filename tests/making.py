@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import requests
 import torch
 
+from archive.read import Archive
 from server.ports import free_port
 from server.process import TorchServe
 from vla import checkpoint
@@ -57,9 +59,14 @@ def write_archive(folder: Path, handler: str = ECHO, name: str = "echo") -> Path
 
 
 @contextlib.contextmanager
-def serve(archive: Path) -> Iterator[TorchServe]:
-    """Serve an archive on free ports; an exception in the meantime tells the end of the server's log."""
-    with TorchServe(archive, port=free_port(), startup_timeout_s=STARTUP_TIMEOUT_S) as server:
+def serve(archive: Path, *, model_api: bool = False) -> Iterator[TorchServe]:
+    """Serve an archive on free ports; an exception in the meantime tells the end of the server's log.
+
+    `model_api` lets further archives of its folder be `registered`.
+    """
+    with TorchServe(
+        archive, port=free_port(), startup_timeout_s=STARTUP_TIMEOUT_S, model_api=model_api
+    ) as server:
         running.append(server)
         try:
             yield server
@@ -68,6 +75,19 @@ def serve(archive: Path) -> Iterator[TorchServe]:
             raise
         finally:
             running.remove(server)
+
+
+@contextlib.contextmanager
+def registered(server: TorchServe, archive: Path) -> Iterator[str]:
+    """Have a server load one more archive of its folder; yields where requests are posted."""
+    batches = {"batch_size": Archive.open(archive).largest_batch, "max_batch_delay": 1}
+    asked = {"url": archive.name, "initial_workers": 1, "synchronous": "true", **batches}
+    answer = requests.post(f"{server.management_url}/models", params=asked, timeout=STARTUP_TIMEOUT_S)
+    assert answer.ok, answer.text
+    try:
+        yield f"{server.url}/predictions/{archive.stem}"
+    finally:
+        requests.delete(f"{server.management_url}/models/{archive.stem}", timeout=30)
 
 
 def write_checkpoint(folder: Path, architecture: str = "command_attention", **model_values: Any) -> Path:

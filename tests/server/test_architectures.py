@@ -5,7 +5,7 @@ A new name in `vla.models.ARCHITECTURES` is tested here without another line.
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from making import eager_actions, serve, write_checkpoint
+from making import eager_actions, registered, serve, write_archive, write_checkpoint
 from PIL import Image
 
 from archive.read import unpack
 from export.export import Options, export
+from server.process import TorchServe
 from vla import checkpoint
 from vla.models import ARCHITECTURES
 from vla_runtime.policy import Answer, Policy
@@ -50,15 +51,25 @@ def cases() -> Sequence[object]:
     ]
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """A server that every archive is loaded into in turn; it starts with another one."""
+    with serve(write_archive(tmp_path_factory.mktemp("store")), model_api=True) as server:
+        yield server
+
+
 @pytest.fixture(scope="module", params=cases())
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(
+    request: pytest.FixtureRequest, server: TorchServe, tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
     """One architecture in one format."""
     architecture: str
     format_: Format
     architecture, format_ = request.param
-    folder = tmp_path_factory.mktemp(f"{architecture}_{format_}")
+    name = f"{architecture}_{format_}"
+    folder = tmp_path_factory.mktemp(name)
     made_from = write_checkpoint(folder / "checkpoint", architecture)
-    archive = folder / "vla.mar"
+    archive = server.archive.path.with_name(f"{name}.mar")
     export(Options(str(made_from), archive, buckets=BUCKETS, format=format_))
     return Exported(made_from, archive, Policy.load(unpack(archive, folder / "unpacked")))
 
@@ -110,13 +121,13 @@ def test_archive_answers_as_the_model_alone_and_in_batches(exported: Exported) -
     assert np.ptp(expected, axis=0).max() > 1e-3  # the requests are told apart
 
 
-def test_server_answers_as_the_policy_in_process(exported: Exported) -> None:
+def test_server_answers_as_the_policy_in_process(exported: Exported, server: TorchServe) -> None:
     asked = requests_of(3)[-1]
     (expected,) = answers(exported.policy, [asked])
     files = {name: (name, value) if name == "image" else (None, value) for name, value in asked.items()}
 
-    with serve(exported.archive) as server:
-        answer = requests.post(server.predictions_url, files=files, timeout=60)
+    with registered(server, exported.archive) as url:
+        answer = requests.post(url, files=files, timeout=60)
 
     assert answer.status_code == 200, answer.text
     body = answer.json()
