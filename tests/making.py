@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import re
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import requests
 import torch
 
 from archive.read import Archive
+from export.__main__ import main as export_command
 from server.ports import free_port
 from server.process import TorchServe
 from vla import checkpoint
@@ -59,13 +60,13 @@ def write_archive(folder: Path, handler: str = ECHO, name: str = "echo") -> Path
 
 
 @contextlib.contextmanager
-def serve(archive: Path, *, model_api: bool = False) -> Iterator[TorchServe]:
-    """Serve an archive on free ports; an exception in the meantime tells the end of the server's log.
+def serve(*archives: Path, model_api: bool = False) -> Iterator[TorchServe]:
+    """Serve archives on free ports; an exception in the meantime tells the end of the server's log.
 
     `model_api` lets further archives of its folder be `registered`.
     """
     with TorchServe(
-        archive, port=free_port(), startup_timeout_s=STARTUP_TIMEOUT_S, model_api=model_api
+        archives, port=free_port(), startup_timeout_s=STARTUP_TIMEOUT_S, model_api=model_api
     ) as server:
         running.append(server)
         try:
@@ -150,9 +151,16 @@ def vector(kind: type[Vector], **fields: Any) -> Any:
 
 
 def export_refused(message: str, *arguments: str, cwd: Path | None = None) -> None:
-    """Run the export's command line: status 1, and one line on stderr that begins as `message` says."""
-    command = [sys.executable, "-m", "export", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 1
-    assert re.match(message, done.stderr), done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    """Run the export's command line in this process: it ends with one line, which begins as `message` says.
+
+    A program that ends with a text has status 1, and the text on stderr.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["python -m export", *arguments])
+        patched.chdir(cwd or Path.cwd())
+        with pytest.raises(SystemExit) as ended:
+            export_command()
+    said = ended.value.code
+    assert isinstance(said, str)
+    assert re.match(message, said), said
+    assert len(said.splitlines()) == 1

@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 import vla.models
 from archive.read import unpack
-from export.batch import Batch
+from export.batch import Batch, Layout
 from export.errors import ExportError
 from export.export import Options, archived, export
 from export.flat import flattened
@@ -309,14 +311,29 @@ def test_discrete_policy_from_checkpoint_to_answer(
     assert 0.5 <= extras["score"] <= 1
 
 
-@pytest.mark.parametrize("architecture", ["realtime", "clip"])
-def test_a_trace_follows_its_input_to_any_device(architecture: str, tmp_path: Path) -> None:
-    """An LSTM's first state and a causal mask are made where the command lies, not where it was traced."""
-    source = make(write_checkpoint(tmp_path / "checkpoint", architecture))
-    flat, layout = flattened(source)
-    trace(flat, layout, tmp_path / "policy.ts", Target(largest_batch=4))
+Traced = Callable[[str], tuple[Path, Layout]]
 
-    loaded = torch.jit.load(str(tmp_path / "policy.ts"))
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    """`traced(architecture)` returns the file of its trace, made once, and what it takes and gives."""
+
+    @cache
+    def made(architecture: str) -> tuple[Path, Layout]:
+        folder = tmp_path_factory.mktemp(architecture)
+        flat, layout = flattened(make(write_checkpoint(folder / "checkpoint", architecture)))
+        trace(flat, layout, folder / "policy.ts", Target(largest_batch=4))
+        return folder / "policy.ts", layout
+
+    return made
+
+
+@pytest.mark.parametrize("architecture", ["realtime", "clip"])
+def test_a_trace_follows_its_input_to_any_device(architecture: str, traced: Traced) -> None:
+    """An LSTM's first state and a causal mask are made where the command lies, not where it was traced."""
+    file, _ = traced(architecture)
+
+    loaded = torch.jit.load(str(file))
 
     for name in ("encode_command", "act"):
         graph = getattr(loaded, name).inlined_graph
@@ -324,12 +341,10 @@ def test_a_trace_follows_its_input_to_any_device(architecture: str, tmp_path: Pa
         assert not [c for c in constants if c.output().type().kind() == "DeviceObjType"]
 
 
-def test_a_recurrent_policy_runs_on_another_device(tmp_path: Path) -> None:
-    source = make(write_checkpoint(tmp_path / "checkpoint", "realtime"))
-    flat, layout = flattened(source)
-    trace(flat, layout, tmp_path / "policy.ts", Target(largest_batch=4))
+def test_a_recurrent_policy_runs_on_another_device(traced: Traced) -> None:
+    file, layout = traced("realtime")
 
-    elsewhere = torch.jit.load(str(tmp_path / "policy.ts"), map_location="meta")
+    elsewhere = torch.jit.load(str(file), map_location="meta")
     outputs = Batch.random(layout, 3, 0, "cpu").to("meta").run(elsewhere)
 
     assert {value.device.type for value in outputs.values()} == {"meta"}
@@ -362,14 +377,15 @@ def test_a_compiled_archive_needs_a_compiler(tmp_path: Path, monkeypatch: pytest
         Policy.load(folder)
 
 
-def test_an_eager_checkpoint_answers_as_its_torchscript(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    policies = []
-    for format_ in ("torchscript", "eager"):
-        options = Options(str(tiny_checkpoint), tmp_path / f"{format_}.mar", buckets=(1, 4), format=format_)
-        assert export(options).artifact.format == format_
-        policies.append(Policy.load(unpack(options.output, tmp_path / format_)))
+def test_an_eager_checkpoint_answers_as_its_torchscript(
+    tiny_checkpoint: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    options = Options(str(tiny_checkpoint), tmp_path / "eager.mar", buckets=(1, 4), format="eager")
+    assert export(options).artifact.format == "eager"
+    policies = [Policy.load(folder) for folder in (tiny_folder, unpack(options.output, tmp_path / "eager"))]
+    assert policies[0].spec.artifact.format == "torchscript"
 
-    row = policies[0].example_row(tmp_path / "torchscript")
+    row = policies[0].example_row(tiny_folder)
     one, other = (policy.infer([row, row | {"seed": 1}]) for policy in policies)
     for ours, theirs in zip(one, other, strict=True):
         assert isinstance(ours, Answer)

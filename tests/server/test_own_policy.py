@@ -111,3 +111,11 @@ def test_what_is_no_policy_is_told_what_it_looks_like(tmp_path: Path, made: str,
     export_refused(message, str(tmp_path / made), "--output", str(tmp_path / "out.mar"))
 
     assert not (tmp_path / "out.mar").exists()
+
+
+def test_a_refusal_is_one_line_and_status_1(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export", tmp_path / "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+    assert done.returncode == 1
+    assert re.fullmatch(r"export refused: there is nothing at .*nothing.*\n", done.stderr), done.stderr
