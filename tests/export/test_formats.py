@@ -385,7 +385,7 @@ def test_an_eager_checkpoint_answers_as_its_torchscript(
     policies = [Policy.load(folder) for folder in (tiny_folder, unpack(options.output, tmp_path / "eager"))]
     assert policies[0].spec.artifact.format == "torchscript"
 
-    row = policies[0].example_row(tiny_folder)
+    row = dict(policies[0].example_row(tiny_folder))
     one, other = (policy.infer([row, row | {"seed": 1}]) for policy in policies)
     for ours, theirs in zip(one, other, strict=True):
         assert isinstance(ours, Answer)
