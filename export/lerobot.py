@@ -71,6 +71,9 @@ def make(path: Path, facts: Facts) -> Source:
         raise ExportError(f"{path} is a policy of type {kind!r}; read are: {', '.join(MAKERS)}")
     read = MAKERS[kind]
     _check_fields(path / CONFIG, config, read.fields)
+    if facts.guidance and not read.flows:
+        flows = ", ".join(name for name, one in MAKERS.items() if one.flows)
+        raise ExportError(f"--guidance is for flows, which are: {flows}; this is a policy of type {kind!r}")
     before, after = _processors(path, config, read.steps)
     return read.make(Folder(path, config, facts, read_names(facts), before, after))
 
@@ -172,6 +175,8 @@ class Kind:
     fields: set[str]
     make: Callable[[Folder], Source]
     steps: frozenset[str] = frozenset()
+    # Whether it is a flow, which guidance can draw towards given actions.
+    flows: bool = False
 
 
 MAKERS = {
@@ -181,12 +186,19 @@ MAKERS = {
         lerobot_pi0.FIELDS | lerobot_pi0.NEUTRAL,
         lerobot_pi0.make,
         lerobot_pi0.STEPS | {lerobot_pi0.NEW_LINE},
+        flows=True,
     ),
     "pi05": Kind(
-        lerobot_pi0.FIELDS | lerobot_pi0.NEUTRAL, lerobot_pi0.make, lerobot_pi0.STEPS | {lerobot_pi0.PROMPT}
+        lerobot_pi0.FIELDS | lerobot_pi0.NEUTRAL,
+        lerobot_pi0.make,
+        lerobot_pi0.STEPS | {lerobot_pi0.PROMPT},
+        flows=True,
     ),
     "smolvla": Kind(
-        lerobot_smolvla.FIELDS | lerobot_smolvla.NEUTRAL, lerobot_smolvla.make, lerobot_smolvla.STEPS
+        lerobot_smolvla.FIELDS | lerobot_smolvla.NEUTRAL,
+        lerobot_smolvla.make,
+        lerobot_smolvla.STEPS,
+        flows=True,
     ),
 }
 

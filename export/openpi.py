@@ -15,7 +15,7 @@ from torch import nn
 from export.errors import ExportError
 from export.foreign import paligemma, pi0, robots
 from export.foreign.commands import tokenizer
-from export.foreign.facts import Facts, Feature, Named, control_hz, dimensions, read_names
+from export.foreign.facts import Facts, Feature, Named, control_hz, dimensions, max_delay, read_names
 from export.foreign.folder import CONFIG, digests, soft_picture
 from export.foreign.norm_stats import EPSILON, Key, entry, normalised
 from export.foreign.pi0.aloha import Aloha
@@ -89,6 +89,7 @@ def make(path: Path, facts: Facts) -> Source:
             tuple(float((d.low + d.high) / 2) for d in state.dimensions),
         ),
         noise=(config.horizon, config.action),
+        max_delay=max_delay(facts, config.horizon),
         architecture=f"openpi_{folder.kind}",
         eager=eager,
         provenance=_provenance(folder, config, len(loaded.ignored)),
@@ -145,6 +146,7 @@ def _config(folder: Folder) -> Config:
         "min_period": MIN_PERIOD,
         "max_period": MAX_PERIOD,
         "counted_down": True,
+        "guidance": folder.facts.guidance,
     }
     config = converted(path, fields, Config)
     paligemma.check_pair(config.language, config.expert)

@@ -42,8 +42,31 @@ class Facts:
     asset: str | None = None
     # Denoising steps of a diffusion or flow policy; as many as its config.json says by default.
     denoising_steps: int | None = None
+    # For a flow that was not trained for real-time chunking: how its chunks are drawn towards the actions
+    # that are executed until an answer is there. `vjp` needs a gradient: format pt2 or eager.
+    guidance: Literal["identity", "vjp"] | None = None
+    # Most such actions [steps], for `guidance`.
+    max_delay: int | None = None
     # Name of the policy in answers and metrics; the policy's type by default.
     name: str | None = None
+
+
+def max_delay(facts: Facts, horizon: int) -> int:
+    """Return the most actions that a chunk of so many may begin with [steps]; 0 without guidance.
+
+    Raises:
+        ExportError: it was not told, or leaves nothing for the policy.
+    """
+    if facts.guidance is None:
+        if facts.max_delay is not None:
+            raise ExportError("--max-delay is of --guidance identity or vjp, which was not given")
+        return 0
+    if facts.max_delay is None or not 1 <= facts.max_delay < horizon:
+        raise ExportError(
+            f"--guidance {facts.guidance} needs --max-delay, the most steps that pass until an answer is "
+            f"there: 1 to {horizon - 1}, got {facts.max_delay}"
+        )
+    return facts.max_delay
 
 
 class Named(Part, frozen=True):

@@ -9,6 +9,7 @@ import msgspec
 from export.errors import ExportError
 from export.foreign import paligemma, pi0, relative
 from export.foreign.commands import tokenizer
+from export.foreign.facts import max_delay
 from export.foreign.folder import CONFIG, Folder
 from export.foreign.pi0.model import Config, pi
 from export.foreign.processors import PREPROCESSOR, converted
@@ -60,6 +61,7 @@ def make(folder: Folder) -> Source:
         tokenizer_file=folder.facts.tokenizer,
         example=folder.example("pick up the cube"),
         noise=(config.horizon, config.action),
+        max_delay=max_delay(folder.facts, config.horizon),
         architecture=f"lerobot_{kind}",
         eager=Eager(Path(pi0.__file__).parent, "pi0.model:build", asdict(config)),
         provenance=folder.provenance(
@@ -117,6 +119,7 @@ def _config(folder: Folder, shapes: paligemma.Shapes) -> Config:
         "steps": folder.facts.denoising_steps or folder.field("num_inference_steps"),
         "min_period": folder.field("min_period"),
         "max_period": folder.field("max_period"),
+        "guidance": folder.facts.guidance,
     }
     config = converted(folder.path / CONFIG, fields, Config)
     if config.steps < 1:

@@ -10,6 +10,7 @@ import msgspec
 from export.errors import ExportError
 from export.foreign import pi0
 from export.foreign.commands import tokenizer
+from export.foreign.facts import max_delay
 from export.foreign.folder import CONFIG, Folder
 from export.foreign.pi0.smolvla import Config, SmolVLA
 from export.foreign.processors import PREPROCESSOR, converted, read_json
@@ -105,6 +106,7 @@ def make(folder: Folder) -> Source:
         tokenizer_file=folder.facts.tokenizer,
         example=folder.example("pick up the cube"),
         noise=(config.horizon, config.action),
+        max_delay=max_delay(folder.facts, config.horizon),
         architecture="lerobot_smolvla",
         eager=Eager(Path(pi0.__file__).parent, "pi0.smolvla:build", asdict(config)),
         provenance=folder.provenance(
@@ -195,6 +197,7 @@ def config_of(folder: Folder, shapes: Shapes) -> Config:
         "min_period": folder.field("min_period"),
         "max_period": folder.field("max_period"),
         "own_every": _own_every(folder),
+        "guidance": folder.facts.guidance,
     }
     config = converted(folder.path / CONFIG, fields, Config)
     _check_layers(folder, config)

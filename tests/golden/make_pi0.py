@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from drawn import picture, weight
 from kept import keep
+from lerobot.configs import RTCAttentionSchedule
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy
@@ -30,6 +31,7 @@ from lerobot.policies.pi0.modeling_pi0 import PI0Policy
 from lerobot.policies.pi05 import modeling_pi05
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.smolvla import modeling_smolvla
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -59,10 +61,14 @@ class Case:
     # Rule of state and actions.
     mode: str = "MEAN_STD"
     kind: str = "pi0"
+    # Whether requests are computed again, guided by the answer before them.
+    guided: bool = False
 
 
 CASES = (
-    Case("pi0", {"observation.images.front": (72, 96), "observation.images.wrist": (56, 56)}, {}),
+    Case(
+        "pi0", {"observation.images.front": (72, 96), "observation.images.wrist": (56, 56)}, {}, guided=True
+    ),
     Case(
         "pi0_one_camera",
         {"observation.images.top": (40, 30)},
@@ -75,6 +81,7 @@ CASES = (
         {},
         mode="QUANTILES",
         kind="pi05",
+        guided=True,
     ),
     Case(
         "pi0_relative",
@@ -96,6 +103,7 @@ CASES = (
         {"observation.images.front": (72, 96), "observation.images.wrist": (64, 64)},
         {"num_vlm_layers": 4},
         kind="smolvla",
+        guided=True,
     ),
     Case(
         "smolvla_one_camera",
@@ -119,6 +127,8 @@ KINDS = {
     "act": (ACTConfig, ACTPolicy),
     "smolvla": (SmolVLAConfig, SmolVLAPolicy),
 }
+# Actions that a guided chunk begins with.
+DELAY = 2
 CHUNK = {"chunk_size": 5, "n_action_steps": 5}
 # Fields of every configuration of a kind.
 SMALL: dict[str, dict[str, Any]] = {
@@ -235,7 +245,7 @@ def answers(case: Case, folder: Path) -> list[dict[str, object]]:
     """Read the folder as a user of the library does, and compute requests."""
     policy = KINDS[case.kind][1].from_pretrained(folder)
     before, after = make_pre_post_processors(policy.config, pretrained_path=str(folder))
-    found = []
+    found, last = [], None
     for seed, command in enumerate(COMMANDS):
         drawn = request(case, seed)
         told = {"seed": seed, "steps": [drawn]}
@@ -246,8 +256,25 @@ def answers(case: Case, folder: Path) -> list[dict[str, object]]:
             policy.model.sample_noise = lambda _shape, _device, noise=noise: noise
         with torch.inference_mode():
             chunk = policy.predict_action_chunk(before(observation(case, drawn, command)))
-        found.append(told | {"actions": after(chunk)[0].tolist()})
+        told["actions"] = after(chunk)[0].tolist()
+        if case.guided and last is not None:
+            told["previous"] = after(last)[0].tolist()
+            told["guided"] = after(guided(policy, before(observation(case, drawn, command)), last))[
+                0
+            ].tolist()
+        found.append(told)
+        last = chunk[:, 1:]
     return found
+
+
+def guided(policy: Any, observed: dict[str, Any], last: torch.Tensor) -> torch.Tensor:
+    """Return a chunk that is drawn towards the first DELAY actions of what is left of the last one."""
+    policy.config.rtc_config = RTCConfig(prefix_attention_schedule=RTCAttentionSchedule.ZEROS)
+    policy.init_rtc_processor()
+    chunk = policy.predict_action_chunk(observed, inference_delay=DELAY, prev_chunk_left_over=last)
+    policy.config.rtc_config = None
+    policy.init_rtc_processor()
+    return chunk
 
 
 def request(case: Case, seed: int) -> dict[str, Any]:
@@ -276,6 +303,7 @@ def write(case: Case) -> None:
         save(case, folder)
         action = statistics(case)["action"]
         recorded = {
+            "delay": DELAY,
             "made_with": {name: version(name) for name in ("lerobot", "transformers", "torch", "numpy")},
             "sizes": case.cameras,
             "range": (action["max"] - action["min"]).tolist(),

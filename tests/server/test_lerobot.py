@@ -18,6 +18,8 @@ from sources import png
 
 from server.process import TorchServe
 
+VJP = ("--guidance", "vjp", "--max-delay", "2")
+IDENTITY = ("--guidance", "identity", "--max-delay", "3")
 # Policies, and what is said of them besides.
 POLICIES: dict[str, tuple[object, ...]] = {
     "act": (),
@@ -25,9 +27,18 @@ POLICIES: dict[str, tuple[object, ...]] = {
     "diffusion": (),
     "diffusion_ddpm": (),
     "pi0": ("--tokenizer", TOKENIZER),
-    "pi0_one_camera": ("--tokenizer", TOKENIZER, "--format", "eager"),
+    "pi0_one_camera": (
+        "--tokenizer",
+        TOKENIZER,
+        "--format",
+        "eager",
+        "--guidance",
+        "vjp",
+        "--max-delay",
+        "2",
+    ),
     "pi05": ("--tokenizer", TOKENIZER),
-    "smolvla": ("--tokenizer", SMOLVLM / "tokenizer.json", "--vlm", SMOLVLM / "config.json"),
+    "smolvla": ("--tokenizer", SMOLVLM / "tokenizer.json", "--vlm", SMOLVLM / "config.json", *IDENTITY),
 }
 
 
@@ -53,6 +64,46 @@ def server(archives: dict[str, Path]) -> Iterator[TorchServe]:
 @pytest.mark.parametrize("name", POLICIES)
 def test_http_equals_the_library_alone_and_in_a_batch(server: TorchServe, name: str) -> None:
     check_answers(server.url, name)
+
+
+def test_a_guided_answer_goes_on_from_the_last_one(server: TorchServe) -> None:
+    golden = recorded("smolvla")
+    later, delay = golden["requests"][1:], golden["delay"]
+
+    def ask(request: dict[str, Any], *, guided: bool) -> dict[str, Any]:
+        files, data = body(golden["sizes"], request)
+        left = {"previous": json.dumps(request["previous"]), "delay": str(delay)} if guided else {}
+        answer = requests.post(f"{server.url}/predictions/smolvla", files=files, data=data | left, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    alone = [ask(request, guided=False)["actions"] for request in later]
+    with ThreadPoolExecutor(12) as pool:  # guided ones beside others
+        kinds = [(request, guided) for request in later for guided in (True, False)] * 2
+        together = list(pool.map(lambda one: ask(one[0], guided=one[1]), kinds))
+
+    for (request, guided), answer in zip(kinds, together, strict=True):
+        expected = request["guided"] if guided else alone[later.index(request)]
+        first = delay if guided else 0
+        assert answer["delay"] == first
+        assert np.allclose(answer["actions"][:first], request["previous"][:first], atol=1e-4)
+        difference = np.abs(np.array(answer["actions"]) - expected)[first:] / golden["range"]
+        assert difference.max() <= 1e-4
+
+
+def test_a_policys_own_gradient_guides_an_eager_one(server: TorchServe) -> None:
+    golden = recorded("pi0_one_camera")
+    files, data = body(golden["sizes"], golden["requests"][0])
+    url, left = f"{server.url}/predictions/pi0_one_camera", golden["requests"][1]["actions"][:2]
+
+    given = {"previous": json.dumps(left), "delay": "2"}
+    plain, guided = (
+        requests.post(url, files=files, data=data | more, timeout=60).json() for more in ({}, given)
+    )
+
+    assert np.allclose(guided["actions"][:2], left, atol=1e-4)
+    moved = np.abs(np.array(guided["actions"]) - plain["actions"])[2:] / golden["range"]
+    assert moved.max() > 0.01
 
 
 def test_the_policy_says_where_it_comes_from(server: TorchServe) -> None:

@@ -49,13 +49,20 @@ class Aloha(nn.Module):
         return self.policy.encode_command(input_ids, attention_mask)
 
     def act(
-        self, images: dict[str, Tensor], command: dict[str, Tensor], state: Tensor, noise: Tensor
+        self,
+        images: dict[str, Tensor],
+        command: dict[str, Tensor],
+        state: Tensor,
+        noise: Tensor,
+        *given: Tensor,
     ) -> dict[str, Tensor]:
         """Compute one chunk; see `export.source.ExportableModel`."""
         columns = list((state * self.signs).unbind(-1))
         for place, mean, std in zip(self.grippers, self.mean, self.std, strict=True):
             columns[place] = (gripper_angle(columns[place]) - mean) / std
-        outputs = self.policy.act(images, command, torch.stack(columns, -1), noise)  # pyright: ignore[reportCallIssue]
+        # The actions given, `prefix`, turn as the others do; `delay` is a number.
+        given = (given[0] * self.signs, given[1]) if given else ()
+        outputs = self.policy.act(images, command, torch.stack(columns, -1), noise, *given)
         return {"actions": outputs["actions"] * self.signs}
 
 

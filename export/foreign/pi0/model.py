@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import gemma, siglip
+from .guidance import Guided, Kind
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Config:
     max_period: float
     # Whether the time is counted down in float32, as by openpi: its shortest wave shows the rounding.
     counted_down: bool = False
+    # How a chunk is drawn towards given first actions; see `guidance`.
+    guidance: Kind | None = None
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -55,7 +58,7 @@ def float32(value: float) -> float:
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-class Flow(nn.Module):
+class Flow(Guided):
     """What both share: the prefix, and the noisy actions' way through the expert and back.
 
     An `export.source.ExportableModel`; noise is [B, horizon, action].
@@ -63,7 +66,7 @@ class Flow(nn.Module):
 
     def __init__(self, config: Config, *, adaptive: bool) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.guidance = config, config.guidance
         width = config.expert.width
         self.vision = siglip.SigLIP(config.vision)
         self.projector = nn.Linear(config.vision.width, config.language.width)
@@ -122,19 +125,25 @@ class Pi0(Flow):
         self.action_time_mlp_in = nn.Linear(2 * width, width)
         self.action_time_mlp_out = nn.Linear(width, width)
 
-    def act(
-        self, images: dict[str, Tensor], command: dict[str, Tensor], state: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
-        """Compute one chunk; see `export.source.ExportableModel`. Pictures are in [-1, 1]."""
+    def _chunk(
+        self,
+        images: dict[str, Tensor],
+        command: dict[str, Tensor],
+        state: Tensor,
+        noise: Tensor,
+        *given: Tensor,
+    ) -> Tensor:
+        """Return the chunk float32 [B, T, A]."""
         valid, past = self._prefix(images, command)
         positions, mask = self._suffix(valid)
         measured = self.state_proj(state).unsqueeze(1)  # [B, 1, width]
-        actions = noise
-        for time in self.config.times:
+
+        def velocity(actions: Tensor, time: float) -> Tensor:
             tokens = torch.cat([measured, self._noisy(actions, time)], 1)
             tokens, _ = self.expert(tokens, positions, mask, past)
-            actions = actions - self.action_out_proj(self.norm(tokens[:, 1:])) / self.config.steps
-        return {"actions": actions}
+            return self.action_out_proj(self.norm(tokens[:, 1:]))
+
+        return self._flowed(velocity, noise, self.config.times, given)
 
     def _noisy(self, actions: Tensor, time: float) -> Tensor:
         """Return the tokens of noisy actions at a time of the flow, float32 [B, T, width]."""
@@ -154,24 +163,26 @@ class Pi05(Flow):
         self.time_mlp_in = nn.Linear(width, width)
         self.time_mlp_out = nn.Linear(width, width)
 
-    def act(
+    def _chunk(
         self,
         images: dict[str, Tensor],
         command: dict[str, Tensor],
         state: Tensor,
         noise: Tensor,
-    ) -> dict[str, Tensor]:
-        """Compute one chunk; see `export.source.ExportableModel`. Pictures are in [-1, 1]."""
+        *given: Tensor,
+    ) -> Tensor:
+        """Return the chunk float32 [B, T, A]."""
         valid, past = self._prefix(images, command)
         positions, mask = self._suffix(valid)
-        actions = noise
-        for time in self.config.times:
+
+        def velocity(actions: Tensor, time: float) -> Tensor:
             moment = functional.silu(self.time_mlp_in(self._moment(time, actions)))
             condition = functional.silu(self.time_mlp_out(moment))
             tokens, _ = self.expert(self.action_in_proj(actions), positions, mask, past, condition)
             tokens, _ = self.norm(tokens, condition)
-            actions = actions - self.action_out_proj(tokens) / self.config.steps
-        return {"actions": actions}
+            return self.action_out_proj(tokens)
+
+        return self._flowed(velocity, noise, self.config.times, given)
 
 
 def moment(time: float, width: int, periods: tuple[float, float], device: torch.device) -> Tensor:

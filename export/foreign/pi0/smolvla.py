@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import gemma, llama, siglip
+from .guidance import Guided, Kind
 from .model import float32, moment
 
 
@@ -38,6 +39,8 @@ class Config:
     max_period: float
     # Layers of the expert from one that attends to the actions to the next, from the first on; 0: none does.
     own_every: int
+    # How a chunk is drawn towards given first actions; see `guidance`.
+    guidance: Kind | None = None
 
 
 class Embeddings(siglip.Embeddings):
@@ -57,12 +60,12 @@ class Embeddings(siglip.Embeddings):
         return patches + self.position_embedding(both).float()
 
 
-class SmolVLA(nn.Module):
+class SmolVLA(Guided):
     """An `export.source.ExportableModel`; noise is [B, horizon, action]."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.guidance = config, config.guidance
         language, expert = config.language, config.expert
         self.vision = siglip.SigLIP(config.vision)
         if not _identical(config):
@@ -87,10 +90,15 @@ class SmolVLA(nn.Module):
         tokens = self.embed_tokens(input_ids) * math.sqrt(self.config.language.width)
         return {"tokens": tokens, "mask": attention_mask.bool()}
 
-    def act(
-        self, images: dict[str, Tensor], command: dict[str, Tensor], state: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
-        """Compute one chunk; see `export.source.ExportableModel`. Pictures are in [-1, 1]."""
+    def _chunk(
+        self,
+        images: dict[str, Tensor],
+        command: dict[str, Tensor],
+        state: Tensor,
+        noise: Tensor,
+        *given: Tensor,
+    ) -> Tensor:
+        """Return the chunk float32 [B, T, A]."""
         config = self.config
         valid, past = self._prefix(images, command, state)
         order = torch.arange(config.horizon, device=valid.device)
@@ -100,14 +108,16 @@ class SmolVLA(nn.Module):
         # What attends to the prefix alone counts the actions from 0.
         first = gemma.rotations(order[None], config.expert.head_dim)
         later = gemma.rotations(valid.sum(1, keepdim=True) + order, config.expert.head_dim)
-        actions = noise
-        for step in range(config.steps):
-            tokens = self._noisy(actions, float32(1 - step / config.steps))
+
+        def velocity(actions: Tensor, time: float) -> Tensor:
+            tokens = self._noisy(actions, time)
             for layer, kept in zip(self.expert, past, strict=True):
                 rotation, mask = (first, before) if layer.crosses else (later, both)
                 tokens, _ = layer(tokens, rotation, mask, kept)
-            actions = actions - self.action_out_proj(self.norm(tokens)) / config.steps
-        return {"actions": actions}
+            return self.action_out_proj(self.norm(tokens))
+
+        times = [float32(1 - step / config.steps) for step in range(config.steps)]
+        return self._flowed(velocity, noise, times, given)
 
     def _prefix(
         self, images: dict[str, Tensor], command: dict[str, Tensor], state: Tensor
