@@ -29,7 +29,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def read(name: str, folders: dict[str, Path], **facts: Any) -> Source:
-    return read_pi(folders[name], **FLOWS[name] | {"margin": 3.0} | facts)
+    told: dict[str, Any] = FLOWS[name] | {"margin": 3.0} | facts
+    return read_pi(folders[name], **told)
 
 
 def rows(name: str) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
