@@ -68,10 +68,10 @@ class Split:
 class Process:
     """A process that holds one policy: `process.call(rate, rows, bucket, seconds)` runs a function in it."""
 
-    def __init__(self, archive: Path) -> None:
+    def __init__(self, archive: Path, device: str | None = None) -> None:
         """Start the process as a lone worker would run: its environment, device and number of threads."""
         os.environ.update({**WORKER_ENVIRONMENT, **os.environ})
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
         arguments = (archive, len(os.sched_getaffinity(0)), device)
         self._executor = ProcessPoolExecutor(1, get_context("spawn"), _load, arguments)
 
@@ -88,14 +88,16 @@ class Process:
 
 def _load(archive: Path, threads: int, device: str) -> None:
     """Load the policy into this process."""
-    global _policy  # noqa: PLW0603  (the process exists for this one object)
+    global _policy, _example  # noqa: PLW0603  (the process exists for them)
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         _policy = Policy.load(unpack(archive, Path(folder)), device, threads)
+        _example = _policy.example_row(Path(folder))
     _policy.warm_up()
 
 
 _policy: Policy
+_example: Row
 
 
 def everything(rows: Sequence[Row], seconds: float) -> Alone:
@@ -118,6 +120,11 @@ def latency(rows: Sequence[Row], seconds: float) -> Latency:
 def rate(rows: Sequence[Row], bucket: int, seconds: float) -> float:
     """Return requests a second of artifact + preprocessing in batches of `bucket`, over `seconds`."""
     return _throughput(_answer, rows, bucket, seconds)
+
+
+def batch_ms(size: int) -> float:
+    """Return the median time from encoded pictures to safe chunks of that many examples [ms]."""
+    return 1000 * median(taken_s(lambda: _answer([_example] * size), least=50, warm_up=5))
 
 
 def _answer(rows: Sequence[Row]) -> None:

@@ -21,6 +21,8 @@ import msgspec
 import tyro
 from tqdm import tqdm
 
+from bench import alone
+from bench.alone import Process
 from bench.compare import probes, report
 from bench.compare.report import Result
 from export.export import Options, export
@@ -37,6 +39,7 @@ RESULT, LOG = "result.json", "log.txt"
 CONDITIONS: tuple[Condition, ...] = ("held_out", "seen", "shuffled", "blank")
 # Batch sizes whose latency is measured.
 BATCH_SIZES = (1, 8)
+SPAWN = get_context("spawn")
 # What keeps a process to one core: OpenMP, and Mesa's renderer.
 ONE_CORE = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 
@@ -110,9 +113,9 @@ def compare(comparison: Comparison) -> list[Result]:
     comparison.out.mkdir(parents=True, exist_ok=True)
     found = {} if comparison.fresh else kept(comparison)
     todo = [name for name in comparison.architectures if name not in found]
-    cores = len(os.sched_getaffinity(0))
+    jobs = comparison.jobs or len(os.sched_getaffinity(0))
     bar = tqdm(total=len(todo), unit="architecture", desc="train and evaluate", disable=None)
-    with bar, _environment(ONE_CORE), _processes(comparison.jobs or cores) as pool:
+    with bar, _environment(ONE_CORE), ProcessPoolExecutor(jobs, SPAWN, max_tasks_per_child=1) as pool:
         tasks = [pool.submit(make, comparison, name) for name in todo]
         try:
             for task in as_completed(tasks):
@@ -122,7 +125,7 @@ def compare(comparison: Comparison) -> list[Result]:
             pool.shutdown(cancel_futures=True)
             raise
     for name in tqdm(todo, unit="architecture", desc="measure", disable=None):
-        found[name] = _measure(comparison, name, cores)
+        found[name] = _measure(comparison, name)
         (comparison.out / name / RESULT).write_bytes(msgspec.json.encode(found[name]))
     return [found[name] for name in comparison.architectures]
 
@@ -132,9 +135,8 @@ def kept(comparison: Comparison) -> dict[str, Result]:
     found = {}
     for name in comparison.architectures:
         path = comparison.out / name / RESULT
-        with contextlib.suppress(
-            FileNotFoundError, msgspec.ValidationError
-        ):  # of another version of this code
+        # Of another version of this code.
+        with contextlib.suppress(FileNotFoundError, msgspec.ValidationError):
             result = msgspec.json.decode(path.read_bytes(), type=Result)
             if result.settings == comparison.plain():
                 found[name] = result
@@ -217,20 +219,14 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _processes(count: int) -> ProcessPoolExecutor:
-    """Make a pool of processes, each for one task."""
-    return ProcessPoolExecutor(count, get_context("spawn"), max_tasks_per_child=1)
-
-
-def _measure(comparison: Comparison, name: str, cores: int) -> Result:
+def _measure(comparison: Comparison, name: str) -> Result:
     """Measure one architecture, alone on the machine, and gather all that is known of it."""
     folder = comparison.out / name
     checkpoint = folder / "checkpoint"
     # A process of its own: the most memory that it has had is that of this policy.
-    with _processes(1) as process:
-        latency_ms, peak_mib = process.submit(
-            probes.latency_and_memory, folder / "vla.mar", BATCH_SIZES, cores
-        ).result()
+    with Process(folder / "vla.mar", "cpu") as process:
+        latency_ms = {size: process.call(alone.batch_ms, size) for size in BATCH_SIZES}
+        peak_mib = process.call(alone.own_peak_mib)
     about = msgspec.json.decode((checkpoint / "provenance.json").read_bytes())
     config = msgspec.json.decode((checkpoint / "config.json").read_bytes())
     success = _success(folder / "trained")
@@ -264,12 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         comparison = tyro.cli(Comparison, prog="python -m bench compare", args=arguments)
         results = compare(comparison)
-    except (
-        ComparisonFailed,
-        BrokenExecutor,
-        ValueError,
-        OSError,
-    ) as error:  # also SpecError and DatasetError
+    except (ComparisonFailed, BrokenExecutor, ValueError, OSError) as error:  # also SpecError, DatasetError
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report.write(comparison.out, results))
