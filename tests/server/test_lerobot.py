@@ -47,17 +47,12 @@ def exported(name: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The archives of all policies, by name."""
+def server(policy_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """All of them, and the default policy, behind one server."""
     folder = tmp_path_factory.mktemp("lerobot")
     with ThreadPoolExecutor(2) as pool:
-        made = pool.map(lambda name: exported(name, folder), POLICIES)
-        return dict(zip(POLICIES, made, strict=True))
-
-
-@pytest.fixture(scope="module")
-def server(archives: dict[str, Path]) -> Iterator[TorchServe]:
-    with together(archives.values()) as server:
+        archives = list(pool.map(lambda name: exported(name, folder), POLICIES))
+    with together([*archives, policy_archive]) as server:
         yield server
 
 
@@ -149,40 +144,36 @@ def views(policy: str, golden: dict[str, Any]) -> list[tuple[dict[str, bytes], d
     return found
 
 
-def test_robots_of_two_policies_behind_one_server_get_no_wrong_answer(
-    archives: dict[str, Path], policy_archive: Path
-) -> None:
+def test_robots_of_two_policies_behind_one_server_get_no_wrong_answer(server: TorchServe) -> None:
     golden = recorded("act")
     # Range of an action, from which the tolerance comes.
     ranges = {"act": np.array(golden["range"]), "vla": np.array([0.06, 0.06, 0.06, 2.0])}
     asked = {policy: views(policy, golden) for policy in ranges}
     start = Barrier(2 * ROBOTS)
 
-    with together([archives["act"], policy_archive]) as server:
+    def ask(policy: str, view: int) -> tuple[np.ndarray, int]:
+        """Return the actions as shares of their range, and how many rows had been batched."""
+        files, data = asked[policy][view]
+        answer = requests.post(f"{server.url}/predictions/{policy}", files=files, data=data, timeout=60)
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        return np.array(found["actions"]) / ranges[policy], found["timing_ms"]["batch_size"]
 
-        def ask(policy: str, view: int) -> tuple[np.ndarray, int]:
-            """Return the actions as shares of their range, and how many rows had been batched."""
-            files, data = asked[policy][view]
-            answer = requests.post(f"{server.url}/predictions/{policy}", files=files, data=data, timeout=60)
-            assert answer.status_code == 200, answer.text
-            found = answer.json()
-            return np.array(found["actions"]) / ranges[policy], found["timing_ms"]["batch_size"]
+    alone = {policy: [ask(policy, view)[0] for view in range(ROBOTS * VIEWS)] for policy in ranges}
 
-        alone = {policy: [ask(policy, view)[0] for view in range(ROBOTS * VIEWS)] for policy in ranges}
+    def robot(policy: str, number: int) -> tuple[float, int]:
+        """Return the largest difference from the right answers, and the largest batch."""
+        mine = [*range(number * VIEWS, (number + 1) * VIEWS)] * ROUNDS
+        start.wait(60)
+        answers = [ask(policy, view) for view in mine]
+        errors = [
+            np.abs(got - alone[policy][view]).max() for (got, _), view in zip(answers, mine, strict=True)
+        ]
+        return float(max(errors)), max(rows for _, rows in answers)
 
-        def robot(policy: str, number: int) -> tuple[float, int]:
-            """Return the largest difference from the right answers, and the largest batch."""
-            mine = [*range(number * VIEWS, (number + 1) * VIEWS)] * ROUNDS
-            start.wait(60)
-            answers = [ask(policy, view) for view in mine]
-            errors = [
-                np.abs(got - alone[policy][view]).max() for (got, _), view in zip(answers, mine, strict=True)
-            ]
-            return float(max(errors)), max(rows for _, rows in answers)
-
-        with ThreadPoolExecutor(2 * ROBOTS) as pool:
-            robots = [(policy, pool.submit(robot, policy, n)) for policy in ranges for n in range(ROBOTS)]
-            told = [(policy, *future.result()) for policy, future in robots]
+    with ThreadPoolExecutor(2 * ROBOTS) as pool:
+        robots = [(policy, pool.submit(robot, policy, n)) for policy in ranges for n in range(ROBOTS)]
+        told = [(policy, *future.result()) for policy, future in robots]
 
     for policy in ranges:
         pairs = [np.abs(a - b).max() for a, b in itertools.combinations(alone[policy], 2)]

@@ -28,7 +28,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_command_compares(data: Path, tmp_path: Path) -> None:
-    options = ["--architectures", "realtime", "--preset", "tiny", "--minutes", "0.02", "--episodes", "2"]
+    options = [
+        "--architectures",
+        "command_attention",
+        "--preset",
+        "tiny",
+        "--minutes",
+        "0.02",
+        "--episodes",
+        "1",
+    ]
     command = [sys.executable, "-m", "bench", "compare", "--data", data, "--out", tmp_path, *options]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
@@ -36,22 +45,22 @@ def test_one_command_compares(data: Path, tmp_path: Path) -> None:
     (written,) = json.loads((tmp_path / "comparison.json").read_bytes())
     assert run.stdout.strip() == (tmp_path / "comparison.md").read_text().strip()
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
-    config, model = checkpoint.load(tmp_path / "realtime" / "checkpoint")
+    config, model = checkpoint.load(tmp_path / "command_attention" / "checkpoint")
     assert written["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert written["steps"] >= 1
     assert written["train_s"] >= 60 * config.training["minutes"] == 1.2
     assert "--minutes 0.02 " in written["command_line"]
     assert "--excluded-goals 'lift blue' 'push yellow'" in written["command_line"]
-    assert written["archive_bytes"] == (tmp_path / "realtime" / "vla.mar").stat().st_size
+    assert written["archive_bytes"] == (tmp_path / "command_attention" / "vla.mar").stat().st_size
     assert sorted(written["errors"]) == ["blank", "excluded", "held_out", "shuffled"]
     assert all(len(error) == len(written["units"]) == 4 for error in written["errors"].values())
     assert {name: rate["episodes"] for name, rate in written["success"].items()} == dict.fromkeys(
-        ("held_out", "seen", "shuffled", "blank", "excluded"), 2
+        ("held_out", "seen", "shuffled", "blank", "excluded"), 1
     )
     assert sorted(written["latency_ms"]) == ["1", "8"]
     assert 100 < written["peak_mib"] < 4000
     assert written["privileged"] == []
-    assert "validation error" in (tmp_path / "realtime" / "log.txt").read_text()
+    assert "validation error" in (tmp_path / "command_attention" / "log.txt").read_text()
 
 
 def result(name: str = "clip", *, success: int = 9, excluded: bool = True, **changes: object) -> Result:
