@@ -10,7 +10,7 @@ from loadtest import host
 from server.java import JavaNotFound, find_java, java_version
 from vla.provenance import commit
 
-Machine = dict[str, str | float | None]
+Machine = dict[str, str | int | float | None]
 
 
 def fingerprint(device: str | None = None) -> Machine:

@@ -1,6 +1,7 @@
 """The robots of the fault table tell right answers from wrong, refused, lost and not taken ones."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from policy_server import ANSWER, Server, running_server
 
 from bench.faults.page import Found, write
+from bench.faults.records import file_of, keep, measured_on
 from bench.faults.robots import Ask, Outcome, Robots, Seen
-from bench.faults.table import Result, survived
+from bench.faults.table import Result, read, survived
 
 REFUSED = json.dumps({"error": {"code": "overloaded", "field": None, "message": ""}})
 RIGHT = np.array(ANSWER["actions"])
@@ -86,6 +88,19 @@ def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
     assert "| disk full | - | not provoked: no root |" in lines
     assert [survived(result) for result in results] == [True, True, True]
     assert not survived(Result("gate killed", "deployed", lost, "", machine))
+
+
+def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
+    results = [
+        Result("gate killed", "deployed", Seen({"200": 4}, 0, 0, 0.0, 0.1), "", measured_on()),
+        Result("gate killed", "alone", None, "not provoked", measured_on()),
+    ]
+    for result in results:
+        keep(result, file_of(tmp_path, result.way, result.fault))
+    write(tmp_path / "faults.md", Found(read(tmp_path)))
+
+    assert read(tmp_path) == results
+    assert f", {os.cpu_count()} cores, load average " in (tmp_path / "faults.md").read_text()
 
 
 def test_a_section_without_new_results_stays(tmp_path: Path) -> None:
