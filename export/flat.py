@@ -34,6 +34,11 @@ class Flat(nn.Module):
         return self.model.act(images, command, given.get("state", empty), given.get("noise", empty), *prefix)
 
 
+def differentiates(model: nn.Module) -> bool:
+    """Whether a module takes gradients in `act`, by what it or a part of it says of itself."""
+    return any(getattr(module, "differentiates", False) for module in model.modules())
+
+
 @torch.inference_mode()
 def flattened(source: Source) -> tuple[Flat, Layout]:
     """Return a source's module in the artifacts' convention, and its layout.

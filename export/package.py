@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from export.batch import Batch, Layout
 from export.errors import ExportError
+from export.flat import differentiates
 from export.target import Target
 from export.trace import TRACED_BATCH
 
@@ -69,15 +70,25 @@ def package(model: Any, layout: Layout, path: Path, target: Target) -> tuple[str
 def _capture(model: nn.Module, name: str, inputs: tuple[Tensor, ...], largest: int) -> torch.fx.GraphModule:
     """Capture one method for 1 to `largest` observations."""
     batch = torch.export.Dim("batch", min=1, max=max(largest, TRACED_BATCH + 1))
+    method, shapes = _Method(model, name), tuple({0: batch} for _ in inputs)
     try:
-        program = torch.export.export(
-            _Method(model, name), inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),)
-        )
+        if name == "act" and differentiates(model):
+            plain = _without_gradients(method, inputs)
+            return torch.export.export(plain, inputs, dynamic_shapes=shapes).module()
+        program = torch.export.export(method, inputs, dynamic_shapes=(shapes,))
     except Exception as error:
         raise ExportError(
             f"{type(model).__name__}.{name} can't be captured with a dynamic batch size: {_reason(error)}"
         ) from error
     return program.module()
+
+
+def _without_gradients(method: nn.Module, inputs: tuple[Tensor, ...]) -> torch.fx.GraphModule:
+    """Write out the operations that gradients are made of, which torch.export can't see."""
+    # Takes seconds to import, for such policies only.
+    from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
+
+    return make_fx(method, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)
 
 
 def _compile(model: nn.Module, captured: torch.fx.GraphModule, inputs: tuple[Tensor, ...]) -> list[Any]:

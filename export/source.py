@@ -67,6 +67,8 @@ class ExportableModel(Protocol):
 
         With a `max_delay` it takes two further tensors: `prefix` float32 [B, T, A], normalised, and `delay`
         int64 [B]. The first `delay` actions of each row are those of `prefix`.
+
+        One that takes gradients has an attribute `differentiates` of True; its format is `pt2` or `eager`.
         """
         ...
 

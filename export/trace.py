@@ -12,6 +12,7 @@ from torch.jit._trace import TracerWarning
 from archive.write import EPOCH, PIECE
 from export.batch import Batch, Layout
 from export.errors import ExportError
+from export.flat import differentiates
 from export.target import Target
 
 # The batch size that is traced: one that no verified batch size equals, so that a baked one shows.
@@ -28,6 +29,8 @@ def trace(model: Any, layout: Layout, path: Path, target: Target) -> tuple[str, 
     Raises:
         ExportError: the model can't be traced.
     """
+    if differentiates(model):
+        raise ExportError("the policy takes gradients, which TorchScript can't: give --format pt2 or eager")
     batch = Batch.random(layout, TRACED_BATCH, 0, target.device)
     try:
         methods = batch.calls(model)

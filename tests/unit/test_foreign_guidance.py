@@ -9,10 +9,16 @@ import torch
 from golden.folders import SMOLVLM, TOKENIZER, read_pi, rebuilt, recorded
 from golden.in_process import row, served
 from torch import Tensor
+from torch._inductor.package.package import load_package
 
+from export.batch import Batch
 from export.errors import ExportError
+from export.flat import flattened
 from export.foreign.pi0 import guidance
+from export.package import package
 from export.source import Source
+from export.target import Target
+from export.trace import trace
 from vla_runtime.errors import RequestError
 from vla_runtime.policy import Policy
 
@@ -160,3 +166,24 @@ def test_no_other_policy_is_guided(tmp_path: Path) -> None:
         ExportError, match=r"--guidance is for flows, which are: pi0, pi05, smolvla; this is .*'act'$"
     ):
         read_pi(rebuilt("act_0_6", tmp_path), None, guidance="identity", max_delay=2)
+
+
+def test_no_trace_takes_gradients(folders: dict[str, Path], tmp_path: Path) -> None:
+    module, layout = flattened(read("pi0", folders, guidance="vjp", max_delay=2))
+
+    with pytest.raises(ExportError, match=r"takes gradients, .*: give --format pt2 or eager$"):
+        trace(module, layout, tmp_path / "policy.ts", Target(largest_batch=4))
+
+
+@pytest.mark.slow
+def test_a_package_takes_gradients(folders: dict[str, Path], tmp_path: Path) -> None:
+    module, layout = flattened(read("smolvla", folders, guidance="vjp", max_delay=3, denoising_steps=2))
+    target = Target(largest_batch=4, format="pt2")
+
+    package(module, layout, tmp_path / "policy.pt2", target)
+
+    act: Any = load_package(str(tmp_path / "policy.pt2"), "act")
+    for count in (1, 3, 4):
+        inputs = Batch.random(layout, count, count, "cpu").calls(module)["act"]
+        expected = module.act(*inputs)["actions"]
+        assert (act(*inputs)["actions"] - expected).abs().max() <= 1e-4

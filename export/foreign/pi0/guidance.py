@@ -25,6 +25,11 @@ class Guided(nn.Module):
     # None: no actions are given.
     guidance: Kind | None = None
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether `act` takes gradients; see `export.source.ExportableModel`."""
+        return self.guidance == "vjp"
+
     def act(
         self,
         images: dict[str, Tensor],
