@@ -47,6 +47,8 @@ IMPOSSIBLE: dict[Impossible, float] = {
 }
 # Share of the trained sentences that have no article, a typing error in another word, a closing sign.
 BARE, SLIP, SIGN = 0.08, 0.08, 0.25
+# Share of the sentences that name the object first, and of those that state what should be done.
+FRONTED, STATED = 0.15, 0.2
 
 _COLOURS = json.loads(Path(__file__).with_name("colours.json").read_text())
 _VOCABULARY = Path(__file__).parents[1] / "assets" / "clip" / "tokenizer.json"
@@ -82,12 +84,8 @@ def command(random: np.random.Generator, goal: Goal, kind: Kind, split: Split) -
     if kind == "typo":
         colour = typo(words, goal.colour)
     if kind == "negation":
-        sentence = _negation(words, goal, colour)
-    elif words.chance(0.15):
-        sentence = _filled(words, words.pattern(BOOK.fronted), goal, _object(words, colour, kind), "p")
-    else:
-        sentence = _instruction(words, goal.task, _object(words, colour, kind))
-    return _finished(words, _framed(words, sentence))
+        return _finished(words, _framed(words, _negation(words, goal, colour)))
+    return _finished(words, _framed(words, _said(words, goal.task, _object(words, colour, kind))))
 
 
 def impossible(random: np.random.Generator, kind: Impossible, split: Split) -> str:
@@ -96,18 +94,16 @@ def impossible(random: np.random.Generator, kind: Impossible, split: Split) -> s
     goal = GOALS[random.integers(len(GOALS))]
     say = {
         "stop": lambda: words.pattern(BOOK.stops),
-        "forbidden": lambda: words.pattern(BOOK.forbidden).format(
-            w=_instruction(words, goal.task, _object(words, _any_name(words, goal.colour), "plain"))
+        "forbidden": lambda: _forbidden(
+            words, goal.task, _object(words, _any_name(words, goal.colour), "plain")
         ),
-        "vague": lambda: _instruction(words, goal.task, _vague(words)),
+        "vague": lambda: _said(words, goal.task, _vague(words)),
         "no_verb": lambda: _object(words, goal.colour, "landmark" if words.chance(0.3) else "plain"),
-        "absent": lambda: _instruction(words, goal.task, _object(words, _absent(words), "landmark-")),
-        "never": lambda: _instruction(words, goal.task, _object(words, _never(words, goal.colour), "plain")),
+        "absent": lambda: _said(words, goal.task, _object(words, _absent(words), "landmark-")),
+        "never": lambda: _said(words, goal.task, _object(words, _never(words, goal.colour), "plain")),
         "unknown": lambda: _unknown_somewhere(words, goal),
         "other_verb": lambda: _other_verb(words, goal),
-        "other_noun": lambda: _instruction(
-            words, goal.task, f"the {goal.colour} {words.choose(BOOK.other_nouns)}"
-        ),
+        "other_noun": lambda: _said(words, goal.task, f"the {goal.colour} {words.choose(BOOK.other_nouns)}"),
         "nonsense": lambda: _nonsense(words),
     }
     return _finished(words, _framed(words, say[kind]()))
@@ -255,27 +251,56 @@ def _instruction(words: Words, task: str, thing: str) -> str:
     return words.choose(forms).format(o=thing)
 
 
-def _filled(words: Words, pattern: str, goal: Goal, thing: str, slot: str) -> str:
-    return pattern.format(o=thing, **{slot: words.choose(BOOK.pronouns[goal.task])})
+def _said(words: Words, task: str, thing: str) -> str:
+    """Say a task with an object: as an instruction, most of the time."""
+    if words.chance(FRONTED):
+        return words.pattern(BOOK.fronted).format(o=thing, p=words.choose(BOOK.pronouns[task]))
+    return (
+        _stated(words, BOOK.statements, task, thing)
+        if words.chance(STATED)
+        else _instruction(words, task, thing)
+    )
+
+
+def _stated(words: Words, patterns: Patterns, task: str, thing: str) -> str:
+    done, doing = words.choose(BOOK.participles[task]), words.choose(BOOK.gerunds[task])
+    return words.pattern(patterns).format(o=thing, done=done, doing=doing)
+
+
+def _forbidden(words: Words, task: str, thing: str) -> str:
+    if words.chance(STATED):
+        return _stated(words, BOOK.prohibitions, task, thing)
+    return words.pattern(BOOK.forbidden).format(w=_instruction(words, task, thing))
 
 
 def _negation(words: Words, goal: Goal, colour: str) -> str:
     """Say a goal beside what is not meant: another object, or another task with the same one."""
-    thing, (other, _) = _object(words, colour, "plain"), _others(words, colour)
-    if words.chance(0.5):
+    thing, (other, another) = _object(words, colour, "plain"), _others(words, colour)
+    if words.chance(0.4):
         named = words.pattern(BOOK.contrasts).format(o=_simple(words, colour), x=_simple(words, other))
         return _instruction(words, goal.task, named)
-    task = goal.task if words.chance(0.6) else words.choose(TASKS)
-    if task != goal.task and words.chance(0.5):
-        # The same object: its name, then "it".
-        refused, meant = _instruction(words, task, thing), words.choose(BOOK.pronouns[goal.task])
-        return words.choose(("don't {w}, {v}", "do not {w}, {v}", "don't {w} but {v}")).format(
-            w=refused, v=meant
-        )
+    task = goal.task if words.chance(0.5) else words.choose(TASKS)
+    if task != goal.task:
+        return _changed(words, goal.task, task, thing)
     return words.pattern(BOOK.refusals).format(
         w=_instruction(words, task, _simple(words, other)),
-        v=_instruction(words, goal.task, thing),
+        v=_said(words, goal.task, thing),
         x=_simple(words, other),
+        y=_simple(words, another),
+    )
+
+
+def _changed(words: Words, task: str, refused: str, thing: str) -> str:
+    """Say a task beside another one with the same object: that one first by the object's name, or as "it"."""
+    if words.chance(0.3):
+        first, meant = _instruction(words, refused, thing), words.choose(BOOK.pronouns[task])
+        return words.choose(("don't {w}, {v}", "do not {w}, {v}", "don't {w} but {v}")).format(
+            w=first, v=meant
+        )
+    return words.pattern(BOOK.changes).format(
+        v=_instruction(words, task, thing),
+        q=words.choose(BOOK.pronouns[refused]),
+        doing=words.choose(BOOK.gerunds[refused]),
     )
 
 
@@ -308,7 +333,7 @@ def _unknown_somewhere(words: Words, goal: Goal) -> str:
     """Say a goal with an unknown word for the colour; else for the verb or the noun."""
     place = words.random.random()
     if place < 0.7:
-        return _instruction(words, goal.task, _object(words, _unknown(words), "landmark-"))
+        return _said(words, goal.task, _object(words, _unknown(words), "landmark-"))
     if place < 0.85:
         return f"{_unknown(words)} {_object(words, goal.colour, 'plain')}"
     return _instruction(words, goal.task, f"the {goal.colour} {_unknown(words)}")

@@ -1,7 +1,8 @@
 """What people say: patterns and words, as `phrasebook.json` has them.
 
 Slots of a pattern: {v} a whole instruction, {w} a refused one; {o} the object meant, {x} and {y} others;
-{c} and {d} colours, {n} a noun; {p} an instruction about "it". Patterns under `test` are never trained; every
+{c} and {d} colours, {n} a noun; {p} an instruction about "it", {q} a refused one; {done} and {doing} a task's
+participle and gerund. Patterns under `test` are never trained; every
 word of theirs is.
 """
 
@@ -28,6 +29,14 @@ class Phrasebook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pronouns: dict[str, tuple[str, ...]]
     # What is said around an instruction.
     frames: Patterns
+    # Task -> how it is called: "lifted", "lifting".
+    participles: dict[str, tuple[str, ...]]
+    gerunds: dict[str, tuple[str, ...]]
+    # What should be done with an object, said as a statement; and what should not.
+    statements: Patterns
+    prohibitions: Patterns
+    # An instruction beside another task with the same object, which is refused.
+    changes: Patterns
     # How an object is named.
     objects: Patterns
     # An object first, then what to do with it.
@@ -60,6 +69,7 @@ class Phrasebook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return all patterns and words that mean something, one after the other."""
         patterns = [each for each in _values(self) if isinstance(each, Patterns)] + list(self.verbs.values())
         lists = [*(p.train + p.test for p in patterns), *self.pronouns.values()]
+        lists += [*self.participles.values(), *self.gerunds.values()]
         lists += [self.nouns, self.other_verbs, self.other_nouns, self.near, *self.never.values()]
         return " ".join(" ".join(each) for each in lists)
 
