@@ -194,7 +194,7 @@ class Model(PolicyModel[Config]):
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn words into the choices made of them: float32 [N, 3, word_width], bool [N, 3]."""
-        rows = self._read(input_ids, attention_mask).rows
+        rows = self.read(input_ids, attention_mask).rows
         return rows, torch.ones_like(rows[..., 0], dtype=torch.bool)
 
     def act(
@@ -242,7 +242,7 @@ class Model(PolicyModel[Config]):
         Commands that are not possible and pictures that do not show the scene teach to abstain, and the
         actions that the batch gives them.
         """
-        command = self._read(batch.input_ids, batch.attention_mask)
+        command = self.read(batch.input_ids, batch.attention_mask)
         scene = self._look(batch.images)
         log_match = self._match(scene, command.rows[:, 0].unflatten(0, (-1, batch.commands_per_frame)))
         state = batch.per_command(batch.state)
@@ -304,8 +304,8 @@ class Model(PolicyModel[Config]):
             "hand_point": _mean((scene.hand_point - points).abs().mean(-1), shows),
         }
 
-    def _read(self, input_ids: Tensor, attention_mask: Tensor) -> Command:
-        """Read commands: int64 [N, L] twice, letters and mask."""
+    def read(self, input_ids: Tensor, attention_mask: Tensor) -> Command:
+        """Read commands: int64 [N, L] twice, letters and mask; see `Command`."""
         tokens, mask = self.text_encoder(input_ids, attention_mask)
         skills = self.skill_head(self.skill_pooling(tokens, mask)[0])
         objects = self.object_head(self.object_pooling(tokens, mask)[0])

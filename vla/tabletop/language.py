@@ -33,7 +33,7 @@ Impossible = Literal[
 ]
 
 # How often training draws each.
-KINDS: dict[Kind, float] = {"plain": 0.3, "synonym": 0.2, "typo": 0.15, "negation": 0.2, "landmark": 0.15}
+KINDS: dict[Kind, float] = {"plain": 0.25, "synonym": 0.2, "typo": 0.2, "negation": 0.2, "landmark": 0.15}
 IMPOSSIBLE: dict[Impossible, float] = {
     "stop": 0.1,
     "forbidden": 0.18,

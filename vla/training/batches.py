@@ -24,7 +24,7 @@ from vla_runtime.preprocessing import normalise_pictures
 from vla_runtime.spec import ContinuousSpace, DiscreteSpace
 
 # Streams of randomness under one seed, so that step `i` draws the same batch in whatever run it happens.
-SPLIT, TRAIN, VALIDATE, SENTENCES, CALIBRATE = range(5)
+SPLIT, TRAIN, VALIDATE, SENTENCES, CALIBRATE, READ = range(6)
 # For a policy that abstains: share of the commands that are impossible, and of the pictures that are foreign.
 IMPOSSIBLE, FOREIGN = 0.3, 0.08
 # Where a batch has an impossible command in place of a goal's index.

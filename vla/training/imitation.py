@@ -4,7 +4,6 @@ Every frame is trained with several commands, each with the expert's answer to i
 guesses its goal from the picture and ignores the words.
 """
 
-import math
 import time
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,18 +15,19 @@ from tqdm import tqdm
 
 from vla import checkpoint, provenance
 from vla.models import AnyModel, Batch, build, module_of
+from vla.models.grounded import Model as Grounded
 from vla.tabletop.commands import parse
 from vla.tabletop.demonstrations import Demonstrations
+from vla.training import heads, reading
 from vla.training.batches import Batches
 from vla.training.curve import draw
 from vla.training.distillation import Teacher
 from vla.training.progress import Point, Progress, plain, restore, store
+from vla.training.schedule import one_cycle
 from vla.training.settings import Settings
 from vla.training.statistics import Statistics, Summary
 from vla_runtime import spec
 
-# Share of the run in which the learning rate rises, and where it starts as a share of the highest.
-WARM_UP, START = 0.3, 0.04
 # Frames, and commands of each, in a validation during the run and in the one after it.
 VALIDATION, LAST_VALIDATION = (256, 2), (1024, 4)
 # Sent in place of an action that is not finite: stand still, fingers closed, so that a held block stays held.
@@ -62,7 +62,13 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     batches = replace(batches, config=config)
     progress = _optimise(settings, batches, model, stop_after)
     if stop_after is None:
-        _finish(settings, batches, model.cpu(), progress)
+        begin_s = time.monotonic()
+        model.cpu()
+        if isinstance(model, Grounded) and not settings.minutes:
+            heads.train(batches, model, round(settings.heads * settings.steps))
+            reading.train(batches, model, round(settings.reading * settings.steps))
+        wall_s = progress.wall_s + time.monotonic() - begin_s
+        _finish(settings, batches, model, msgspec.structs.replace(progress, wall_s=wall_s))
     return config
 
 
@@ -115,19 +121,6 @@ def _vector(dimensions: tuple[spec.Dimension, ...], summary: Summary, settings: 
     }
 
 
-def learning_rate(share: float, settings: Settings) -> float:
-    """Return the rate of the one-cycle schedule when a share of the run, in [0, 1], is done.
-
-    Half a cosine up, half a cosine down, after Smith & Topin 2018, "Super-Convergence: Very Fast Training of
-    Neural Networks Using Large Learning Rates".
-    """
-    if share < WARM_UP:
-        height = START + (1 - START) * (1 - math.cos(math.pi * share / WARM_UP)) / 2
-    else:
-        height = (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))) / 2
-    return settings.learning_rate * height
-
-
 def _optimise(settings: Settings, batches: Batches, model: AnyModel, stop_after: int | None) -> Progress:
     """Run until the steps or the time are spent; saves the run at every validation."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -142,7 +135,7 @@ def _optimise(settings: Settings, batches: Batches, model: AnyModel, stop_after:
     share = _share(settings, step, progress.wall_s)
     with tqdm(initial=step, total=None if settings.minutes else settings.steps, unit="step") as bar:
         while share < 1 and step != stop_after:
-            rate = learning_rate(share, settings)
+            rate = one_cycle(share) * settings.learning_rate
             losses.append(_step(settings, _draw(settings, batches, teacher, step), model, optimiser, rate))
             step += 1
             bar.update()

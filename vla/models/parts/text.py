@@ -116,6 +116,8 @@ class SpelledWords(nn.Module):
         """
         super().__init__()
         self.separator, self.words = separator, words
+        # Share of the features that is dropped after each layer in training.
+        self.dropout = 0.0
         # One more letter stands for nothing.
         self.embedding = nn.Embedding(vocabulary + 1, letters, padding_idx=vocabulary)
         self.convolutions = nn.ModuleList([nn.Conv1d(letters, letters, 3, padding=1) for _ in range(2)])
@@ -130,7 +132,7 @@ class SpelledWords(nn.Module):
         tokens = self._words(spelled) + self.positional_embedding[: spelled.shape[1]]
         attended = (mask | ~mask.any(1, keepdim=True))[:, None, None]
         for block in self.blocks:
-            tokens = block(tokens, mask=attended)
+            tokens = functional.dropout(block(tokens, mask=attended), self.dropout, self.training)
         return self.norm(tokens), mask
 
     def _spell(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
