@@ -39,6 +39,7 @@ def train(batches: Batches, model: Model, steps: int) -> None:
     trained = [parameter for part in parts for parameter in part.parameters()]
     optimiser = AdamW(trained, weight_decay=WEIGHT_DECAY)
     random = np.random.default_rng([batches.seed, READ])
+    torch.manual_seed(batches.seed)  # what is dropped
     model.train()
     model.text_encoder.dropout = DROPOUT
     for step in tqdm(range(steps), unit="step", desc="reading", disable=None):

@@ -25,7 +25,8 @@ from vla.tabletop.collection import Collection, collect
 from vla.tabletop.demonstrations import Demonstrations
 from vla.training.batches import Batches
 from vla.training.distillation import Teacher
-from vla.training.imitation import describe, learning_rate, train
+from vla.training.imitation import describe, train
+from vla.training.schedule import one_cycle
 from vla.training.settings import Settings
 from vla_runtime.errors import SpecError
 
@@ -239,8 +240,7 @@ def test_weights_of_another_model_are_refused(run, tmp_path):
 
 
 def test_learning_rate_rises_and_falls_to_zero():
-    settings = Settings(steps=100, learning_rate=1.0)
-    rates = [learning_rate(step / 100, settings) for step in range(101)]
+    rates = [one_cycle(step / 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.04)
     assert max(rates) == rates[30] == 1.0
     assert rates[100] == pytest.approx(0.0, abs=1e-9)
