@@ -30,6 +30,8 @@ from vla_runtime import spec
 
 # Frames, and commands of each, in a validation during the run and in the one after it.
 VALIDATION, LAST_VALIDATION = (256, 2), (1024, 4)
+# By how much a limit of confidence may separate less than the best one.
+NEARLY = 0.01
 # Sent in place of an action that is not finite: stand still, fingers closed, so that a held block stays held.
 HOLD_ACTION = (0.0, 0.0, 0.0, 1.0)
 # What stays as the policy has it where it abstains: demonstrations show the gripper left as it is.
@@ -244,8 +246,9 @@ def _finish(settings: Settings, batches: Batches, model: AnyModel, progress: Pro
 def _abstaining(batches: Batches, model: AnyModel, safety: spec.Safety) -> spec.Safety:
     """Return the safety with the least confidence that is acted on.
 
-    It is the one that separates best, on frames that training did not see, what can be done from what
-    can't (Youden 1950): the share acted on of the first, less that of the second, is largest.
+    On frames that training did not see, the share acted on of what can be done, less that of what can't
+    (Youden 1950), is largest or nearly so from there. It is the lowest such limit: commands that are said as
+    no training sentence is are read with less confidence.
     """
     batch = batches.calibration(*LAST_VALIDATION)
     confidence = _answered(model.eval(), batch, torch.zeros_like(batch.actions), "confidence")
@@ -253,8 +256,7 @@ def _abstaining(batches: Batches, model: AnyModel, safety: spec.Safety) -> spec.
     limits = torch.arange(1, 100) / 100
     acted = confidence[:, None] >= limits
     gap = acted[acts].float().mean(0) - acted[~acts].float().mean(0)
-    best = limits[gap >= gap.max() - 1e-6]
-    limit = round(float(best[len(best) // 2]), 2)
+    limit = round(float(limits[gap >= gap.max() - NEARLY][0]), 2)
     return msgspec.structs.replace(safety, min_confidence=limit, hold_keeps=KEPT)
 
 
