@@ -31,7 +31,7 @@ from vla_runtime import spec
 # Frames, and commands of each, in a validation during the run and in the one after it.
 VALIDATION, LAST_VALIDATION = (256, 2), (1024, 4)
 # By how much a limit of confidence may separate less than the best one.
-NEARLY = 0.01
+NEARLY = 0.005
 # Sent in place of an action that is not finite: stand still, fingers closed, so that a held block stays held.
 HOLD_ACTION = (0.0, 0.0, 0.0, 1.0)
 # What stays as the policy has it where it abstains: demonstrations show the gripper left as it is.
