@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vla.evaluation.reading import HELD, read, sentences
+from vla.training.hand_written import HELD, read, sentences
 from vla.tabletop.commands import GOALS
 from vla_runtime.errors import SpecError
 

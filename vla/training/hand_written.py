@@ -1,6 +1,6 @@
-"""`python -m vla.evaluation.reading`: what a `grounded` makes of sentences that no grammar drew.
+"""`python -m vla.training.hand_written`: what a `grounded` makes of sentences that no grammar drew.
 
-`free_sentences.json` has 240 commands that were written by hand without sight of the phrasebook that training
+`hand_written.json` has 240 commands that were written by hand without sight of the phrasebook that training
 draws from. Each is read, and no robot moves: right is the task and the colour that its writer meant, or to
 hold still.
 """
@@ -16,12 +16,11 @@ import torch
 import tyro
 
 from vla import checkpoint
-from vla.evaluation.report import table
 from vla.models.grounded import Model
 from vla.tabletop.commands import COLOURS, TASKS
 from vla_runtime.errors import SpecError
 
-SENTENCES = Path(__file__).with_name("free_sentences.json")
+SENTENCES = Path(__file__).with_name("hand_written.json")
 HELD = "hold"
 
 
@@ -77,7 +76,7 @@ class Reading:
 
 def _counted(said: list[Sentence], answers: list[str]) -> list[list[str]]:
     """Return for each kind how many are right, held though they mean something, or neither."""
-    rows = [["kind", "sentences", "right", "held by mistake", "something else done"]]
+    rows = [["kind", "sentences", "right", "held by mistake", "something else done"], ["---"] * 5]
     for kind in dict.fromkeys(each.kind for each in said):
         pairs = [
             (each.goal or HELD, answer)
@@ -92,13 +91,13 @@ def _counted(said: list[Sentence], answers: list[str]) -> list[list[str]]:
 
 def main() -> None:
     """Read as the command line says; exits with 1 and a message where the checkpoint is refused."""
-    options = tyro.cli(Reading, prog="python -m vla.evaluation.reading")
+    options = tyro.cli(Reading, prog="python -m vla.training.hand_written")
     said = sentences()
     try:
         answers = read(options.checkpoint, said)
     except SpecError as error:
         sys.exit(f"error: {error}")
-    lines = [table(_counted(said, answers))]
+    lines = [f"| {' | '.join(row)} |" for row in _counted(said, answers)]
     for each, answer in zip(said, answers, strict=True):
         if options.misread and answer != (each.goal or HELD):
             lines.append(f"{each.kind}: {each.text!r} means {each.goal or HELD}, read as {answer}")
