@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vla.training.hand_written import HELD, read, sentences
 from vla.tabletop.commands import GOALS
+from vla.training.hand_written import HELD, read, sentences
 from vla_runtime.errors import SpecError
 
 ROOT = Path(__file__).parents[4]
