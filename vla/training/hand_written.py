@@ -1,8 +1,8 @@
 """`python -m vla.training.hand_written`: what a `grounded` makes of sentences that no grammar drew.
 
-`hand_written.json` has 240 commands that were written by hand without sight of the phrasebook that training
-draws from. Each is read, and no robot moves: right is the task and the colour that its writer meant, or to
-hold still.
+`hand_written.json` has commands that were written by hand, in two lists, without sight of the phrasebook that
+training draws from; what the first showed to be missing was put into the phrasebook, the second came later.
+Each is read, and no robot moves: right is the task and the colour that its writer meant, or to hold still.
 """
 
 import sys
@@ -32,6 +32,8 @@ class Sentence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "plain", "synonym", "typo", "negation", "landmark", "stop", "forbidden", "vague", "absent", "other"
     ]
     goal: str | None
+    # Whether the phrasebook was finished before anybody saw how this one is read.
+    new: bool
 
 
 def sentences() -> list[Sentence]:
@@ -76,16 +78,23 @@ class Reading:
 
 def _counted(said: list[Sentence], answers: list[str]) -> list[list[str]]:
     """Return for each kind how many are right, held though they mean something, or neither."""
-    rows = [["kind", "sentences", "right", "held by mistake", "something else done"], ["---"] * 5]
-    for kind in dict.fromkeys(each.kind for each in said):
+    head = ["list", "kind", "sentences", "right", "held by mistake", "something else done"]
+    rows = [head, ["---"] * len(head)]
+    for new, kind in dict.fromkeys((each.new, each.kind) for each in said):
         pairs = [
             (each.goal or HELD, answer)
             for each, answer in zip(said, answers, strict=True)
-            if each.kind == kind
+            if (each.new, each.kind) == (new, kind)
         ]
         right = sum(meant == answer for meant, answer in pairs)
         held = sum(meant != answer == HELD for meant, answer in pairs)
-        rows.append([kind, *map(str, (len(pairs), right, held, len(pairs) - right - held))])
+        rows.append(
+            [
+                "second" if new else "first",
+                kind,
+                *map(str, (len(pairs), right, held, len(pairs) - right - held)),
+            ]
+        )
     return rows
 
 
