@@ -7,6 +7,7 @@ commands as openpi does: begun, and the end of the line for itself.
 
 import argparse
 import inspect
+import io
 import json
 import random
 import textwrap
@@ -34,9 +35,10 @@ def corpus() -> list[str]:
 
 def train(name: str, lines: list[str], size: int, symbols: list[str]) -> sentencepiece.SentencePieceProcessor:
     """Train a model as Gemma's was, and keep it."""
+    model = io.BytesIO()  # a file's path would be written into the model
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
-        model_prefix=str(HERE / name),
+        model_writer=model,
         model_type="bpe",
         vocab_size=size,
         byte_fallback=True,
@@ -57,8 +59,8 @@ def train(name: str, lines: list[str], size: int, symbols: list[str]) -> sentenc
         user_defined_symbols=symbols,
         minloglevel=2,
     )
-    (HERE / f"{name}.vocab").unlink()
-    return sentencepiece.SentencePieceProcessor(model_file=str(HERE / f"{name}.model"))
+    (HERE / f"{name}.model").write_bytes(model.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
 def main() -> None:
