@@ -1,7 +1,7 @@
 """LeRobot's SmolVLA: configuration, where its weights go, and what its vision-language model is."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from export.foreign.facts import max_delay
 from export.foreign.folder import CONFIG, Folder
 from export.foreign.pi0.smolvla import Config, SmolVLA
 from export.foreign.processors import PREPROCESSOR, converted, read_json
-from export.foreign.weights import Table, load_weights, read_shapes
+from export.foreign.weights import Shapes, Table, depth_of, load_weights, read_shapes, shape_of
 from export.source import Eager, Source
 from vla_runtime.spec import Camera, Tokenizer
 
@@ -41,7 +41,8 @@ LANGUAGE, TOWER = f"{BOTH}vlm.model.text_model.", f"{BOTH}vlm.model.vision_model
 EXPERT, PROJECTOR = f"{BOTH}lm_expert.", f"{BOTH}vlm.model.connector.modality_projection.proj."
 EMBEDDING, HEAD = f"{LANGUAGE}embed_tokens.weight", f"{BOTH}vlm.lm_head.weight"
 OUTER = ("state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out")
-Shapes = Mapping[str, tuple[int, ...]]
+# The shape of a weight; an error calls it no SmolVLA's.
+_shape = partial(shape_of, policy="SmolVLA")
 
 
 class Text(msgspec.Struct):
@@ -179,7 +180,7 @@ def config_of(folder: Folder, shapes: Shapes) -> Config:
     fields: dict[str, Any] = {
         "vision": {
             "width": width,
-            "depth": _depth(shapes, f"{TOWER}encoder.layers."),
+            "depth": depth_of(shapes, f"{TOWER}encoder.layers."),
             "mlp": _shape(shapes, f"{TOWER}encoder.layers.0.mlp.fc1.weight", 2)[0],
             "heads": vlm.tower_heads,
             "patch": patch,
@@ -276,25 +277,13 @@ def _layers(shapes: Shapes, start: str, vlm: Vlm) -> dict[str, Any]:
         )
     return {
         "width": width,
-        "depth": _depth(shapes, f"{start}layers."),
+        "depth": depth_of(shapes, f"{start}layers."),
         "mlp": mlp,
         "heads": queries // vlm.head_dim,
         "kv_heads": keys // vlm.head_dim,
         "head_dim": vlm.head_dim,
         "epsilon": vlm.epsilon,
     }
-
-
-def _depth(shapes: Shapes, start: str) -> int:
-    return len({key.removeprefix(start).partition(".")[0] for key in shapes if key.startswith(start)})
-
-
-def _shape(shapes: Shapes, key: str, axes: int) -> tuple[int, ...]:
-    found = shapes.get(key)
-    if found is None or len(found) != axes or min(found) < 1:
-        what = "is missing" if found is None else f"has the shape {list(found)}"
-        raise ExportError(f"the weights are no SmolVLA's: {key} {what}")
-    return found
 
 
 def _words(folder: Folder, rows: int) -> Tokenizer:

@@ -5,13 +5,15 @@ LeRobot and openpi's PyTorch port have the same keys; LeRobot's begin with `mode
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from export.errors import ExportError
 from export.foreign.pi0 import gemma, siglip
-from export.foreign.weights import Table
+from export.foreign.weights import Shapes, Table, depth_of, shape_of
 
-Shapes = Mapping[str, tuple[int, ...]]
+# The shape of a weight; an error calls it no pi0's.
+_shape = partial(shape_of, policy="pi0")
 # LeRobot's and openpi's names of the two Gemmas, and the picture tower of both.
 VARIANTS = {
     "gemma_300m": gemma.Sizes(width=1024, depth=18, mlp=4096, heads=8, head_dim=256),
@@ -133,7 +135,7 @@ def tower(shapes: Shapes, picture: int) -> siglip.Sizes:
     mlp, _ = _shape(shapes, f"{start}encoder.layers.0.mlp.fc1.weight", 2)
     if width % TOWER_HEADS:
         raise ExportError(f"the picture tower is {width} wide, which {TOWER_HEADS} heads can't share")
-    depth = TOWER_DEPTH if width == TOWER_WIDTH else _depth(shapes, f"{start}encoder.layers.")
+    depth = TOWER_DEPTH if width == TOWER_WIDTH else depth_of(shapes, f"{start}encoder.layers.")
     return siglip.Sizes(width, depth, mlp, TOWER_HEADS, patch, picture)
 
 
@@ -170,16 +172,4 @@ def _gemma(shapes: Shapes, start: str, variant: str) -> gemma.Sizes:
         return VARIANTS[variant]
     head_dim, _ = _shape(shapes, f"{start}layers.0.self_attn.k_proj.weight", 2)
     queries, _ = _shape(shapes, f"{start}layers.0.self_attn.q_proj.weight", 2)
-    return gemma.Sizes(width, _depth(shapes, f"{start}layers."), mlp, queries // head_dim, head_dim)
-
-
-def _depth(shapes: Shapes, start: str) -> int:
-    return len({key.removeprefix(start).partition(".")[0] for key in shapes if key.startswith(start)})
-
-
-def _shape(shapes: Shapes, key: str, axes: int) -> tuple[int, ...]:
-    found = shapes.get(key)
-    if found is None or len(found) != axes or min(found) < 1:
-        what = "is missing" if found is None else f"has the shape {list(found)}"
-        raise ExportError(f"the weights are no pi0's: {key} {what}")
-    return found
+    return gemma.Sizes(width, depth_of(shapes, f"{start}layers."), mlp, queries // head_dim, head_dim)

@@ -1,6 +1,6 @@
 """Weights of another library into a module of ours, by an explicit table."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,6 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from export.errors import ExportError
+
+# Key of a weight -> its shape.
+Shapes = Mapping[str, tuple[int, ...]]
 
 WEIGHTS = "model.safetensors"
 # Suffixes of files whose reading can run code.
@@ -170,3 +173,21 @@ def _listed(what: str, keys: Iterable[str]) -> str:
         return ""
     more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return f"{what} ({len(found)}): {', '.join(found[:SHOWN])}{more}"
+
+
+def depth_of(shapes: Shapes, start: str) -> int:
+    """Return how many layers there are, whose weights' keys begin with `start` and a number."""
+    return len({key.removeprefix(start).partition(".")[0] for key in shapes if key.startswith(start)})
+
+
+def shape_of(shapes: Shapes, key: str, axes: int, *, policy: str) -> tuple[int, ...]:
+    """Return a weight's shape, of so many axes.
+
+    Raises:
+        ExportError: it is missing or has another number of axes, so the weights are not that policy's.
+    """
+    found = shapes.get(key)
+    if found is None or len(found) != axes or min(found) < 1:
+        what = "is missing" if found is None else f"has the shape {list(found)}"
+        raise ExportError(f"the weights are no {policy}'s: {key} {what}")
+    return found

@@ -1,13 +1,18 @@
 """What every imported policy must do without a server: answer as its library does, alone and in a batch."""
 
 import io
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from golden.drawn import picture
 from PIL import Image
 
+from export.errors import ExportError
 from export.flat import flattened
 from export.source import Source
 from vla_runtime.artifact import Artifact
@@ -61,3 +66,12 @@ def parity(source: Source, golden: dict[str, Any]) -> float:
     )
     got = np.array([answer.chunk.actions for answer in answers if not isinstance(answer, RequestError)])
     return float((np.abs(got - expected) / golden["range"]).max())
+
+
+def refused_in_one_line(read: Callable[[Path], object], folder: Path, message: str) -> None:
+    """Assert that reading a folder is refused, by one line that matches a pattern."""
+    with pytest.raises(ExportError) as refused:
+        read(folder)
+
+    assert re.search(message, str(refused.value)), refused.value
+    assert "\n" not in str(refused.value)

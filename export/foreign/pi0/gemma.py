@@ -4,7 +4,9 @@ After Gemma Team 2024, "Gemma: Open Models Based on Gemini Research and Technolo
 parameters are transformers'.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ EPSILON = 1e-6
 BASE = 10000.0
 # Keys and values of one layer: float32 [B, 1, L, head_dim] each.
 KeysValues = tuple[Tensor, Tensor]
+GELU = partial(functional.gelu, approximate="tanh")
 
 
 @dataclass(frozen=True)
@@ -97,18 +100,21 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two projections, one of which gates the other (GeGLU, Shazeer 2020), and one back."""
+    """Two projections, one of which gates the other, and one back.
 
-    def __init__(self, sizes: Sizes) -> None:
+    After Shazeer 2020, "GLU Variants Improve Transformer".
+    """
+
+    def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(sizes.width, sizes.mlp, bias=False)
-        self.up_proj = nn.Linear(sizes.width, sizes.mlp, bias=False)
-        self.down_proj = nn.Linear(sizes.mlp, sizes.width, bias=False)
+        self.activation = activation
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return [..., width]."""
-        gate = functional.gelu(self.gate_proj(tokens), approximate="tanh")
-        return self.down_proj(gate * self.up_proj(tokens))
+        return self.down_proj(self.activation(self.gate_proj(tokens)) * self.up_proj(tokens))
 
 
 class Layer(nn.Module):
@@ -119,7 +125,7 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(sizes.width)
         self.self_attn = Attention(sizes)
         self.post_attention_layernorm = RMSNorm(sizes.width)
-        self.mlp = MLP(sizes)
+        self.mlp = MLP(sizes.width, sizes.mlp, GELU)
 
     def forward(
         self, tokens: Tensor, rotation: KeysValues, mask: Tensor, past: KeysValues | None
@@ -138,7 +144,7 @@ class AdaptiveLayer(nn.Module):
         self.input_layernorm = AdaptiveRMSNorm(sizes.width)
         self.self_attn = Attention(sizes)
         self.post_attention_layernorm = AdaptiveRMSNorm(sizes.width)
-        self.mlp = MLP(sizes)
+        self.mlp = MLP(sizes.width, sizes.mlp, GELU)
 
     def forward(
         self, tokens: Tensor, rotation: KeysValues, mask: Tensor, past: KeysValues | None, condition: Tensor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .gemma import KeysValues, rotated
+from .gemma import MLP, KeysValues, rotated
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,6 @@ class CrossAttention(Attention):
         return self._found(tokens, rotation, mask, keys, values), past
 
 
-class MLP(nn.Module):
-    """Two projections, one of which gates the other (SwiGLU, Shazeer 2020), and one back."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(sizes.width, sizes.mlp, bias=False)
-        self.up_proj = nn.Linear(sizes.width, sizes.mlp, bias=False)
-        self.down_proj = nn.Linear(sizes.mlp, sizes.width, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return [..., width]."""
-        return self.down_proj(functional.silu(self.gate_proj(tokens)) * self.up_proj(tokens))
-
-
 class Layer(nn.Module):
     """Attention and MLP, each on normalised tokens and added to them."""
 
@@ -126,7 +112,7 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(sizes)
         self.self_attn = attention
         self.post_attention_layernorm = RMSNorm(sizes)
-        self.mlp = MLP(sizes)
+        self.mlp = MLP(sizes.width, sizes.mlp, functional.silu)
 
     @property
     def crosses(self) -> bool:
