@@ -4,18 +4,14 @@ Sentences of the split `train` and of the split `test` share no pattern; `test` 
 not shown the words of, but for its kinds `never` and `unknown`.
 """
 
-import functools
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, TASKS, Goal
 from vla.tabletop.phrasebook import BOOK, Patterns
+from vla.tabletop.vocabulary import COLOUR_NAMES, Split, Words, names, real_words, slip, typo, unknown
 
-Split = Literal["train", "test"]
 # Kinds of commands that mean a goal.
 Kind = Literal["plain", "synonym", "typo", "negation", "landmark"]
 # Kinds of commands that mean none.
@@ -49,28 +45,6 @@ IMPOSSIBLE: dict[Impossible, float] = {
 BARE, SLIP, SIGN = 0.08, 0.08, 0.25
 # Share of the sentences that name the object first, and of those that state what should be done.
 FRONTED, STATED = 0.15, 0.2
-
-_COLOURS = json.loads(Path(__file__).with_name("colours.json").read_text())
-_VOCABULARY = Path(__file__).parents[1] / "assets" / "clip" / "tokenizer.json"
-
-
-class Words(NamedTuple):
-    """The random generator and the split that a sentence is drawn from."""
-
-    random: np.random.Generator
-    split: Split
-
-    def choose(self, options: Sequence[str]) -> str:
-        """Draw one."""
-        return options[int(self.random.integers(len(options)))]
-
-    def pattern(self, patterns: Patterns) -> str:
-        """Draw a pattern of this split."""
-        return self.choose(patterns.train if self.split == "train" else patterns.test)
-
-    def chance(self, share: float) -> bool:
-        """Return True that often."""
-        return bool(self.random.random() < share)
 
 
 def command(random: np.random.Generator, goal: Goal, kind: Kind, split: Split) -> str:
@@ -118,90 +92,6 @@ def draw(random: np.random.Generator, goal: Goal | None, split: Split) -> str:
     return command(random, goal, kinds[random.choice(len(kinds), p=list(KINDS.values()))], split)
 
 
-def typo(words: Words, word: str) -> str:
-    """Misspell a word by one key: a neighbour, one left out, one doubled, two swapped; never a real word."""
-    while True:
-        wrong = _slip(words, word)
-        held = sum(map(ord, wrong)) % 4 == 0  # a quarter of all errors is kept for the test
-        if wrong not in (*BOOK.near, word) and held == (words.split == "test"):
-            return wrong
-
-
-@functools.cache
-def names(colour: str, split: Split, kind: str) -> list[str]:
-    """Return the synonyms of a block's colour, or the absent colours, that a split uses in a kind."""
-    known = [name for name in _COLOURS[colour] if not set(name.split()) & _never_words() and name != colour]
-    if kind in ("plain", "synonym"):
-        return known
-    # Elsewhere training leaves out the names that it has in plain sentences alone; the test uses only them.
-    special = [name for name in known if set(name.split()) & set(BOOK.plain_only)]
-    return special if split == "test" and special else [name for name in known if name not in special]
-
-
-@functools.cache
-def unknown_words(split: Split) -> list[str]:
-    """Return real words that mean nothing here; the splits share none."""
-    found = sorted(_real_words())
-    return [word for word in found if (sum(map(ord, word)) % 5 == 0) == (split == "test")]
-
-
-@functools.cache
-def _real_words() -> frozenset[str]:
-    """Every word of CLIP's vocabulary that means nothing here."""
-    entries = json.loads(_VOCABULARY.read_text())["model"]["vocab"]
-    words = (entry.removesuffix("</w>") for entry in entries if entry.endswith("</w>"))
-    known = _known()
-    return frozenset(
-        word
-        for word in words
-        if 4 <= len(word) <= 12 and word.isascii() and word.isalpha() and not _resembles(word, known)
-    )
-
-
-@functools.cache
-def _known() -> frozenset[str]:
-    """Every word of the phrasebook and of the names of colours."""
-    names = " ".join(" ".join(each) for each in _COLOURS.values())
-    forms = " ".join(" ".join(each) for table in (PHRASES, HELD_OUT) for each in table.values())
-    text = f"{BOOK.words()} {names} {forms}"
-    return frozenset("".join(letter if letter.isalpha() else " " for letter in text).split())
-
-
-def _resembles(word: str, known: frozenset[str]) -> bool:
-    """Whether a word is known, an inflection of a known one, or within one typing error of a colour."""
-    stems = (
-        word,
-        word.removesuffix("s"),
-        word.removesuffix("ed"),
-        word.removesuffix("ing"),
-        word.removesuffix("y"),
-    )
-    return any(stem in known for stem in stems) or _near(word)
-
-
-@functools.cache
-def _misspellings() -> frozenset[str]:
-    """Every word of letters that is one typing error from a colour."""
-    letters, found = "abcdefghijklmnopqrstuvwxyz", set[str]()
-    for colour in COLOURS:
-        for i in range(len(colour) + 1):
-            before, after = colour[:i], colour[i:]
-            found |= {before + letter + after for letter in letters}
-            found |= {before + letter + after[1:] for letter in ("", *letters)}
-            found.add(before + after[1:2] + after[:1] + after[2:])
-    return frozenset(found)
-
-
-def _near(word: str) -> bool:
-    """Whether a word is a colour with a typing error, or holds a colour."""
-    return word in _misspellings() or any(colour in word for colour in COLOURS if len(colour) > 3)
-
-
-@functools.cache
-def _never_words() -> frozenset[str]:
-    return frozenset(name for group in BOOK.never.values() for name in group)
-
-
 def _synonym(words: Words, colour: str, kind: str) -> str:
     options = names(colour, words.split, kind)
     single = [name for name in options if colour not in name]
@@ -239,7 +129,7 @@ def _simple(words: Words, colour: str) -> str:
 
 def _others(words: Words, colour: str) -> tuple[str, str]:
     """Draw two other colours of blocks than one of these names."""
-    own = next((each for each in COLOURS if colour in (each, *_COLOURS[each])), None)
+    own = next((each for each in COLOURS if colour in (each, *COLOUR_NAMES[each])), None)
     left = [each for each in COLOURS if each != own]
     words.random.shuffle(left)
     return _any_name(words, left[0]), _any_name(words, left[1])
@@ -317,26 +207,14 @@ def _never(words: Words, colour: str) -> str:
     return words.choose(BOOK.never["absent" if words.chance(0.3) else colour])
 
 
-def _unknown(words: Words) -> str:
-    """Return a word that means nothing here: a real one, or letters."""
-    if words.chance(0.75):
-        return words.choose(unknown_words(words.split))
-    count = int(words.random.integers(3, 9))
-    letters = [
-        words.choose(("aeiou", "bcdfghjklmnprstvwz")[index % 2 ^ words.chance(0.2)]) for index in range(count)
-    ]
-    word = "".join(words.choose(list(letter)) for letter in letters)
-    return f"{word}x" if word in _known() or word in _real_words() or _near(word) else word
-
-
 def _unknown_somewhere(words: Words, goal: Goal) -> str:
     """Say a goal with an unknown word for the colour; else for the verb or the noun."""
     place = words.random.random()
     if place < 0.7:
-        return _said(words, goal.task, _object(words, _unknown(words), "landmark-"))
+        return _said(words, goal.task, _object(words, unknown(words), "landmark-"))
     if place < 0.85:
-        return f"{_unknown(words)} {_object(words, goal.colour, 'plain')}"
-    return _instruction(words, goal.task, f"the {goal.colour} {_unknown(words)}")
+        return f"{unknown(words)} {_object(words, goal.colour, 'plain')}"
+    return _instruction(words, goal.task, f"the {goal.colour} {unknown(words)}")
 
 
 def _other_verb(words: Words, goal: Goal) -> str:
@@ -352,7 +230,7 @@ def _nonsense(words: Words) -> str:
         return words.pattern(BOOK.questions)
     count = int(words.random.integers(1, 8))
     if kind < 0.7:
-        return " ".join(_unknown(words) for _ in range(count))
+        return " ".join(unknown(words) for _ in range(count))
     if kind < 0.8:
         return "".join(words.choose(list("0123456789.,?!-+*/ ")) for _ in range(2 * count))
     return " ".join(
@@ -370,24 +248,11 @@ def _finished(words: Words, sentence: str) -> str:
         parts = sentence.split(" ")
         index = int(words.random.integers(len(parts)))
         if len(parts[index]) > 4 and parts[index].isalpha() and not any(c in parts[index] for c in COLOURS):
-            wrong = _slip(words, parts[index])
-            parts[index] = parts[index] if wrong in _real_words() else wrong
+            wrong = slip(words, parts[index])
+            parts[index] = parts[index] if wrong in real_words() else wrong
         sentence = " ".join(parts)
     return sentence + (words.choose((".", "!", "", "?", " .")) if words.chance(SIGN) else "")
 
 
 def _misspelt(words: Words, goal: Goal, sentence: str) -> str:
     return sentence.replace(goal.colour, typo(words, goal.colour))
-
-
-def _slip(words: Words, word: str) -> str:
-    """Make one typing error in a word of letters."""
-    place, kind = int(words.random.integers(len(word))), words.random.integers(4)
-    before, letter, after = word[:place], word[place], word[place + 1 :]
-    if kind == 0:
-        return before + words.choose(list(BOOK.neighbours.get(letter, letter))) + after
-    if kind == 1:
-        return before + after
-    if kind == 2:
-        return before + letter + letter + after
-    return before + after[:1] + letter + after[1:]

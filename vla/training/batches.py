@@ -16,7 +16,8 @@ from vla.tabletop.commands import GOALS, HELD_OUT, PHRASES, SKILLS, Goal, held_o
 from vla.tabletop.demonstrations import Demonstrations
 from vla.tabletop.expert import standing_still
 from vla.tabletop.labels import TARGETS
-from vla.tabletop.language import Split, draw
+from vla.tabletop.language import draw
+from vla.tabletop.vocabulary import Split
 from vla.training.augmentation import disturb, foreign
 from vla_runtime.actions import normalise
 from vla_runtime.errors import SpecError

@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 
 from vla.tabletop.commands import COLOURS, GOALS
-from vla.tabletop.language import (
-    IMPOSSIBLE,
-    KINDS,
-    Words,
-    command,
-    draw,
-    impossible,
-    names,
-    typo,
-    unknown_words,
-)
+from vla.tabletop.language import IMPOSSIBLE, KINDS, command, draw, impossible
 from vla.tabletop.phrasebook import BOOK, Patterns
+from vla.tabletop.vocabulary import Words, names, typo, unknown_words
 
 PATTERNS = {
     **{name: value for name in BOOK.__struct_fields__ if isinstance(value := getattr(BOOK, name), Patterns)},
