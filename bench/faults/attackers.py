@@ -1,7 +1,8 @@
 """The attackers, a process of their own: `python -m bench.faults.attackers PLAN` prints their answers.
 
 Each connection sends the next request when the last is answered or refused, and is opened again when it is
-closed. The process yields to robots and servers on its cores (`nice`).
+closed; those that heed wait as long as a refusal says. The process yields to robots and servers on its cores
+(`nice`).
 """
 
 import asyncio
@@ -32,6 +33,8 @@ class Plan(msgspec.Struct, frozen=True):
     # Whole requests, in turns; of a slow attack the heads, whose bodies come byte by byte.
     requests: list[bytes]
     slow: bool = False
+    # Whether each connection waits as long as a refusal says before it asks again.
+    heeds: bool = False
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -66,9 +69,11 @@ async def attack(plan: Plan) -> Found:
                     status, after = await _exchanged(reader, writer, next(requests), slow=plan.slow)
                     taken.setdefault(status, []).append(time.monotonic() - began)
                     if status == "429":
-                        told[after] += 1
-                    if status == "closed" or (not after and reader.at_eof()):
+                        told[after is not None] += 1
+                    if status == "closed" or (after is None and reader.at_eof()):
                         break
+                    if plan.heeds and after is not None:
+                        await asyncio.sleep(after)
             writer.close()
 
     with contextlib.suppress(TimeoutError):
@@ -82,8 +87,8 @@ async def attack(plan: Plan) -> Found:
 
 async def _exchanged(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, *, slow: bool
-) -> tuple[str, bool]:
-    """Send one request, and return its answer's status and whether that says Retry-After."""
+) -> tuple[str, float | None]:
+    """Send one request, and return its answer's status and the time after which to come again [s]."""
     with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         async with asyncio.timeout(ANSWER_S):
             writer.write(request)
@@ -95,14 +100,18 @@ async def _exchanged(
                 head = (await answering).lower()
             finally:
                 answering.cancel()
-            _, found, rest = head.partition(b"\r\ncontent-length:")
-            if found:
-                await reader.readexactly(int(rest.partition(b"\r\n")[0]))
+            await reader.readexactly(_number(head, b"content-length") or 0)
             if b"\r\nconnection: close" in head:
                 writer.close()
                 reader.feed_eof()
-            return head[9:12].decode(), b"\r\nretry-after:" in head
-    return "closed", False
+            return head[9:12].decode(), _number(head, b"retry-after")
+    return "closed", None
+
+
+def _number(head: bytes, name: bytes) -> int | None:
+    """Return what a header says; `head` in small letters."""
+    _, found, rest = head.partition(b"\r\n%b:" % name)
+    return int(rest.partition(b"\r\n")[0]) if found else None
 
 
 def main() -> None:

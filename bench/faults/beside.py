@@ -105,7 +105,7 @@ def attacks(archive: Path, folder: Path, seconds: float, only: Sequence[str]) ->
 
 def overload(archive: Path, folder: Path, seconds: float) -> None:
     """Ask for more than a replica can answer, and leave the result in the folder."""
-    wanted = [hostile.overload(good_rows(archive), ATTACKERS_KEY)]
+    wanted = hostile.overload(good_rows(archive), ATTACKERS_KEY)
     _run(archive, folder, seconds, wanted, ("overload", NO_RATE))
 
 
@@ -145,7 +145,7 @@ def _beside(attack: Attack, port: int, robots: Robots, seconds: float) -> Result
     began = time.monotonic()
     time.sleep(quiet_s)
     quiet_end = time.monotonic()
-    plan = Plan(port, seconds, attack.connections, attack.requests, attack.slow)
+    plan = Plan(port, seconds, attack.connections, attack.requests, attack.slow, attack.heeds)
     with attacking(plan) as process:
         said, _ = process.communicate(timeout=seconds + 60)
     ended = time.monotonic()

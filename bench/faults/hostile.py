@@ -33,6 +33,8 @@ class Attack:
     slow: bool = False
     # With the robots' own key.
     shared: bool = False
+    # Waits as long as a refusal says.
+    heeds: bool = False
 
 
 def attacks(row: Mapping[str, Any], key: str, shared_key: str) -> Iterator[Attack]:
@@ -64,10 +66,12 @@ def attacks(row: Mapping[str, Any], key: str, shared_key: str) -> Iterator[Attac
     yield Attack("128 slow bodies with the robots' key", [_slow(shared_key)], 128, slow=True, shared=True)
 
 
-def overload(rows: Sequence[Mapping[str, Any]], key: str) -> Attack:
-    """Return good requests, many more than the server has capacity for."""
+def overload(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Attack, Attack]:
+    """Return good requests, many more than the server has capacity for, of clients without heed and with."""
     good = [request(msgspec.msgpack.encode(row), MSGPACK, key) for row in rows]
-    return Attack("good requests of another key, far more than it can answer", good, 256)
+    return Attack("without heed of Retry-After", good, 256), Attack(
+        "as Retry-After says", good, 192, heeds=True
+    )
 
 
 def request(body: bytes, content_type: str, key: str, *lines: str) -> bytes:

@@ -43,7 +43,7 @@ class Result:
 def run(archive: Path, folder: Path, count: int) -> None:
     """Ask for `count` requests through the proxy, and leave the readings in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    good = hostile.overload(good_rows(archive), ATTACKERS_KEY).requests
+    good = hostile.overload(good_rows(archive), ATTACKERS_KEY)[0].requests
     requests, answers, resident = [0], dict[str, int](), dict[str, list[float]]()
     with served(archive, NO_RATE) as (front, behind):
         _note(behind, resident)

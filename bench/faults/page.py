@@ -32,9 +32,10 @@ answers that were no 200 or not the right one; the target is none. The ratio is 
 attack over that right before it, in the same run; the target is at most 1.5. What an archive may unpack to
 is no matter of requests: a test of the swap covers it."""
 OVERLOAD = """\
-`make faults ARGS=--overload`: 256 connections of one key send good requests as fast as they are answered,
-without heed of `Retry-After`, from other cores than the server's; eight robots of another key ask 10 times
-a second."""
+`make faults ARGS=--overload`: many connections of one key send good requests as fast as they are answered,
+from other cores than the server's; eight robots of another key ask 10 times a second. First they ask again at
+once when they are refused: after 100 refusals within a second they get the next ones a second late, on
+purpose. Then they wait as long as `Retry-After` says."""
 MEMORY = """\
 `make faults ARGS='--memory 100000'`: resident memory over that many answered requests of 16 connections
 through the proxy, as a straight line after the first fifth."""
@@ -96,24 +97,36 @@ def _attacks(results: Sequence[beside.Result]) -> Table:
 
 
 def _overload(results: Sequence[beside.Result]) -> Table:
-    rows: list[tuple[str, str]] = []
-    for result in results:
-        found = result.found
-        asked, answered = sum(found.answers.values()), found.answers.get("200", 0)
-        others = {status: count for status, count in found.answers.items() if status not in ("200", "429")}
-        rows += [
-            ("asked by the greedy key [1/s]", f"{asked / result.seconds:.0f}"),
-            ("answered to it with 200 [1/s]", f"{answered / result.seconds:.0f}"),
-            ("its answers, p50, p95 [ms]", _times(found, "200")),
-            ("its refusals (429), p50, p95 [ms]", _times(found, "429")),
-            ("each refusal with Retry-After", "yes" if found.retry_after else "no"),
-            ("other statuses", str(others or "none")),
-            ("the robots, quiet, p50, p95 [ms]", result.quiet.times),
-            ("the robots beside it, p50, p95 [ms]", result.beside.times),
-            ("their p95 over the quiet one", f"{result.ratio:.2f}"),
-            ("the robots' errors", result.beside.failed),
-        ]
-    return Table(("under overload", "measured"), rows)
+    names = ("connections", "asked by the greedy key [1/s]", "answered to it with 200 [1/s]")
+    times = (
+        "its answers, p50, p95 [ms]",
+        "its refusals (429), p50, p95 [ms]",
+        "each refusal with Retry-After",
+    )
+    robots = ("the robots, quiet, p50, p95 [ms]", "beside it, p50, p95 [ms]", "their p95 over the quiet one")
+    lines = (*names, *times, "other statuses", *robots, "the robots' errors")
+    columns = [_overloaded(result) for result in results]
+    rows = [(line, *cells) for line, *cells in zip(lines, *columns, strict=True)]
+    return Table(("under overload", *(result.attack for result in results)), rows)
+
+
+def _overloaded(result: beside.Result) -> tuple[str, ...]:
+    found = result.found
+    asked, answered = sum(found.answers.values()), found.answers.get("200", 0)
+    others = {status: count for status, count in found.answers.items() if status not in ("200", "429")}
+    return (
+        str(result.connections),
+        f"{asked / result.seconds:.0f}",
+        f"{answered / result.seconds:.0f}",
+        _times(found, "200"),
+        _times(found, "429"),
+        "yes" if found.retry_after else "no",
+        str(others or "none"),
+        result.quiet.times,
+        result.beside.times,
+        f"{result.ratio:.2f}",
+        result.beside.failed,
+    )
 
 
 def _times(found: attackers.Found, status: str) -> str:
