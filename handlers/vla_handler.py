@@ -27,6 +27,7 @@ from vla_runtime.joined import Call, Reply, Request
 from vla_runtime.metrics import CATALOGUE, Meter, Metric
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer, Policy
+from vla_runtime.turns import ALONE, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +46,16 @@ class VlaHandler:
         """
         properties = context.system_properties
         settings = (context.model_yaml_config or {}).get("handler", {})
-        started, threads = time.perf_counter(), device.threads(int(settings.get("workers", 1)))
+        started, place = time.perf_counter(), device.of_worker(properties.get("gpu_id"))
+        # Workers of one device take turns on it; on the CPU they share its cores instead.
+        by_turns = settings.get("turns", place != "cpu")
+        threads = device.threads(1 if by_turns else int(settings.get("workers", 1)))
         torch.set_num_threads(threads)
-        place = device.of_worker(properties.get("gpu_id"))
         bounds = {field.name: settings[field.name] for field in fields(Limits) if field.name in settings}
         self.folder = Path(properties["model_dir"])
-        self.policy = Policy.load(self.folder, place, threads, Limits(**bounds))
+        # Beside the folders of all policies of this TorchServe.
+        turn = Turn(self.folder.parent / f"{place}.turn") if by_turns else ALONE
+        self.policy = Policy.load(self.folder, place, threads, Limits(**bounds), turn)
         self.policy.warm_up()
         self.meter = Meter(self.policy, _place())
         self.metrics = {metric: _metric(context, metric) for metric in CATALOGUE}

@@ -16,7 +16,7 @@ from server.front_end import Memory
 from server.gate.gate import Gate
 from server.java import JavaNotFound
 from server.ports import PORTS
-from server.process import TorchServe
+from server.process import WORKERS_PER_GPU, TorchServe
 from server.warm_up import warm_up
 
 # How often readiness is asked, and how long requests that were taken may take when it stops [s].
@@ -38,6 +38,7 @@ def main() -> int:
             memory=Memory(options.heap_mib, options.direct_memory_mib),
             gated=True,
             gpus=options.gpus,
+            workers_per_gpu=options.workers_per_gpu,
             on_log=_say,
         )
         gate = Gate(server, options.port, options.port + 2, options.host, "127.0.0.1")
@@ -137,6 +138,12 @@ def _parse() -> argparse.Namespace:
         type=int,
         default=1,
         help="visible GPUs that the workers are spread over; 0: serve on the CPU",
+    )
+    add(
+        "--workers-per-gpu",
+        type=int,
+        default=WORKERS_PER_GPU,
+        help="workers of a policy on a GPU, as far as its memory allows: one prepares while another computes",
     )
     add("--heap-mib", type=int, default=memory.heap_mib, help="heap of the Java front end [MiB]")
     add(

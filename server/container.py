@@ -18,7 +18,7 @@ from server.errors import ServerError, Stopped
 from server.front_end import Memory
 from server.gate.gate import Gate
 from server.java import JavaNotFound
-from server.process import TorchServe
+from server.process import WORKERS_PER_GPU, TorchServe
 from server.warm_up import warm_up
 
 # How often readiness is asked [s]; `/health/ready` is at most so old.
@@ -40,6 +40,7 @@ def main() -> int:
             memory=Memory(options.heap_mib, options.direct_memory_mib),
             model_api=True,
             gated=True,
+            workers_per_gpu=options.workers_per_gpu,
             on_log=_say,
         )
         for archive, digest in zip(server.archives, digests, strict=True):
@@ -134,6 +135,12 @@ def _parse() -> argparse.Namespace:
     add("--warm-up-requests", type=int, default=100, help="example requests posted before the gate opens")
     add("--drain-delay-s", type=float, default=0.0, help="between `not ready` and the closing gate [s]")
     add("--drain-timeout-s", type=float, default=60.0, help="longest wait for requests that were taken [s]")
+    add(
+        "--workers-per-gpu",
+        type=int,
+        default=WORKERS_PER_GPU,
+        help="workers of a policy on a GPU, as far as its memory allows: one prepares while another computes",
+    )
     add("--heap-mib", type=int, default=memory.heap_mib, help="heap of the Java front end [MiB]")
     add("--direct-memory-mib", type=int, default=memory.direct_mib, help="its network buffers [MiB]")
     return parser.parse_args()

@@ -2,6 +2,7 @@
 
 ServerError
 ├── PortTaken      something else listens on a port
+├── LoadFailed     a worker that was asked for died while it loaded, or took too long
 ├── StartFailed    TorchServe or a worker ended, or was not ready in time; ends with the last log lines
 ├── Stopped        TorchServe or its gate ended by itself, or requests were still open when the drain ended
 └── SwapError      a new version was not taken over; the old one serves on
@@ -14,6 +15,10 @@ class ServerError(RuntimeError):
 
 class PortTaken(ServerError):
     """One of the instance's ports is in use."""
+
+
+class LoadFailed(ServerError):
+    """A further worker did not become ready."""
 
 
 class StartFailed(ServerError):

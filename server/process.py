@@ -19,11 +19,12 @@ import requests
 
 from archive.read import Archive
 from server.archives import opened, require_room
-from server.errors import ServerError, StartFailed
+from server.errors import LoadFailed, ServerError, StartFailed
 from server.front_end import USUAL_MEMORY, Memory, command_line
 from server.java import find_java
 from server.ports import PORTS, bind
 from server.properties import ROOT, Instance
+from server.workers import on_gpu, scale
 
 # Printed by TorchServe whenever a worker ended, whatever ended it.
 WORKER_ENDED = "Retry worker: "
@@ -32,6 +33,8 @@ LOG_LINES = 500
 # where the front end wants the same cores, that was measured to cost up to 40 times the computation.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 STOP_TIMEOUT_S = 20.0
+# Two are enough for one to prepare while the other computes; each has the policy in the GPU's memory.
+WORKERS_PER_GPU = 2
 
 
 class TorchServe:
@@ -43,7 +46,8 @@ class TorchServe:
     `model_api` lets archives of the same folder be registered over the management port, for `server.swap`.
     `gated`: requests come through a gate, which makes the batches; otherwise TorchServe makes them.
     `gpus` is how many of the GPUs that CUDA_VISIBLE_DEVICES leaves the workers are spread over, as far as
-    there are any; a worker that is promised one never serves on the CPU.
+    there are any; a worker that is promised one never serves on the CPU. On each of them a policy has
+    `workers_per_gpu`, as far as its memory allows: one prepares a batch while another computes.
 
     Raises:
         ArchiveError, PortTaken: before anything is started.
@@ -64,6 +68,7 @@ class TorchServe:
         model_api: bool = False,
         gated: bool = False,
         gpus: int = 1,
+        workers_per_gpu: int = WORKERS_PER_GPU,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.archives = opened([archive] if isinstance(archive, Path) else archive)
@@ -79,6 +84,7 @@ class TorchServe:
         self.model_api = model_api
         self.gated = gated
         self.gpus = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") else gpus
+        self.workers_per_gpu = workers_per_gpu
         self.java = find_java()
         self._on_log = on_log
         self._log: deque[str] = deque(maxlen=LOG_LINES)
@@ -139,10 +145,11 @@ class TorchServe:
             raise self._failed(f"TorchServe does not say how many requests {name} takes: {error}") from error
 
     def ready(self) -> bool:
-        """Whether all workers are READY; /ping says 200 with no model loaded, and while a worker is dead."""
+        """Whether every policy has a worker that is READY; /ping says 200 with no model loaded."""
         return all(self._ready(archive) for archive in self.archives)
 
-    def _ready(self, archive: Archive) -> bool:
+    def _ready(self, archive: Archive, *, whole: bool = False) -> bool:
+        """Whether a policy has a worker that is READY; `whole`: all that it is to have."""
         try:
             answer = requests.get(f"{self.management_url}/models/{archive.name}", timeout=5)
         except requests.RequestException:
@@ -153,12 +160,14 @@ class TorchServe:
             return False
         (model,) = answer.json()
         ready = [worker for worker in model["workers"] if worker["status"] == "READY"]
-        return len(ready) >= max(1, model["minWorkers"])
+        return len(ready) >= (max(1, model["minWorkers"]) if whole else 1)
 
     def __enter__(self) -> Self:
         try:
             self._start()
             self._wait_ready()
+            for archive in self.archives:
+                self._share_gpus(archive.name)
         except BaseException:
             self.stop()
             raise
@@ -233,11 +242,14 @@ class TorchServe:
 
     def _read_log(self, output: IO[str]) -> None:
         for line in output:
-            self._log.append(line.rstrip("\n"))
             if WORKER_ENDED in line:
                 self._worker_ended.set()
-            if self._on_log:
-                self._on_log(self._log[-1])
+            self._say(line.rstrip("\n"))
+
+    def _say(self, line: str) -> None:
+        self._log.append(line)
+        if self._on_log:
+            self._on_log(line)
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + self.startup_timeout_s
@@ -248,10 +260,22 @@ class TorchServe:
                 time.sleep(0.5)  # for the rest of its log
                 names = " or ".join(archive.path.name for archive in self.archives)
                 raise self._failed(f"a worker of {names} ended while it loaded")
-            if self.ready():
+            if all(self._ready(archive, whole=True) for archive in self.archives):
                 return
             time.sleep(0.1)
         raise self._failed(f"no worker was ready within {self.startup_timeout_s:g} s (--startup-timeout-s)")
+
+    def _share_gpus(self, name: str) -> None:
+        """Give a policy that is computed on GPUs its further workers, one policy after the other."""
+        url, count = f"{self.management_url}/models/{name}", self.workers_per_gpu * self.gpus
+        try:
+            (model,) = requests.get(url, timeout=5).json()
+            if on_gpu(model) and model["minWorkers"] < count:
+                scale(url, name, count, self.startup_timeout_s)
+        except LoadFailed as error:
+            self._say(f"{name} has fewer workers than {self.workers_per_gpu} a GPU: {error}")
+        except (requests.RequestException, ValueError, KeyError) as error:
+            raise self._failed(f"TorchServe does not say which workers {name} has: {error}") from error
 
     def _failed(self, what: str) -> StartFailed:
         said = [match[1] for line in self._log if (match := re.search(r" MODEL_LOG - (.*)", line))]

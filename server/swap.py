@@ -20,8 +20,9 @@ from archive.digest import verify_digest
 from archive.errors import ArchiveError
 from archive.read import Archive
 from server.archives import require_room
-from server.errors import ServerError, SwapError
+from server.errors import LoadFailed, ServerError, SwapError
 from server.warm_up import post_example
+from server.workers import on_gpu, scale, wait_loaded
 
 WARM_UP_REQUESTS = 20
 
@@ -55,8 +56,11 @@ class Swap:
         batch = int(old["batchSize"])
         if batch == 1 and not self.new.largest_batch:
             raise SwapError(f"{self.new.path.name} takes no batch of the gate's; export it again")
+        workers = int(old["minWorkers"])
+        # A GPU may have no room for all workers of two versions.
+        at_first = 1 if on_gpu(old) else workers
         try:
-            self._register(int(old["minWorkers"]), batch, int(old["maxBatchDelay"]))
+            self._register(at_first, batch, int(old["maxBatchDelay"]))
             self._check(f"{self.inference_url}/predictions/{self.model}/{self.new.version}")
             self._make_default(self.new.version)
             self._check(f"{self.inference_url}/predictions/{self.model}")
@@ -65,7 +69,17 @@ class Swap:
             raise
         self._wait_idle(old["modelVersion"])
         self._manage("DELETE", f"/{old['modelVersion']}")
+        if at_first < workers:
+            self._complete(workers)
         return old["modelVersion"]
+
+    def _complete(self, workers: int) -> None:
+        """Give the new version as many workers as the old one had."""
+        url, name = f"{self.management_url}/models/{self.model}", f"{self.model} {self.new.version}"
+        try:
+            scale(f"{url}/{self.new.version}", name, workers, self.timeout_s)
+        except LoadFailed as error:
+            _say(f"{name} serves with fewer workers than the old one had: {error}")
 
     def _register(self, workers: int, batch: int, delay_ms: int) -> None:
         query = {
@@ -84,23 +98,13 @@ class Swap:
         self._wait_loaded(workers)
 
     def _wait_loaded(self, workers: int) -> None:
-        """Return when all workers are READY; one that died while it loaded comes back as another process."""
-        deadline = time.monotonic() + self.timeout_s
-        processes: dict[str, set[int]] = {}
-        while time.monotonic() < deadline:
-            found = self._describe(f"/{self.new.version}")["workers"]
-            if len(found) >= workers and {worker["status"] for worker in found} == {"READY"}:
-                return
-            for worker in found:
-                seen = processes.setdefault(worker["id"], set())
-                if worker["pid"] > 0:
-                    seen.add(worker["pid"])
-                if len(seen) > 1:
-                    raise SwapError(
-                        f"a worker of {self.model} {self.new.version} failed to load; see the log"
-                    )
-            time.sleep(0.2)
-        raise SwapError(f"no worker of {self.model} {self.new.version} was ready within {self.timeout_s:g} s")
+        version = self.new.version
+        try:
+            wait_loaded(
+                lambda: self._describe(f"/{version}"), f"{self.model} {version}", workers, self.timeout_s
+            )
+        except LoadFailed as error:
+            raise SwapError(str(error)) from error
 
     def _check(self, url: str) -> None:
         """Post the archived example and compare the answer; several times, which warms the version up."""

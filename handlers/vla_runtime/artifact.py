@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from vla_runtime.module import Module, load_module
 from vla_runtime.preprocessing import normalise_picture
 from vla_runtime.spec import PolicySpec
 from vla_runtime.staging import Inputs, Staging
+from vla_runtime.turns import ALONE
 
 # Memory of the encoded commands that are kept, least recently used first out [bytes].
 CACHE_BYTES = 64 << 20
@@ -89,29 +91,44 @@ class Commands:
 class Bucket:
     """Batches of one size: their memory on the device, and the forward pass over it."""
 
-    def __init__(self, staging: Staging, command: Sequence[Tensor], forward: Forward) -> None:
-        """Compose a bucket: `forward` reads what `staging` and `command` hold."""
-        self.staging, self._command, self._forward = staging, command, forward
+    def __init__(
+        self,
+        staging: Staging,
+        command: Sequence[Tensor],
+        forward: Forward,
+        turn: AbstractContextManager[None],
+    ) -> None:
+        """Compose a bucket: `forward` reads what `staging` and `command` hold, in its turn on the device."""
+        self.staging, self._command, self._forward, self._turn = staging, command, forward, turn
 
     def __call__(self, rows: Sequence[Inputs], command: Sequence[Tensor]) -> dict[str, np.ndarray]:
         """Compute one batch: the outputs by name, in memory of their own."""
         self.staging.fill(rows)
         for memory, value in zip(self._command, command, strict=True):
             memory.copy_(value)
-        return _to_host(self._forward())
+        with self._turn:
+            return _to_host(self._forward())
 
 
 class Artifact:
     """Runs the exported module: `artifact(observations) -> outputs`."""
 
     def __init__(
-        self, module: Module, spec: PolicySpec, device: torch.device, *, graphs: bool = True
+        self,
+        module: Module,
+        spec: PolicySpec,
+        device: torch.device,
+        *,
+        graphs: bool = True,
+        turn: AbstractContextManager[None] = ALONE,
     ) -> None:
         """Compose an artifact of a module that lies on `device`, from `device.prepare`.
 
-        On a GPU each bucket is captured as a CUDA graph, unless `graphs` says not to.
+        On a GPU each bucket is captured as a CUDA graph, unless `graphs` says not to. Batches are computed
+        inside `turn`.
         """
         self.device, self._module, self._spec = device, module, spec
+        self._turn = turn
         self.commands = Commands(self._module, spec, self.device)
         self._graphs = Graphs(self.device, wanted=graphs)
         # Batch size and tokens of a command -> its memory.
@@ -120,14 +137,20 @@ class Artifact:
         self.computed = 0
 
     @classmethod
-    def load(cls, folder: Path, spec: PolicySpec, device: str = "cpu") -> Self:
+    def load(
+        cls,
+        folder: Path,
+        spec: PolicySpec,
+        device: str = "cpu",
+        turn: AbstractContextManager[None] = ALONE,
+    ) -> Self:
         """Load the module of an unpacked archive.
 
         Raises:
             SpecError: the module is missing, damaged, or compiled for another machine.
         """
         place = prepare(device, tf32=spec.artifact.tf32)
-        return cls(load_module(folder, spec.artifact, str(place)), spec, place)
+        return cls(load_module(folder, spec.artifact, str(place)), spec, place, turn=turn)
 
     @torch.inference_mode()
     def __call__(self, observations: Sequence[Inputs]) -> list[Outputs]:
@@ -185,7 +208,7 @@ class Artifact:
             memory = [value.clone() for value in command]
             staging.fill(rows)
             forward = self._graphs.capture(partial(self._act, staging, memory), len(rows))
-            self._buckets[key] = Bucket(staging, memory, forward)
+            self._buckets[key] = Bucket(staging, memory, forward, self._turn)
         return self._buckets[key]
 
     def _used(self, row: Inputs) -> Inputs:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -25,6 +26,7 @@ from vla_runtime.observation import Observation, Row, decode
 from vla_runtime.preprocessing import CommandTokenizer
 from vla_runtime.spec import PolicySpec
 from vla_runtime.staging import Inputs
+from vla_runtime.turns import ALONE
 
 logger = logging.getLogger(__name__)
 
@@ -90,18 +92,32 @@ class Policy:
         self._share_ms = self._capacity_ms / spec.artifact.buckets[-1]
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu", threads: int = 2, limits: Limits | None = None) -> Self:
-        """Load the policy of an unpacked archive and replay its example.
+    def load(
+        cls,
+        folder: Path,
+        device: str = "cpu",
+        threads: int = 2,
+        limits: Limits | None = None,
+        turn: AbstractContextManager[None] = ALONE,
+    ) -> Self:
+        """Load the policy of an unpacked archive and replay its example; batches are computed inside `turn`.
 
         Raises:
             SpecError: a part is missing, contradicts another, or answers its example differently.
         """
-        policy = cls.open(folder, device, threads, limits)
+        policy = cls.open(folder, device, threads, limits, turn)
         policy.check_example(folder)
         return policy
 
     @classmethod
-    def open(cls, folder: Path, device: str = "cpu", threads: int = 2, limits: Limits | None = None) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        device: str = "cpu",
+        threads: int = 2,
+        limits: Limits | None = None,
+        turn: AbstractContextManager[None] = ALONE,
+    ) -> Self:
         """Load a policy whose example has no recorded answer yet, as export does.
 
         Raises:
@@ -109,7 +125,7 @@ class Policy:
         """
         spec = PolicySpec.load(folder)
         tokenizer = CommandTokenizer(folder, spec.tokenizer) if spec.tokenizer else None
-        return cls(spec, tokenizer, Artifact.load(folder, spec, device), threads, limits)
+        return cls(spec, tokenizer, Artifact.load(folder, spec, device, turn), threads, limits)
 
     @property
     def device(self) -> torch.device:

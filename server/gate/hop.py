@@ -106,7 +106,11 @@ class Hop:
         return b"".join(
             [
                 self.counters.text(),
-                gauge("vla_gate_ready", "1: every worker is ready, and it does not drain.", int(self.ready)),
+                gauge(
+                    "vla_gate_ready",
+                    "1: every policy has a worker that is ready, and it does not drain.",
+                    int(self.ready),
+                ),
                 gauge("vla_gate_waiting", "Requests in the gate's queue.", waiting),
                 gauge("vla_gate_computing", "Requests within TorchServe.", computing),
             ]

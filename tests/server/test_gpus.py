@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
-from making import STARTUP_TIMEOUT_S
+import requests
+from making import STARTUP_TIMEOUT_S, write_archive
 
 from server.errors import StartFailed
 from server.ports import free_port
@@ -12,6 +14,21 @@ from server.process import TorchServe
 
 # TorchServe counts the lines after the header.
 TWO_GPUS = "#!/bin/sh\nprintf 'index\\n0\\n1\\n'\n"
+# Says which GPU each worker has; `{most}` fit into its memory.
+CROWDED = """
+import json, pathlib
+
+class Handler:
+    def initialize(self, ctx):
+        place = pathlib.Path(ctx.system_properties["model_dir"]).parent
+        taken = [path for path in place.glob("*.taken")]
+        if len(taken) == {most}:
+            raise MemoryError("the GPU has no room left")
+        (place / f"{{len(taken)}}.taken").touch()
+
+    def handle(self, data, ctx):
+        return [json.dumps(ctx.system_properties["gpu_id"]).encode() for _ in data]
+"""
 
 
 @pytest.fixture
@@ -38,3 +55,37 @@ def test_the_only_worker_gets_the_first_gpu_and_never_serves_on_the_cpu_instead(
 def test_the_cpu_serves_where_that_is_asked_for(tiny_archive: Path) -> None:
     with TorchServe(tiny_archive, port=free_port(), startup_timeout_s=STARTUP_TIMEOUT_S, gpus=0) as server:
         assert server.ready()
+
+
+def gpus_of(server: TorchServe) -> list[bool]:
+    """Whether each worker has one."""
+    (model,) = requests.get(f"{server.management_url}/models/echo", timeout=10).json()
+    return [worker["gpu"] for worker in model["workers"]]
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_policy_has_two_workers_on_its_gpu(tmp_path: Path) -> None:
+    archive, said = write_archive(tmp_path, CROWDED.format(most=9)), list[str]()
+    options: dict[str, Any] = {"startup_timeout_s": STARTUP_TIMEOUT_S, "on_log": said.append}
+    with TorchServe(archive, port=free_port(), **options) as server:
+        assert gpus_of(server) == [True, True]
+        assert server.capacity("echo")[1] == 2
+        assert requests.post(server.predictions_url, timeout=10).text == "0"
+    with TorchServe(archive, port=free_port(), workers_per_gpu=1, **options) as server:
+        assert gpus_of(server) == [True]
+    assert not any("fewer workers" in line for line in said)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_policy_that_fits_into_the_gpu_once_has_one_worker(tmp_path: Path) -> None:
+    archive, said = write_archive(tmp_path, CROWDED.format(most=1)), list[str]()
+    options: dict[str, Any] = {"startup_timeout_s": STARTUP_TIMEOUT_S, "on_log": said.append}
+    with TorchServe(archive, port=free_port(), **options) as server:
+        assert server.capacity("echo")[1] == 1
+        assert server.ready()
+        assert requests.post(server.predictions_url, timeout=10).text == "0"
+    assert "echo has fewer workers than 2 a GPU: a worker of echo failed to load; see the log" in said
+
+
+def test_a_policy_has_one_worker_on_the_cpu(echo_server: TorchServe) -> None:
+    assert gpus_of(echo_server) == [False]

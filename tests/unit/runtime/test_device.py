@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from archive.read import unpack
+from export.export import Options, export
 from vla_runtime import device, graphs
 from vla_runtime.artifact import Artifact
 from vla_runtime.errors import SpecError
 from vla_runtime.graphs import Graphs, check_replay
 from vla_runtime.policy import Policy
-from vla_runtime.spec import ArtifactSpec, Platform
+from vla_runtime.spec import ArtifactSpec, Platform, Precision
 
 
 def test_a_worker_without_a_gpu_serves_on_the_cpu() -> None:
@@ -165,6 +167,26 @@ def test_a_device_that_is_lost_while_capturing_is_no_refusal(monkeypatch: pytest
         lost.capture(lambda: next(calls, None) or _raise(), 4)
 
 
+def test_all_buckets_graphs_share_one_pool_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = list[object]()
+
+    class Capturing(Refusing):
+        def capture_begin(self, **options: object) -> None:
+            pools.append(options["pool"])
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Capturing)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _device: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    captured = Graphs(torch.device("cuda", 0))
+
+    for bucket in (1, 2, 4):
+        captured.capture(lambda: {"actions": torch.ones(1)}, bucket)
+
+    assert len(pools) == 3
+    assert len(set(pools)) == 1
+
+
 def _raise() -> dict[str, torch.Tensor]:
     raise torch.AcceleratorError("capture failed")
 
@@ -207,9 +229,14 @@ Policy.load(Path(sys.argv[1]))
 """
 
 
-def test_an_archive_loads_on_a_processor_with_fewer_instructions(tiny_folder: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_archive_loads_on_a_processor_with_fewer_instructions(
+    precision: Precision, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "vla.mar"
+    export(Options(str(tiny_checkpoint), archive, buckets=(1, 2), precision=precision))
     done = subprocess.run(
-        [sys.executable, "-c", OTHER_PROCESSOR, str(tiny_folder)],
+        [sys.executable, "-c", OTHER_PROCESSOR, str(unpack(archive, tmp_path / "unpacked"))],
         env={**os.environ, "ATEN_CPU_CAPABILITY": "default"},
         capture_output=True,
         text=True,

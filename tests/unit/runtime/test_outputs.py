@@ -73,6 +73,19 @@ def test_every_output_of_a_row_is_its_own() -> None:
         assert outputs.extras["skill"] == round(10 * grey)
 
 
+def test_all_outputs_leave_the_device_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies, cpu = list[torch.Size](), Tensor.cpu
+
+    def counted(self: Tensor) -> Tensor:
+        copies.append(self.shape)
+        return cpu(self)
+
+    monkeypatch.setattr(Tensor, "cpu", counted)
+    Artifact(Talkative(), talkative(), torch.device("cpu"))([row(51), row(102)])
+
+    assert copies == [(4, 4 + 6 + 2 + 1 + 1)]
+
+
 def test_what_is_not_declared_is_not_there() -> None:
     (outputs,) = Artifact(Talkative(), talkative(("actions",)), torch.device("cpu"))([row(51)])
 

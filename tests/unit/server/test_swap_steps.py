@@ -34,6 +34,7 @@ class Small:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.query: dict[str, list[str]] = {}
+        self.queries: dict[str, list[dict[str, list[str]]]] = {}
         self.bodies: list[bytes] = []
         # What a path is answered with, before what it would be else: status and body; the last one stays.
         self.answers: dict[str, list[tuple[int, Any]]] = {}
@@ -43,6 +44,7 @@ class Small:
         asked = f"{method} {parts.path}"
         if not self.asked or self.asked[-1] != asked:
             self.asked.append(asked)
+        self.queries.setdefault(asked, []).append(parse_qs(parts.query))
         if method == "POST":
             self.query |= parse_qs(parts.query)
             self.bodies.append(body)
@@ -140,6 +142,48 @@ def test_a_swap_takes_its_steps_in_order(torchserve: tuple[Small, str]) -> None:
     assert len(small.bodies) == 1 + 2 * WARM_UP_REQUESTS
     assert all(b'name="command"\r\n\r\ngo\r\n' in body for body in small.bodies[1:])
     assert all(b'filename="x.png"' in body for body in small.bodies[1:])
+
+
+def on_a_gpu(*statuses: str, workers: int = 2) -> dict[str, Any]:
+    found = described("", *statuses)
+    return found | {"minWorkers": workers, "workers": [each | {"gpu": True} for each in found["workers"]]}
+
+
+def test_on_a_gpu_the_new_version_has_one_worker_until_the_old_one_is_gone(
+    torchserve: tuple[Small, str],
+) -> None:
+    small, url = torchserve
+    small.answers["GET /models/vla"] = [(200, [on_a_gpu()])]
+    one = on_a_gpu("READY", workers=1)
+    small.answers["GET /models/vla/2.0"] = [
+        (200, [each]) for each in (one, one, on_a_gpu("READY", "UNLOADED"), on_a_gpu())
+    ]
+
+    assert swap_on(url).run() == "1.0"
+
+    assert small.query["initial_workers"] == ["1"]
+    removed = [*STEPS, "GET /models/vla/1.0", "DELETE /models/vla/1.0"]
+    assert small.asked == [*removed, "GET /models/vla/2.0", "PUT /models/vla/2.0", "GET /models/vla/2.0"]
+    assert small.queries["PUT /models/vla/2.0"] == [
+        {"min_worker": ["2"], "max_worker": ["2"], "synchronous": ["false"]}
+    ]
+
+
+def test_a_new_version_without_room_for_all_workers_serves_with_one(
+    torchserve: tuple[Small, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, url = torchserve
+    small.answers["GET /models/vla"] = [(200, [on_a_gpu()])]
+    small.answers["GET /models/vla/2.0"] = [(200, [on_a_gpu("READY", workers=1)])]
+
+    assert swap_on(url, timeout_s=0.6).run() == "1.0"
+
+    asked = [query["min_worker"] for query in small.queries["PUT /models/vla/2.0"]]
+    assert asked == [["2"], ["1"]]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        "vla 2.0 serves with fewer workers than the old one had: no worker of vla 2.0 was ready within 0.6 s"
+    )
 
 
 def refused(torchserve: tuple[Small, str], **changed: Any) -> str:

@@ -230,6 +230,8 @@ def test_several_archives_that_lie_apart_are_linked(
         assert server.url == f"http://127.0.0.1:{port + 5}"
         assert server.archive.name == "echo"
         say({"echo": model("READY"), "other": model("READY", "UNLOADED", workers=2)})
+        assert server.ready()  # the other worker serves on
+        say({"echo": model("READY"), "other": model("UNLOADED", "UNLOADED", workers=2)})
         assert not server.ready()
         say({"echo": model(workers=0), "other": model("READY", "READY", workers=2)})
         assert not server.ready()
@@ -259,7 +261,7 @@ def test_what_stops_it_from_starting(tmp_path: Path, say: Say) -> None:
     say({"other": model("READY")}, log=[f"line {index}" for index in range(50)])
     said = refused(tmp_path)
     assert said.startswith("TorchServe did not load echo.mar. Its last log lines:\nline 10\n")
-    say({"echo": model("UNLOADED")})
+    say({"echo": model("READY", "UNLOADED", workers=2)})
     assert refused(tmp_path, startup_timeout_s=0.5).startswith(
         "no worker was ready within 0.5 s (--startup-timeout-s). Its last log lines:\n"
     )
