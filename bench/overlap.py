@@ -184,7 +184,7 @@ def _measured(options: Options, case: Case) -> Measured:
                 begin_s, bystanders = time.monotonic(), Bystanders()
                 psutil.cpu_percent()
                 load = server.load(file, options.duration_s, clients=options.clients).answers
-                cores = psutil.cpu_percent() / 100 * psutil.cpu_count(), bystanders.cores()
+                cores = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1), bystanders.cores()
                 computed = [batch for batch in simulated.batches(device) if batch.begin_s > begin_s]
                 tries.append(_found(case, computed, load, cores))
     return min(tries, key=lambda one: one.others)
