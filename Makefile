@@ -69,6 +69,8 @@ golden-flow: build/golden-flow/.installed ## record anew what pi0, pi0.5 and Smo
 golden-openpi: build/golden-openpi/.installed ## record anew what openpi answers, by the checkout OPENPI, which is cloned where there is none (3 GB to install)
 	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 PYTHONPATH=$(OPENPI)/src:$(OPENPI)/packages/openpi-client/src \
 	    build/golden-openpi/bin/python tests/golden/make_openpi.py $(ARGS)
+	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 PYTHONPATH=$(OPENPI)/src:$(OPENPI)/packages/openpi-client/src \
+	    build/golden-openpi/bin/python tests/golden/make_openpi_jax.py $(ARGS)
 
 demos: .venv/.train rendering ## collect demonstrations in the simulator
 	$(PYTHON) -m vla.tabletop $(ARGS)

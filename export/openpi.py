@@ -1,6 +1,6 @@
-"""openpi's folders as sources: what its converter to PyTorch writes, and `assets/<asset>/norm_stats.json`.
+"""openpi's folders as sources: JAX's `params` or what its converter to PyTorch writes, and `assets`.
 
-    python -m export --from openpi FOLDER --robot droid --names names.json --tokenizer tokenizer.json
+    python -m export --from openpi FOLDER --robot droid --names names.json --tokenizer t.json --horizon 15
 
 `normalised` gives a policy of one's own openpi's statistics.
 """
@@ -18,12 +18,13 @@ from export.foreign.commands import tokenizer
 from export.foreign.facts import Facts, Feature, Named, control_hz, dimensions, max_delay, read_names
 from export.foreign.folder import CONFIG, digests, soft_picture
 from export.foreign.norm_stats import EPSILON, Key, entry, normalised
+from export.foreign.openpi_jax import PARAMS, JaxWeights
 from export.foreign.pi0.aloha import Aloha
 from export.foreign.pi0.model import Config, Flow, pi
 from export.foreign.processors import converted, read_json
 from export.foreign.robots import Robot
 from export.foreign.statistics import numbers
-from export.foreign.weights import WEIGHTS, load_weights, read_shapes
+from export.foreign.weights import WEIGHTS, Safetensors, Weights, filled
 from export.source import Eager, Observation, Source
 from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Statistics, Tokenizer, Vector
 
@@ -33,6 +34,8 @@ __all__ = ["make", "normalised"]
 STEPS, MIN_PERIOD, MAX_PERIOD = 10, 4e-3, 4.0
 TOKENS = {"pi0": 48, "pi05": 200}
 FIELDS = {"action_dim", "action_horizon", "paligemma_variant", "action_expert_variant", "precision"}
+# Of the checkpoints that openpi trains in full, and not by LoRA.
+LANGUAGE, EXPERT = "gemma_2b", "gemma_300m"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,12 @@ class Folder:
     robot: Robot
     kind: Literal["pi0", "pi05"]
     statistics: Path
-    shapes: paligemma.Shapes
+    weights: Weights
+
+    @property
+    def shapes(self) -> paligemma.Shapes:
+        """Shapes of the weights, by their keys in openpi's PyTorch port."""
+        return self.weights.shapes
 
     @property
     def rule(self) -> Literal["mean_std", "quantiles"]:
@@ -60,20 +68,16 @@ def make(path: Path, facts: Facts) -> Source:
         SpecError: what it says contradicts itself.
     """
     robot = robots.robot(facts.robot)
-    if not (path / WEIGHTS).is_file() and (path / "params").is_dir():
-        raise ExportError(
-            f"{path} has no {WEIGHTS}: its params are JAX's; openpi's "
-            "examples/convert_jax_model_to_pytorch.py makes a folder that is read"
-        )
-    shapes = read_shapes(path)
-    folder = Folder(path, facts, robot, paligemma.kind(shapes), _statistics(path, facts), shapes)
+    jax = not (path / WEIGHTS).is_file() and (path / PARAMS).is_dir()
+    weights: Weights = JaxWeights(path) if jax else Safetensors(path)
+    folder = Folder(path, facts, robot, paligemma.kind(weights.shapes), _statistics(path, facts), weights)
     if robot.angular:
         _check_angular(folder)
     config = _config(folder)
     state, action = _vectors(folder, config)
     words = _words(folder, config.vocabulary)
     own = paligemma.OF_PI05 if folder.kind == "pi05" else paligemma.OF_PI0
-    loaded = load_weights(path, paligemma.table(shapes, own), lambda: pi(config))
+    loaded = filled(weights, paligemma.table(weights.shapes, own), lambda: pi(config))
     model, eager = _on_robot(folder, loaded.model, config)
     return Source(
         model=model,
@@ -116,8 +120,24 @@ def _statistics(path: Path, facts: Facts) -> Path:
     return found[asset]
 
 
-def _config(folder: Folder) -> Config:
-    path, shapes = folder.path / CONFIG, folder.shapes
+def _declared(folder: Folder) -> dict[str, Any]:
+    """Return the fields of config.json; a JAX checkpoint has none, and says all but the horizon itself."""
+    horizon, path = folder.facts.horizon, folder.path / CONFIG
+    if isinstance(folder.weights, JaxWeights):
+        if horizon is None or horizon < 1:
+            raise ExportError(
+                f"{folder.path} does not say how many actions a chunk has: give --horizon, the "
+                f"action_horizon of its configuration in openpi; got {horizon}"
+            )
+        width = folder.shapes["action_in_proj.weight"][1]
+        variants = {"paligemma_variant": LANGUAGE, "action_expert_variant": EXPERT}
+        return {"action_dim": width, "action_horizon": horizon} | variants
+    if horizon is not None:
+        raise ExportError(f"--horizon is of JAX's checkpoints; {path} has action_horizon")
+    return _read_config(path)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ExportError(
             f"{path} is missing: openpi's converter writes it; for one of its train_pytorch.py write it, "
@@ -131,6 +151,11 @@ def _config(folder: Folder) -> Config:
     for name in ("paligemma_variant", "action_expert_variant"):
         if found[name] not in paligemma.VARIANTS:
             raise ExportError(f"{path}: {name} is {found[name]!r}; read are: {', '.join(paligemma.VARIANTS)}")
+    return found
+
+
+def _config(folder: Folder) -> Config:
+    found, shapes = _declared(folder), folder.shapes
     steps = STEPS if folder.facts.denoising_steps is None else folder.facts.denoising_steps
     if steps < 1:
         raise ExportError(f"denoising steps must be 1 at least, got {steps}")
@@ -148,7 +173,7 @@ def _config(folder: Folder) -> Config:
         "counted_down": True,
         "guidance": folder.facts.guidance,
     }
-    config = converted(path, fields, Config)
+    config = converted(folder.path / CONFIG, fields, Config)
     paligemma.check_pair(config.language, config.expert)
     return config
 
@@ -256,8 +281,10 @@ def _cameras(robot: Robot, edge: int) -> tuple[Camera, ...]:
 
 
 def _provenance(folder: Folder, config: Config, ignored: int) -> dict[str, Any]:
-    files = [folder.path / CONFIG, folder.path / WEIGHTS, folder.statistics]
-    notes = paligemma.smaller(config.language, config.expert, read_json(folder.path / CONFIG))
+    jax = isinstance(folder.weights, JaxWeights)
+    own = folder.weights.path.rglob("*") if jax else (folder.path / CONFIG, folder.path / WEIGHTS)
+    files = [*(file for file in own if file.is_file()), folder.statistics]
+    notes = paligemma.smaller(config.language, config.expert, _declared(folder))
     notes.append("openpi computes it in bfloat16: --precision bfloat16 halves it here too")
     about = {
         "from": "openpi",

@@ -40,6 +40,9 @@ class Facts:
     robot: str | None = None
     # Folder below openpi's `assets` with the statistics, where there are several.
     asset: str | None = None
+    # Actions in a chunk of openpi's JAX checkpoint, which does not say it: its configuration's
+    # action_horizon.
+    horizon: int | None = None
     # Denoising steps of a diffusion or flow policy; as many as its config.json says by default.
     denoising_steps: int | None = None
     # For a flow that was not trained for real-time chunking: how its chunks are drawn towards the actions

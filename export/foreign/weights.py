@@ -1,9 +1,10 @@
 """Weights of another library into a module of ours, by an explicit table."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -54,43 +55,88 @@ class Loaded:
     ignored: tuple[str, ...]
 
 
-def load_weights(folder: Path, table: Table, build: Callable[[], nn.Module]) -> Loaded:
-    """Build a module and fill it from a folder's `model.safetensors`, in float32.
+class Weights(Protocol):
+    """A checkpoint's weights by their keys in a PyTorch module; read when they are asked for."""
 
-    Args:
-        folder: of the checkpoint
-        table: where each key goes
-        build: makes the module; called on the meta device, so that nothing is initialised for nothing
+    # What errors name: the file or folder, and what says which weights there have to be.
+    path: Path
+    described_by: str
+    shapes: Shapes
 
-    Raises:
-        ExportError: there is no such file, it is none, or a key is unknown, missing or of another shape.
-    """
-    path, shapes = folder / WEIGHTS, read_shapes(folder)
-    with torch.device("meta"):
-        model = build().eval()
-    places = _placed(path, shapes, table, model)
-    try:
-        with safe_open(path, "pt") as file:
-            state = {target: file.get_tensor(key).float() for target, key in places.items()}
-    except SafetensorError as error:
-        raise ExportError(f"{path} can't be read as safetensors: {error}") from error
-    model.load_state_dict(state, assign=True)
-    model.requires_grad_(requires_grad=False)
-    return Loaded(model, tuple(key for key in shapes if table.needless(key)))
+    def tensors(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield these keys, each once, and their weights in their own type.
+
+        Raises:
+            ExportError: one can't be read.
+        """
+        ...
+
+    def shown(self, key: str) -> str:
+        """Return what the checkpoint itself calls a weight."""
+        ...
 
 
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a folder's weights by key, without reading them.
+class Safetensors:
+    """A folder's `model.safetensors`.
 
     Raises:
         ExportError: there is no such file, or it is none.
     """
-    path = _weights_file(folder)
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
-    except SafetensorError as error:
-        raise ExportError(f"{path} can't be read as safetensors: {error}") from error
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.described_by = _weights_file(folder), "its config.json"
+        try:
+            with safe_open(self.path, "pt") as file:
+                found = {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
+        except SafetensorError as error:
+            raise ExportError(f"{self.path} can't be read as safetensors: {error}") from error
+        self.shapes: Shapes = found
+
+    def tensors(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """See `Weights`."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                yield from ((key, file.get_tensor(key)) for key in keys)
+        except SafetensorError as error:
+            raise ExportError(f"{self.path} can't be read as safetensors: {error}") from error
+
+    def shown(self, key: str) -> str:
+        """See `Weights`."""
+        return key
+
+
+def load_weights(folder: Path, table: Table, build: Callable[[], nn.Module]) -> Loaded:
+    """Build a module and fill it from a folder's `model.safetensors`; see `filled`."""
+    return filled(Safetensors(folder), table, build)
+
+
+def filled(weights: Weights, table: Table, build: Callable[[], nn.Module]) -> Loaded:
+    """Build a module and fill it with a checkpoint's weights, in float32.
+
+    Args:
+        weights: of the checkpoint
+        table: where each key goes
+        build: makes the module; called on the meta device, so that nothing is initialised for nothing
+
+    Raises:
+        ExportError: a weight can't be read, or a key is unknown, missing or of another shape.
+    """
+    with torch.device("meta"):
+        model = build().eval()
+    targets = {key: target for target, key in _placed(weights, table, model).items()}
+    state = {targets[key]: weight.float() for key, weight in weights.tensors(targets)}
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(requires_grad=False)
+    return Loaded(model, tuple(key for key in weights.shapes if table.needless(key)))
+
+
+def read_shapes(folder: Path) -> Shapes:
+    """Return the shapes of a folder's `model.safetensors` by key, without reading the weights.
+
+    Raises:
+        ExportError: there is no such file, or it is none.
+    """
+    return Safetensors(folder).shapes
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -134,45 +180,51 @@ def _refuse_pickle(path: Path) -> None:
             )
 
 
-def _placed(path: Path, shapes: dict[str, tuple[int, ...]], table: Table, model: nn.Module) -> dict[str, str]:
+def _placed(weights: Weights, table: Table, model: nn.Module) -> dict[str, str]:
     """Return the key of every parameter and buffer of the model, each used once."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    places: dict[str, str] = {}
+    shapes, places = weights.shapes, dict[str, str]()
     unknown, doubled = [], []
     for key in shapes:
         if table.needless(key):
             continue
         target = table.target(key)
         if target not in wanted:
-            unknown.append(key)
+            unknown.append(weights.shown(key))
         elif target in places:
-            doubled.append(key)
+            doubled.append(weights.shown(key))
         else:
             places[target] = key
-    missing = sorted(table.key(name) for name in wanted.keys() - places.keys())
     shaped = [
-        f"{key} {list(shapes[key])} instead of {list(wanted[target])}"
+        f"{weights.shown(key)} {list(shapes[key])} instead of {list(wanted[target])}"
         for target, key in places.items()
         if shapes[key] != wanted[target]
     ]
-    faults = [
-        _listed("unknown keys", unknown),
-        _listed("keys for a place that is taken", doubled),
-        _listed("missing keys", missing),
-        _listed("other shapes", shaped),
-    ]
-    if any(faults):
-        raise ExportError(f"{path} does not fit its config.json: {'; '.join(filter(None, faults))}")
+    faults = {
+        "unknown keys": unknown,
+        "keys for a place that is taken": doubled,
+        "missing keys": sorted(table.key(name) for name in wanted.keys() - places.keys()),
+        "other shapes": shaped,
+    }
+    check(weights, faults)
     return places
 
 
-def _listed(what: str, keys: Iterable[str]) -> str:
-    """Return a count and the first few; empty for none."""
-    found = list(keys)
-    if not found:
-        return ""
-    more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return f"{what} ({len(found)}): {', '.join(found[:SHOWN])}{more}"
+def check(weights: Weights, faults: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a checkpoint with faults, which are lists of keys by what is wrong with them.
+
+    Raises:
+        ExportError: there is one.
+    """
+    if any(faults.values()):
+        found = "; ".join(_listed(what, keys) for what, keys in faults.items() if keys)
+        raise ExportError(f"{weights.path} does not fit {weights.described_by}: {found}")
+
+
+def _listed(what: str, keys: Sequence[str]) -> str:
+    """Return a count and the first few."""
+    more = f", and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return f"{what} ({len(keys)}): {', '.join(keys[:SHOWN])}{more}"
 
 
 def depth_of(shapes: Shapes, start: str) -> int:

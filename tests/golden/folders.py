@@ -26,6 +26,9 @@ def rebuilt(name: str, parent: Path) -> Path:
     """Write the policy's folder below `parent` as the library saved it, and return it."""
     folder = parent / name
     shutil.copytree(HERE / name, folder)
+    if (folder / "params").is_dir():  # of JAX, whose weights are kept as they were saved
+        (folder / "requests.json").unlink()
+        return folder
     recorded = json.loads((folder / "weights.json").read_text())
     for file in ("weights.json", "requests.json"):
         (folder / file).unlink()

@@ -124,11 +124,6 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     return lambda folder: edit_weights(folder, change)
 
 
-def is_jax(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "params").mkdir()
-
-
 def is_pickle(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"PK\x03\x04" + bytes(20))
 
@@ -207,11 +202,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         config(lambda f: f.update(paligemma_variant="gemma_2b_lora")),
         {},
         r"paligemma_variant is 'gemma_2b_lora'; read are: gemma_300m, gemma_2b$",
-    ),
-    "jax": (
-        is_jax,
-        {},
-        r"has no model\.safetensors: its params are JAX's; .*convert_jax_model_to_pytorch\.py",
     ),
     "pickle": (is_pickle, {}, r"is a pickle by its first bytes"),
     "neither": (
