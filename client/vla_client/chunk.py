@@ -62,6 +62,13 @@ class ActionChunk:
     delay: int = 0
     max_delay: int = 0
 
+    @property
+    def done(self) -> float | None:
+        """How sure the policy is that the task is done, in [0, 1]: `extras["done"]`; None where it has none."""
+        value = self.extras.get("done")
+        known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+        return float(value) if known else None
+
     @classmethod
     def from_answer(cls, answer: object) -> ActionChunk:
         """Read the decoded JSON of an answer.
