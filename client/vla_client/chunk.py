@@ -64,10 +64,11 @@ class ActionChunk:
 
     @property
     def done(self) -> float | None:
-        """How sure the policy is that the task is done, in [0, 1]: `extras["done"]`; None where it has none."""
+        """How sure the policy is that the task is done, in [0, 1]; None where its `extras` do not say so."""
         value = self.extras.get("done")
-        known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-        return float(value) if known else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            return None
+        return float(value)
 
     @classmethod
     def from_answer(cls, answer: object) -> ActionChunk:

@@ -1,7 +1,7 @@
 """Tells when a task is done, by what the policy answers.
 
-A single frame may mislead the policy, and an action on it shows another frame. A policy that takes its task for
-done stands still, so its next answer is about the same scene: two answers that agree are worth an end.
+A single frame may mislead the policy, and the frame after an action is another one. A policy that takes its
+task for done stands still, so its next answer is about the same scene: two that agree are worth an end.
 """
 
 from __future__ import annotations

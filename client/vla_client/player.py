@@ -6,7 +6,7 @@ A chunk holds T actions; the first `replan` of them are executed, then a new obs
     executed          a0 a1 a2 a3            replan = 4
     chunk at step 4               a0 a1 a2 a3 .. aT
 
-It is `done` when the policy says so twice running: `while not player.done: robot.move(player.action(observe))`.
+A task ends by itself: `while not player.done: robot.move(player.action(observe))`.
 """
 
 from __future__ import annotations
