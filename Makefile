@@ -10,7 +10,7 @@ SYSTEM_PYTHON ?= python3.11
 PYTHON_OF_LEROBOT ?= python3.12
 # A checkout of openpi at 15a9616, for `make golden-openpi`.
 OPENPI ?= build/openpi
-CHECKPOINT ?= checkpoints/command_attention
+CHECKPOINT ?= checkpoints/grounded
 ARCHIVE ?= model_store/vla.mar
 PORT ?= 8080
 # Which promises `make loadtest` judges: small, medium, large.

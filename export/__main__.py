@@ -3,7 +3,7 @@
 For instance:
 
     python -m export my_robot/policy.py:make --output model_store/mine.mar
-    python -m export checkpoints/command_attention
+    python -m export checkpoints/grounded
     python -m export --from lerobot outputs/act --names meta/info.json --margin 0.5
     python -m export --from lerobot outputs/pi0 --names meta/info.json --margin 0.5 --tokenizer tokenizer.json
     python -m export --from openpi pi0_droid --robot droid --names names.json --margin 0.5 --tokenizer t.json

@@ -13,7 +13,7 @@ from export.export import Options, export
 from server.process import TorchServe
 
 ROOT = Path(__file__).parent.parent
-CHECKPOINT = ROOT / "checkpoints" / "command_attention"
+CHECKPOINT = ROOT / "checkpoints" / "grounded"
 
 
 @pytest.hookimpl(wrapper=True)

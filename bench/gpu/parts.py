@@ -13,7 +13,7 @@ from bench.policies import ROOT, in_process, of_architecture, robot_requests
 from export.export import Options, export
 from vla_runtime.policy import Policy
 
-DEFAULT = ROOT / "checkpoints" / "command_attention"
+DEFAULT = ROOT / "checkpoints" / "grounded"
 
 
 def tests(run: Run) -> Findings:

@@ -4,7 +4,7 @@ from vla_client import ChunkPlayer, Observation, RemotePolicy
 
 policy = RemotePolicy("http://127.0.0.1:8080")
 player = ChunkPlayer(policy, replan=4)
-while True:
+while not player.done:
     robot.move(player.action(lambda: Observation(camera.read(), "lift the red block", robot.state())))
 """
 

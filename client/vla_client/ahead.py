@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vla_client.chunk import ActionChunk
 from vla_client.delays import Delays
+from vla_client.ending import Ending
 from vla_client.errors import PolicyFailure
 from vla_client.history import History
 from vla_client.observation import Observation
@@ -45,15 +46,23 @@ class AheadPlayer:
         self._replan, self._lead = replan, lead
         self._history = History(history)
         self._delays = Delays(lead)
+        self._ending = Ending()
         self._thread = ThreadPoolExecutor(1, "ahead")
         self._chunk: ActionChunk | None = None
         # Place of the next action in the chunk; steps played since the chunk took over.
         self._next = self._played = 0
         self._asked: Future[ActionChunk] | None = None
+        # The command of `_asked`.
+        self._command = ""
         # Steps executed since the observation of `_asked`.
         self._since = 0
         # Steps that had to wait because the chunk was at its end before the next one came.
         self.waits = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the last two chunks call the task done; never for a policy that answers no `done`."""
+        return self._ending.done
 
     def action(self, observe: Callable[[], Observation]) -> NDArray[np.float32]:
         """Return the action of this step: float32 [A], physical units.
@@ -64,7 +73,9 @@ class AheadPlayer:
         """
         observe = self._history.watch(observe)
         if self._chunk is None:
-            self._begin(self._thread.submit(self._policy.infer, observe()).result(), 0)
+            observation = observe()
+            self._command = observation.command
+            self._begin(self._thread.submit(self._policy.infer, observation).result(), 0)
         self._take_over(observe)
         assert self._chunk is not None
         if self._asked is None and self._played >= self._replan - self._lead:
@@ -78,6 +89,7 @@ class AheadPlayer:
     def reset(self) -> None:
         """Forget chunk and history, and the answer on its way: the next step observes afresh."""
         self._history.reset()
+        self._ending.reset()
         self._chunk = self._asked = None
 
     def close(self) -> None:
@@ -92,7 +104,7 @@ class AheadPlayer:
 
     def _ask(self, observe: Callable[[], Observation]) -> None:
         observation = self._delays.told(observe(), self._chunk, self._next)
-        self._asked = self._thread.submit(self._policy.infer, observation)
+        self._asked, self._command = self._thread.submit(self._policy.infer, observation), observation.command
         self._since = 0
 
     def _begin(self, chunk: ActionChunk, past: int) -> None:
@@ -103,6 +115,7 @@ class AheadPlayer:
                 f"lead {self._lead}"
             )
         self._chunk, self._next, self._played, self._asked = chunk, past, 0, None
+        self._ending.add(self._command, chunk)
 
     def _take_over(self, observe: Callable[[], Observation]) -> None:
         """Change to the next chunk where its turn has come."""

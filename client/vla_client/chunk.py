@@ -62,6 +62,14 @@ class ActionChunk:
     delay: int = 0
     max_delay: int = 0
 
+    @property
+    def done(self) -> float | None:
+        """How sure the policy is that the task is done, in [0, 1]; None where its `extras` do not say so."""
+        value = self.extras.get("done")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            return None
+        return float(value)
+
     @classmethod
     def from_answer(cls, answer: object) -> ActionChunk:
         """Read the decoded JSON of an answer.

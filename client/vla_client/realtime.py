@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from vla_client.chunk import ActionChunk
 from vla_client.delays import Delays
+from vla_client.ending import Ending
 from vla_client.errors import PolicyError, PolicyFailure
 from vla_client.history import History
 from vla_client.observation import Observation
@@ -109,6 +110,7 @@ class RealTime:
         self._newest: _Seen | None = None
         self._history = History(history)
         self._delays = Delays()
+        self._ending = Ending()
         self._command = ""
         self._plan: _Plan | None = None
         self._counts = Counts()
@@ -131,6 +133,12 @@ class RealTime:
         with self._changed:
             return self._failure
 
+    @property
+    def done(self) -> bool:
+        """Whether the last two chunks call the task done; never for a policy that answers no `done`."""
+        with self._changed:
+            return self._ending.done
+
     def observe(self, observation: Observation) -> None:
         """Give the newest observation; one that still waits is replaced.
 
@@ -140,6 +148,7 @@ class RealTime:
             self._count(observed=1, replaced=int(self._newest is not None))
             if observation.command != self._command:
                 self._command, self._plan = observation.command, None
+                self._ending.reset()
             self._newest = _Seen(self._history.add(observation), time.monotonic())
             self._changed.notify()
 
@@ -162,28 +171,34 @@ class RealTime:
         step = int((time.monotonic() - plan.observed_s) / self._period_s)
         return plan.chunk.actions[step] if step < len(plan.chunk.actions) else None
 
-    def run(self, execute: Execute, ticks: int) -> Run:
+    def run(self, execute: Execute, ticks: int, *, until_done: bool = False) -> Run:
         """Execute `ticks` control steps at the fixed rate, and measure how regular they were.
 
         `execute` gets the action, or None where the robot must hold. A step that takes longer than the period
-        leaves the following ticks out; they are not made up for.
+        leaves the following ticks out; they are not made up for. With `until_done` the run ends before that
+        where two chunks that come during it call the task done, and the robot holds.
         """
         late_ms, held, skipped = [], 0, 0
+        with self._changed:
+            self._ending.reset()
         due_s = time.monotonic()
         for _ in range(ticks):
             if (wait_s := due_s - time.monotonic()) > 0:
                 time.sleep(wait_s)
             late_ms.append((time.monotonic() - due_s) * 1000)
-            action = self.action()
+            ended = until_done and self.done
+            action = None if ended else self.action()
             held += action is None
             execute(action)
+            if ended:
+                break
             due_s += self._period_s
             if (behind := int((time.monotonic() - due_s) / self._period_s)) > 0:
                 skipped += behind
                 due_s += behind * self._period_s
         late = np.asarray(late_ms or [0.0])
         return Run(
-            ticks, held, skipped, float(late.mean()), float(np.percentile(late, 95)), float(late.max())
+            len(late_ms), held, skipped, float(late.mean()), float(np.percentile(late, 95)), float(late.max())
         )
 
     def close(self) -> None:
@@ -245,6 +260,7 @@ class RealTime:
                 self._error = ValueError(f"the chunk is meant for {meant}, the loop runs at {runs}")
             else:
                 self._plan = _Plan(chunk, seen.at_s)
+                self._ending.add(seen.observation.command, chunk)
                 self._count(answered=1)
             if self._failure:
                 _log.info("the policy answers again")

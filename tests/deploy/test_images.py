@@ -32,7 +32,7 @@ HARDENED = [
     *("--cap-drop=ALL", "--security-opt", "no-new-privileges", "--pids-limit=512", "--memory=3g"),
 ]
 LARGEST_IMAGE_MB = 800
-CHECKPOINT = ROOT / "checkpoints" / "command_attention"
+CHECKPOINT = ROOT / "checkpoints" / "grounded"
 KEY = "Robot-1-of-the-tests"
 HEADERS = {"X-API-Key": KEY}
 

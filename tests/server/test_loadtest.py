@@ -141,7 +141,7 @@ def test_server_that_is_not_there_is_nothing_to_judge(tmp_path: Path) -> None:
 
 
 def test_shipped_body_is_answered(served_policy: TorchServe, policy_archive: Path) -> None:
-    shipped = (ROOT / "loadtest" / "bodies" / "command_attention.bin").read_bytes()
+    shipped = (ROOT / "loadtest" / "bodies" / "grounded.bin").read_bytes()
 
     for data in (shipped, example(policy_archive)):
         answer = requests.post(

@@ -78,6 +78,7 @@ def test_answer_has_the_contract_and_equals_in_process(
         "timing_ms",
         "policy",
         "version",
+        "extras",
         "request_id",
     ]
     assert body["action_names"] == ["delta_x", "delta_y", "delta_z", "gripper"]
@@ -270,7 +271,7 @@ def test_management_describes_the_policy(served_policy: TorchServe, policy: Poli
         f"{served_policy.management_url}/models/vla?customized=true", timeout=TIMEOUT_S
     ).json()[0]["customizedMetadata"]
 
-    assert answer["architecture"] == "command_attention"
+    assert answer["architecture"] == "grounded"
     assert [dimension["unit"] for dimension in answer["action"]["dimensions"]] == ["m", "m", "m", "1"]
     assert answer["provenance"]["checkpoint_sha256"] == policy.spec.provenance["checkpoint_sha256"]
     again = requests.post(served_policy.predictions_url, json=answer["example_request"], timeout=TIMEOUT_S)

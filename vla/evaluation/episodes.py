@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from vla.tabletop.simulator import EPISODE_STEPS, Tabletop
 from vla_client import ActionChunk, ChunkPlayer, Encoding, Observation, Policy, PolicyError
 from vla_client.observation import encode
 from vla_runtime.errors import RequestError
+
+# How long the policy is asked on after a success, for what it says of it [control steps].
+ENDING_STEPS = 10
 
 # Grey level of the picture in the condition `blank`.
 GREY = 127
@@ -67,6 +70,21 @@ class Episode:
     first: NDArray[np.float32] | None
     # Requests whose chunk was replaced by standing still.
     held: int = 0
+    # Whether the policy answers how sure it is that the task is done.
+    says_done: bool = False
+    # Control steps after which it was first said, as players take it; a success is followed by ENDING_STEPS
+    # more, which count nowhere else. None: never.
+    done_at: int | None = None
+
+    @property
+    def done_early(self) -> bool:
+        """Whether it was said before a success, or without one."""
+        return self.done_at is not None and not (self.success and self.done_at >= self.steps)
+
+    @property
+    def done_in_time(self) -> bool:
+        """Whether it was first said after a success, within ENDING_STEPS."""
+        return self.success and self.done_at is not None and not self.done_early
 
 
 class Recorded:
@@ -116,17 +134,19 @@ def run_episode(
     env.reset(trial.seed, trial.goal)
     recorded = Recorded(policy)
     player = ChunkPlayer(recorded, setup.replan)
-    error = None
+    error = done_at = None
     try:
         while not env.over and env.steps < setup.steps:
             if on_step:
                 on_step()
-            env.step(player.action(lambda: observe(env, trial, setup)))
+            action = player.action(lambda: observe(env, trial, setup))
+            done_at = env.steps if player.done and done_at is None else done_at
+            env.step(action)
     except (PolicyError, RequestError) as refusal:
         error = refusal.code
     if on_step:
         on_step()
-    return Episode(
+    episode = Episode(
         trial=trial,
         success=env.success and error is None,
         outcome=env.outcome(),
@@ -139,7 +159,24 @@ def run_episode(
         held=sum(chunk.safety.status == "held" for chunk in recorded.chunks),
         error=error,
         first=recorded.chunks[0].actions if recorded.chunks else None,
+        says_done=any(chunk.done is not None for chunk in recorded.chunks),
+        done_at=done_at,
     )
+    if episode.success and episode.says_done and done_at is None:
+        return replace(episode, done_at=_ending(env, player, trial, setup))
+    return episode
+
+
+def _ending(env: Tabletop, player: ChunkPlayer, trial: Trial, setup: Setup) -> int | None:
+    """Go on after a success, until the policy calls it done; returns after how many steps of the episode."""
+    last = env.steps + ENDING_STEPS
+    with contextlib.suppress(PolicyError, RequestError):
+        while env.steps <= last:
+            action = player.action(lambda: observe(env, trial, setup))
+            if player.done:
+                return env.steps
+            env.step(action)
+    return None
 
 
 def run_all(

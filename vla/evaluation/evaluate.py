@@ -11,7 +11,7 @@ import msgspec
 import tyro
 
 from vla.evaluation.conditions import BASELINES, Condition, trials
-from vla.evaluation.episodes import Episode, MakePolicy, Setup, run_all
+from vla.evaluation.episodes import ENDING_STEPS, Episode, MakePolicy, Setup, run_all
 from vla.evaluation.plot import plot
 from vla.evaluation.policies import ArchivedPolicy, ExpertPolicy, RandomPolicy
 from vla.evaluation.render import animate, contact_sheet, record
@@ -172,6 +172,11 @@ def write(config: Evaluation, results: tuple[list[Summary], list[Episode], dict[
     """Write evaluation.json, evaluation.md and success.png; returns the Markdown."""
     summaries, episodes, differences = results
     lines = [markdown(summaries), "", f"Success in percent of {config.episodes} episodes a row."]
+    if any(summary.done_early for summary in summaries):
+        lines.append(
+            f"Done: percent of the successes that the policy calls done within {ENDING_STEPS} steps / of all "
+            "episodes that it calls done before a success or without one."
+        )
     lines += [
         f"{condition}: the first chunks over HTTP and in-process differ by at most {difference:.2g}."
         for condition, difference in differences.items()

@@ -17,7 +17,7 @@ import tyro
 
 from archive.digest import digest
 from vla.evaluation.conditions import Trial
-from vla.evaluation.episodes import Episode, Setup, run_episode
+from vla.evaluation.episodes import ENDING_STEPS, Episode, Setup, run_episode
 from vla.evaluation.policies import ArchivedPolicy
 from vla.evaluation.render import Recording, contact_sheet, record
 from vla.evaluation.report import Rate, table
@@ -76,6 +76,7 @@ def run_cell(config: LanguageEvaluation, index: int) -> Outcome:
         found = [
             _run(env, policy, cell, each, config.first_seed + 1000 * index) for each in range(config.episodes)
         ]
+    says_done = any(episode.says_done for episode, _ in found)
     return Outcome(
         cell=cell.name,
         commands=tuple(episode.trial.command for episode, _ in found),
@@ -83,6 +84,8 @@ def run_cell(config: LanguageEvaluation, index: int) -> Outcome:
         all_held=tuple(episode.held == len(episode.latency_ms) for episode, _ in found),
         any_held=tuple(episode.held > 0 for episode, _ in found),
         drift=tuple(drift for _, drift in found),
+        done_in_time=tuple(episode.done_in_time for episode, _ in found if says_done),
+        done_early=tuple(episode.done_early for episode, _ in found if says_done),
     )
 
 
@@ -133,15 +136,27 @@ def markdown(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> str:
         "",
         "## What can be done",
         "",
-        table([("", "success", "target", "held by mistake"), *(_acting(*pair) for pair in acting)]),
+        table(
+            [
+                ("", "success", "target", "held by mistake", "done", "done too early"),
+                *(_acting(*pair) for pair in acting),
+            ]
+        ),
         "",
-        "Held by mistake: episodes with at least one answer held.",
+        "Held by mistake: episodes with at least one answer held. Done: of the successes, those that the "
+        f"policy calls done within {ENDING_STEPS} steps; too early: episodes that it calls done before a "
+        "success, or without one.",
         "",
         "## What can't be done",
         "",
         "Held: every answer of the first five steps stands still, with the gripper as it is.",
         "",
-        table([("", "held", "target", "hand moved at most [mm]"), *(_standing(*pair) for pair in still)]),
+        table(
+            [
+                ("", "held", "target", "hand moved at most [mm]", "called done"),
+                *(_standing(*pair) for pair in still),
+            ]
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -149,11 +164,27 @@ def markdown(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> str:
 
 def _acting(cell: Cell, outcome: Outcome) -> tuple[str, ...]:
     wrong = sum(outcome.any_held) / len(outcome.good)
-    return cell.name, _share(outcome), _target(cell, outcome), f"{100 * wrong:.0f}"
+    return (
+        cell.name,
+        _share(outcome),
+        _target(cell, outcome),
+        f"{100 * wrong:.0f}",
+        _percent(sum(outcome.done_in_time), sum(outcome.good)) if outcome.done_early else "-",
+        _early(outcome),
+    )
 
 
 def _standing(cell: Cell, outcome: Outcome) -> tuple[str, ...]:
-    return cell.name, _share(outcome), _target(cell, outcome), f"{1000 * max(outcome.drift):.0f}"
+    drift = f"{1000 * max(outcome.drift):.0f}"
+    return cell.name, _share(outcome), _target(cell, outcome), drift, _early(outcome)
+
+
+def _early(outcome: Outcome) -> str:
+    return _percent(sum(outcome.done_early), len(outcome.done_early)) if outcome.done_early else "-"
+
+
+def _percent(count: int, of: int) -> str:
+    return f"{100 * count / of:.0f}" if of else "-"
 
 
 def _share(outcome: Outcome) -> str:

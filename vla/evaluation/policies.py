@@ -67,6 +67,7 @@ class ArchivedPolicy:
             policy=self._policy.spec.name,
             version=self._policy.spec.version,
             request_id="in-process",
+            extras=chunk.extras,
             delay=chunk.delay,
             max_delay=self._policy.spec.max_delay,
         )

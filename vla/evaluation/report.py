@@ -62,6 +62,10 @@ class Summary:
     interventions: int
     # Code of a refusal -> episodes that it ended.
     errors: dict[str, int]
+    # Of the successes, those that the policy calls done within a second; of all episodes, those that it calls
+    # done before a success or without one. None where the policy says nothing of it.
+    done_in_time: Rate | None = None
+    done_early: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,9 @@ class Threshold:
 def summarise(source: str, episodes: Sequence[Episode]) -> Summary:
     """Add up the episodes of one condition with one policy; at least one episode."""
     latency = [value for episode in episodes for value in episode.latency_ms]
-    steps = [episode.steps for episode in episodes if episode.success]
+    successes = [episode for episode in episodes if episode.success]
+    steps = [episode.steps for episode in successes]
+    says_done = any(episode.says_done for episode in episodes)
     return Summary(
         condition=episodes[0].trial.condition,
         source=source,
@@ -109,6 +115,8 @@ def summarise(source: str, episodes: Sequence[Episode]) -> Summary:
         batch_sizes=dict(sorted(Counter(size for e in episodes for size in e.batch_sizes).items())),
         interventions=sum(episode.interventions for episode in episodes),
         errors=dict(Counter(episode.error for episode in episodes if episode.error is not None)),
+        done_in_time=Rate(sum(e.done_in_time for e in successes), len(successes)) if says_done else None,
+        done_early=Rate(sum(e.done_early for e in episodes), len(episodes)) if says_done else None,
     )
 
 
@@ -140,9 +148,14 @@ def misses(
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """Return the table of results; success in percent, the 95 % Wilson interval in brackets."""
+    """Return the table of results; success in percent, the 95 % Wilson interval in brackets.
+
+    `done`: of the successes, those called done within a second / of all, those called done too early.
+    """
     head = ["condition", "policy", *TASKS, "all [95 %]", "named block", "steps", "latency mean / p95 [ms]"]
-    return table([[*head, "robots a batch: mean (max)", "clamped or held"], *map(_row, summaries)])
+    return table(
+        [[*head, "robots a batch: mean (max)", "clamped or held", "done / too early"], *map(_row, summaries)]
+    )
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -171,7 +184,15 @@ def _row(summary: Summary) -> list[str]:
         f"{latency:.1f} / {summary.latency_p95_ms:.1f}" if served else "-",
         f"{batch:.1f} ({max(sizes)})" if sizes else "-",
         f"{summary.interventions} of {summary.requests}" if served else "-",
+        _done(summary.done_in_time, summary.done_early),
     ]
+
+
+def _done(in_time: Rate | None, early: Rate | None) -> str:
+    if in_time is None or early is None:
+        return "-"
+    said = _percent(in_time.value) if in_time.episodes else "-"
+    return f"{said} / {_percent(early.value)}"
 
 
 def _rate(episodes: Sequence[Episode]) -> Rate:

@@ -75,6 +75,10 @@ class Outcome:
     any_held: tuple[bool, ...] = ()
     # How far the hand went [m].
     drift: tuple[float, ...] = field(default=())
+    # Whether the policy called the task done: soon after a success; before a success or without one. Empty
+    # where it says nothing of it.
+    done_in_time: tuple[bool, ...] = ()
+    done_early: tuple[bool, ...] = ()
 
     @property
     def rate(self) -> float:

@@ -102,6 +102,7 @@ class Batch(NamedTuple):
     hand: Tensor  # float32 [B, 3], the point between the fingertips in the robot's frame [m]
     # float32 [B, C, 2], where the pictures show it, x and y, in [0, 1] where they do
     hand_points: Tensor
+    done: Tensor  # bool [B * K], whether the frame shows that the command's task is done
     # What there is to refuse; models that learn from them are `selective`. Others get no such samples.
     possible: Tensor  # bool [B * K], whether the command calls for a skill and an object at all
     shown: Tensor  # bool [B], whether the pictures show the scene

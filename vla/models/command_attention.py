@@ -1,4 +1,4 @@
-"""The default policy: attention queries made from the command read a convolutional feature map.
+"""Attention queries made from the command read a convolutional feature map.
 
 The command's word embeddings are averaged (Joulin et al. 2017, "Bag of Tricks for Efficient Text
 Classification") and become a few queries. Each query attends over the map and reports where it looks, by the

@@ -14,8 +14,9 @@ follows how far the object is from the hand, which a camera that is moved change
 this offset, at two scales, with the match, its box and features, and keypoints that no label names.
 
 The policy abstains, as in El-Yaniv & Wiener 2010, "On the Foundations of Noise-free Selective
-Classification": its confidence is the probability that the command is possible times the probability that the
-pictures show the scene.
+Classification": its confidence is the probability that the command is possible times the probability that
+the pictures show the scene. It says as well whether the task is done: the termination condition of an option,
+Sutton, Precup & Singh 1999, "Between MDPs and semi-MDPs".
 
 There are as many proposals as positions, and the match is a distribution over them. No number of crops
 depends on the picture, which a trace would freeze.
@@ -120,6 +121,7 @@ class Decision(NamedTuple):
     offset: Tensor
     hand: Tensor
     sight: Tensor  # float32 [N], logits that the object is seen
+    done: Tensor  # float32 [N], logits that there is nothing left to do
 
     @property
     def place(self) -> Tensor:
@@ -132,14 +134,15 @@ class Model(PolicyModel[Config]):
 
     `act` also returns the match: `box` float32 [B, 4], left, top, right and bottom as shares of the picture's
     edge, `box_score` float32 [B] in [0, 1], `box_camera` int64 [B], the camera that shows it best, `target`
-    float32 [B, 3], its place in the robot's frame [m]; and what its confidence is the product of,
-    `command_confidence` and `picture_confidence`, float32 [B].
+    float32 [B, 3], its place in the robot's frame [m]; `done` float32 [B] in [0, 1], how sure it is that the
+    task is done; and what its confidence is the product of, `command_confidence` and `picture_confidence`,
+    float32 [B].
 
     Raises:
         ValueError: the pictures' size is no multiple of `STRIDE`.
     """
 
-    privileged = ("skill", "target", "objects", "boxes", "hand", "hand_points")
+    privileged = ("skill", "target", "objects", "boxes", "hand", "hand_points", "done")
     selective = True
     tokenizer = "bytes.json"
 
@@ -151,6 +154,7 @@ class Model(PolicyModel[Config]):
             "box_score": Extra(),
             "box_camera": Extra(),
             "target": Extra(unit="m"),
+            "done": Extra(),
             "command_confidence": Extra(),
             "picture_confidence": Extra(),
         }
@@ -186,6 +190,7 @@ class Model(PolicyModel[Config]):
         self.sight_head = mlp(matched + summary, config.hidden // 4, 1, 1)
         inputs = matched + summary + 6 + sizes.state + width
         self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
+        self.done_head = mlp(inputs, config.hidden // 4, 1, 1)
         self.positions: Tensor
         self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)  # [P, 2]
         self.same: Tensor
@@ -214,6 +219,7 @@ class Model(PolicyModel[Config]):
             "box_score": score,
             "box_camera": camera,
             "target": decision.place * REACH,
+            "done": possible * seen * torch.sigmoid(decision.done),
             "command_confidence": possible,
             "picture_confidence": seen,
         }
@@ -233,8 +239,14 @@ class Model(PolicyModel[Config]):
             to_do: float32 [N, word_width], rows of `skill_table`, whose first one is none
         """
         offset = self.offset_head(torch.cat([view, state], dim=-1))
-        actions = self.action_head(view, _scales(offset), state, to_do)
-        return Decision(actions, offset, self.hand_projection(state), self.sight_head(view).squeeze(-1))
+        known = torch.cat([view, _scales(offset), state, to_do], dim=-1)
+        return Decision(
+            self.action_head(known),
+            offset,
+            self.hand_projection(state),
+            self.sight_head(view).squeeze(-1),
+            self.done_head(known).squeeze(-1),
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the chunk's squared error, normalised, and what reading, finding and abstaining learn.
@@ -258,6 +270,9 @@ class Model(PolicyModel[Config]):
         seeing = functional.binary_cross_entropy_with_logits(
             decision.sight, (shown & inside).float(), reduction="none"
         )
+        done = functional.binary_cross_entropy_with_logits(
+            decision.done, batch.done.float(), reduction="none"
+        )
         missed = (decision.actions - batch.actions).square().mean((1, 2))
         off = missed_offset(decision.offset, offset)
         return {
@@ -269,6 +284,7 @@ class Model(PolicyModel[Config]):
             "skill": 0.2 * skill,
             "object": 0.2 * _mean(chosen, possible),
             "sight": 0.1 * _mean(seeing, possible),
+            "done": 0.1 * _mean(done, named),
             "match": 0.1 * _mean(self._missed(log_match, batch), named),
             **self._detection_loss(scene, batch),
             **self._hand_loss(scene, batch),

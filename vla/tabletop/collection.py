@@ -48,7 +48,7 @@ class Collection:
     # The folder to write.
     out: Path = Path("data/tabletop")
     # Number of episodes, spread evenly over goals and noise levels.
-    episodes: int = 500
+    episodes: int = 800
     # Seed of the whole data set; the same seed gives the same data with any number of workers.
     seed: int = 0
     # Length of each label [control steps].
@@ -56,10 +56,10 @@ class Collection:
     # Width and height of the images [pixels].
     image_size: int = 96
     # Share of the frames that are drawn in a random look: light, colours, camera, distractors.
-    varied: float = 0.0
+    varied: float = 0.7
     # Chance that a step above a block closes open fingers too early. Policies do, for they answer with the
     # mean of near frames; without such frames they do not know what to do with a block held by its top.
-    early: float = 0.0
+    early: float = 0.3
     # Worker processes.
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     # Replace the folder if it exists.
@@ -114,7 +114,7 @@ def collect(config: Collection) -> Demonstrations:
 
 
 def demonstrate(
-    index: int, seed: int, horizon: int, image_size: int, *, varied: float = 0.0, early: float = 0.0
+    index: int, seed: int, horizon: int, image_size: int, *, varied: float = 0.7, early: float = 0.3
 ) -> Episode:
     """Collect episode `index` of the data set `seed`; depends on nothing but its arguments.
 

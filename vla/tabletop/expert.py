@@ -72,6 +72,14 @@ def standing_still(state: NDArray[np.floating]) -> NDArray[np.float32]:
     return still
 
 
+def done(chunks: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return whether the expert's chunks, float [..., T, 4], are those of a task that is done: bool [...].
+
+    It stands exactly still then, and at no other time.
+    """
+    return (chunks[..., 0, :3] == 0).all(-1)
+
+
 def expert_chunk(env: Tabletop, goal: Goal, horizon: int) -> NDArray[np.float32]:
     """What the expert would really do for ``goal`` from here: float32 [horizon, 4] in physical units.
 

@@ -29,17 +29,17 @@ Impossible = Literal[
 ]
 
 # How often training draws each.
-KINDS: dict[Kind, float] = {"plain": 0.25, "synonym": 0.2, "typo": 0.2, "negation": 0.2, "landmark": 0.15}
+KINDS: dict[Kind, float] = {"plain": 0.2, "synonym": 0.2, "typo": 0.25, "negation": 0.2, "landmark": 0.15}
 IMPOSSIBLE: dict[Impossible, float] = {
     "stop": 0.1,
-    "forbidden": 0.18,
-    "vague": 0.13,
+    "forbidden": 0.17,
+    "vague": 0.12,
     "no_verb": 0.05,
-    "absent": 0.12,
-    "unknown": 0.2,
-    "other_verb": 0.07,
-    "other_noun": 0.06,
-    "nonsense": 0.09,
+    "absent": 0.11,
+    "unknown": 0.19,
+    "other_verb": 0.13,
+    "other_noun": 0.05,
+    "nonsense": 0.08,
 }
 # Share of the trained sentences that have no article, a typing error in another word, a closing sign.
 BARE, SLIP, SIGN = 0.08, 0.08, 0.25

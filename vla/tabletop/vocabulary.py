@@ -4,6 +4,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ Split = Literal["train", "test"]
 # Block -> names of its colour; `absent`: of colours that no block has.
 COLOUR_NAMES = json.loads(Path(__file__).with_name("colours.json").read_text())
 _VOCABULARY = Path(__file__).parents[1] / "assets" / "clip" / "tokenizer.json"
+# Share of the typing errors of training that are any letter, and no neighbour of the right one.
+ANY_LETTER = 0.3
 
 
 class Words(NamedTuple):
@@ -38,7 +41,10 @@ class Words(NamedTuple):
 
 
 def typo(words: Words, word: str) -> str:
-    """Misspell a word by one key: a neighbour, one left out, one doubled, two swapped; never a real word."""
+    """Misspell a word by one key: a neighbour, one left out, one doubled, two swapped; never a real word.
+
+    Training has any other letter as well, in place of one or before it.
+    """
     while True:
         wrong = slip(words, word)
         held = sum(map(ord, wrong)) % 4 == 0  # a quarter of all errors is kept for the test
@@ -139,6 +145,9 @@ def slip(words: Words, word: str) -> str:
     """Make one typing error in a word of letters."""
     place, kind = int(words.random.integers(len(word))), words.random.integers(4)
     before, letter, after = word[:place], word[place], word[place + 1 :]
+    if words.split == "train" and words.chance(ANY_LETTER):
+        wrong = words.choose(ascii_lowercase)
+        return before + wrong + (letter if words.chance(0.5) else "") + after
     if kind == 0:
         return before + words.choose(list(BOOK.neighbours.get(letter, letter))) + after
     if kind == 1:

@@ -14,7 +14,7 @@ from vla.checkpoint import Config, Frame
 from vla.models import Batch, module_of
 from vla.tabletop.commands import GOALS, HELD_OUT, PHRASES, SKILLS, Goal, held_out, phrase
 from vla.tabletop.demonstrations import Demonstrations
-from vla.tabletop.expert import standing_still
+from vla.tabletop.expert import done, standing_still
 from vla.tabletop.labels import TARGETS
 from vla.tabletop.language import draw
 from vla.tabletop.vocabulary import Split
@@ -237,6 +237,7 @@ class Batches:
             objects=torch.from_numpy(data.blocks[rows]),
             boxes=torch.from_numpy(data.boxes[rows]).unsqueeze(1),
             hand=torch.from_numpy(data.state[rows, :3]),
+            done=torch.from_numpy(done(actions)),
             hand_points=torch.from_numpy(data.hand[rows]).unsqueeze(1),
             possible=torch.from_numpy(named.flatten() != NONE),
             shown=torch.ones(len(rows), dtype=torch.bool),

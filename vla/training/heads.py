@@ -1,4 +1,4 @@
-"""Train the action and offset heads of a `grounded` further.
+"""Train the heads of a `grounded` for actions, offsets and what is done further.
 
 What a frame shows of each object is computed once, with the picture as it is and disturbed. Steps of the
 heads alone cost far less than steps through tower and text encoder, so thousands can be taken. Reading,
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vla.models.grounded import REACH, SEEN, Model, missed_offset
 from vla.tabletop.commands import COLOURS, GOALS, TASKS
+from vla.tabletop.expert import done
 from vla.tabletop.labels import TARGETS
 from vla.training.augmentation import disturb
 from vla.training.batches import Batches
@@ -28,8 +29,8 @@ LOOKED_AT = 64
 # What each goal means: int64 [G], the object, and the skill among those of the tabletop.
 OBJECT = torch.from_numpy(TARGETS)
 SKILL = torch.tensor([TASKS.index(goal.task) for goal in GOALS])
-# Weight of the actions' error beside the offset's.
-ACTIONS = 3.0
+# Weights of the actions' error, and of what is taken for done, beside the offset's error.
+ACTIONS, DONE = 3.0, 0.1
 # Frames in a batch, half of them disturbed, and goals of each.
 BATCH, COMMANDS = 128, 4
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 3e-3, 0.01, 1.0
@@ -43,6 +44,7 @@ class Views(NamedTuple):
     offset: Tensor  # float32 [V, N, 3], from the hand to the objects, in units of `REACH`
     inside: Tensor  # bool [V, N], whether the picture shows the object
     actions: Tensor  # float32 [V, G, T, A], normalised
+    done: Tensor  # float32 [V, G], 1 where the task is done
 
     @classmethod
     def of(cls, batches: Batches, model: Model, rows: np.ndarray, random: torch.Generator | None) -> "Views":
@@ -62,6 +64,7 @@ class Views(NamedTuple):
             torch.from_numpy(data.blocks[rows] - state[:, None, :3]) / REACH,
             (boxes[..., 2:] - boxes[..., :2]).amin(-1) > SEEN,
             torch.from_numpy(normalise(data.actions[rows], batches.space)),
+            torch.from_numpy(done(data.actions[rows]).astype(np.float32)),
         )
 
     def loss(self, model: Model, frames: Tensor, goals: Tensor) -> Tensor:
@@ -72,7 +75,8 @@ class Views(NamedTuple):
         inside = self.inside[frames, objects].float()
         off = missed_offset(decision.offset, self.offset[frames, objects])
         missed = functional.mse_loss(decision.actions, self.actions[frames, goals])
-        return (off * inside).sum() / inside.sum().clamp_min(1) + ACTIONS * missed
+        ended = functional.binary_cross_entropy_with_logits(decision.done, self.done[frames, goals])
+        return (off * inside).sum() / inside.sum().clamp_min(1) + ACTIONS * missed + DONE * ended
 
 
 def train(batches: Batches, model: Model, steps: int) -> tuple[float, float]:
@@ -87,7 +91,11 @@ def train(batches: Batches, model: Model, steps: int) -> tuple[float, float]:
     validation = Views.of(batches, model, held, None)
     goals = torch.from_numpy(batches.goals[0])
     before = _validate(validation, model, goals)
-    heads = [*model.offset_head.parameters(), *model.action_head.parameters()]
+    heads = [
+        parameter
+        for head in (model.offset_head, model.action_head, model.done_head)
+        for parameter in head.parameters()
+    ]
     optimiser = AdamW(heads, weight_decay=WEIGHT_DECAY)
     frames, share = len(views[0].state), BATCH // len(views)
     for step in tqdm(range(steps), unit="step", desc="heads", disable=None):

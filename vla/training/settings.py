@@ -14,15 +14,15 @@ class Settings:
     """Train a policy on demonstrations and write its checkpoint."""
 
     # Which policy: a name of `vla.models.ARCHITECTURES`.
-    architecture: str = "command_attention"
+    architecture: str = "grounded"
     # Which of the architecture's sizes.
     preset: Literal["default", "tiny", "base"] = "default"
     # Folder of the data set, as `python -m vla.tabletop` writes it.
     data: Path = Path("data/tabletop")
     # Folder of the run: the checkpoint, its training curve, and what --resume needs.
-    out: Path = Path("runs/command_attention")
+    out: Path = Path("runs/grounded")
     # Optimiser steps.
-    steps: int = 3000
+    steps: int = 2700
     # Instead of `steps`: train for this long, by the clock, to the end of the step that reaches it. The
     # teacher and all validations but the last are included. 0: `steps` [min].
     minutes: float = 0.0
@@ -31,7 +31,7 @@ class Settings:
     # Commands that each frame of a batch is trained with.
     commands: int = 8
     # Highest learning rate of the one-cycle schedule.
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     # Weight decay of AdamW.
     weight_decay: float = 0.01
     # Largest norm of the gradient.
@@ -52,7 +52,7 @@ class Settings:
     # For each of `steps`, further ones of the heads of a `grounded` alone, and then of its reading alone;
     # none within `minutes`.
     heads: float = 1.5
-    reading: float = 1.1
+    reading: float = 2.0
     # Share of the episodes held out for validation.
     validation_share: float = 0.05
     # Seed of the weights, of the split and of every batch.

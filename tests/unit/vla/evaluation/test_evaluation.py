@@ -5,6 +5,7 @@ import io
 import json
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL.GifImagePlugin import GifImageFile
 
 from vla.evaluation.conditions import CONDITIONS, trials
-from vla.evaluation.episodes import Setup, observe, run_all, run_episode
+from vla.evaluation.episodes import ENDING_STEPS, Setup, observe, run_all, run_episode
 from vla.evaluation.evaluate import Evaluation, evaluate, write
 from vla.evaluation.policies import ArchivedPolicy, ExpertPolicy, RandomPolicy
 from vla.evaluation.render import animate, contact_sheet, record
@@ -135,6 +136,40 @@ def test_replanning_asks_once_a_chunk(env):
     assert len(episode.latency_ms) == -(-episode.steps // 4)
     assert episode.first is not None
     assert episode.first.shape == (8, 4)
+
+
+class Ending:
+    """The expert, which calls its task done from the `first`-th observation after the success on."""
+
+    def __init__(self, env, first):
+        self.env, self.first, self.after, self.asked = env, first, 0, 0
+
+    def infer(self, observation):
+        self.asked += 1
+        self.after += self.env.success
+        done = 1.0 if self.after >= self.first else 0.0
+        answer = ExpertPolicy(self.env).infer(observation)
+        return replace(answer, extras={"done": done})
+
+
+@pytest.mark.parametrize(
+    ("first", "after", "in_time", "early"),
+    [
+        (1, 1, True, False),  # said twice: at the success, and a step later
+        (ENDING_STEPS, ENDING_STEPS, True, False),
+        (ENDING_STEPS + 1, None, False, False),
+        (0, None, False, True),
+    ],
+)
+def test_a_success_is_followed_until_it_is_called_done(env, first, after, in_time, early):
+    [trial] = trials("held_out", 1, 100_000)
+    bare = run_episode(env, ExpertPolicy(env), trial, Setup())
+    episode = run_episode(env, policy := Ending(env, first), trial, Setup())
+    assert (bare.says_done, bare.done_at, bare.done_early, bare.done_in_time) == (False, None, False, False)
+    assert (episode.success, episode.steps, len(episode.latency_ms)) == (True, bare.steps, bare.steps)
+    assert episode.done_at == (1 if early else after and bare.steps + after)
+    assert (episode.says_done, episode.done_in_time, episode.done_early) == (True, in_time, early)
+    assert policy.asked == bare.steps + (0 if early else min(first, ENDING_STEPS) + 1)
 
 
 def test_wrong_colour_is_judged_on_the_original_block(env):

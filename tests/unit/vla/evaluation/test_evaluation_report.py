@@ -84,12 +84,33 @@ def test_markdown():
     assert lines[0][:6] == ["condition", "policy", "reach", "lift", "push", "all [95 %]"]
     assert lines[2] == [
         *("held_out", "http", "50", "-", "-", "50 [9.5, 90.5], 1 x unsafe_action", "50", "10.0"),
-        *("6.0 / 8.0", "2.0 (3)", "2 of 4"),
+        *("6.0 / 8.0", "2.0 (3)", "2 of 4", "-"),
     ]
     assert lines[3] == [
         *("held_out", "script", "100", "-", "-", "100 [20.7, 100]", "100", "10.0"),
-        *("-", "-", "-"),
+        *("-", "-", "-", "-"),
     ]
+
+
+def test_what_a_policy_calls_done_is_judged_by_the_success():
+    ends = [
+        episode(steps=10, says_done=True, done_at=10),
+        episode(steps=10, says_done=True, done_at=20),
+        episode(steps=10, says_done=True, done_at=9),
+        episode(steps=10, says_done=True),
+        episode(steps=50, success=False, says_done=True, done_at=30),
+        episode(steps=50, success=False, says_done=True),
+    ]
+    assert [end.done_in_time for end in ends] == [True, True, False, False, False, False]
+    assert [end.done_early for end in ends] == [False, False, True, False, True, False]
+    summary = summarise("http", ends)
+    assert (summary.done_in_time, summary.done_early) == (Rate(2, 4), Rate(2, 6))
+    assert markdown([summary]).splitlines()[2].split("|")[-2].strip() == "50 / 33.3"
+
+
+def test_of_failures_alone_nothing_is_done_in_time():
+    summary = summarise("http", [episode(success=False, says_done=True)])
+    assert markdown([summary]).splitlines()[2].split("|")[-2].strip() == "- / 0"
 
 
 def test_thresholds_are_inclusive_and_hold_for_every_policy():

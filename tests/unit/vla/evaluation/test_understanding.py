@@ -1,6 +1,7 @@
 """The table of what a policy understands: its cells, its disturbances, and what counts as good."""
 
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,8 +88,15 @@ def test_the_report_says_what_is_missed(tmp_path) -> None:
         Outcome("nonsense", ("b",) * 4, (True,) * 4, (True,) * 4, (True,) * 4, (0.001,) * 4),
     ]
     text = markdown(config, outcomes)
-    assert "| light at half | 75 [30, 95] | 80, missed | 0 " in text
-    assert "| nonsense | 100 [51, 100] | 95     | 1 " in text
+    assert "| light at half | 75 [30, 95] | 80, missed | 0               | -    | -  " in text
+    assert "| nonsense | 100 [51, 100] | 95     | 1                       | - " in text
+    said = [
+        replace(outcomes[0], done_in_time=(True, True, False, False), done_early=(False, False, False, True)),
+        replace(outcomes[1], done_in_time=(False,) * 4, done_early=(False, True, True, False)),
+    ]
+    text = markdown(config, said)
+    assert "| light at half | 75 [30, 95] | 80, missed | 0               | 67   | 25  " in text
+    assert "| nonsense | 100 [51, 100] | 95     | 1                       | 50 " in text
 
 
 def test_a_cell_that_does_not_exist_is_refused() -> None:

@@ -70,6 +70,7 @@ def batch_of(images, state, ids, mask, actions) -> Batch:
         boxes=torch.cat([corner, corner + 0.1], dim=-1),
         hand=torch.rand(len(images), 3, generator=random) - 0.5,
         hand_points=torch.rand(len(images), SIZES.cameras, 2, generator=random),
+        done=torch.arange(len(ids)) % 3 > 0,
         possible=torch.arange(len(ids)) % 5 > 0,
         shown=torch.arange(len(images)) % 4 > 0,
     )
@@ -186,6 +187,7 @@ def test_privileged_labels_are_declared(model):
         "boxes": batch.boxes + 0.1,
         "hand": batch.hand + 0.1,
         "hand_points": batch.hand_points / 2,
+        "done": ~batch.done,
     }
 
     def loss(**labels) -> float:

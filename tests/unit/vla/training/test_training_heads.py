@@ -58,7 +58,7 @@ def test_heads_alone_learn(settings):
     old = weights(model)
     before, after = heads.train(batches, model, 60)
     assert after < 0.9 * before
-    assert changed(model, old) == {"offset_head", "action_head"}
+    assert changed(model, old) == {"offset_head", "action_head", "done_head"}
 
 
 def test_reading_alone_learns(settings):

@@ -1,0 +1,37 @@
+"""The shipped checkpoint, served: it does over HTTP what it is told, and says when it has done so."""
+
+import pytest
+
+from server.process import TorchServe
+from vla.evaluation.conditions import trials
+from vla.evaluation.episodes import Episode, Setup, run_all
+from vla_client import RemotePolicy
+
+EPISODES, FIRST_SEED, ROBOTS = 20, 31_000_000, 4
+# Who can't read takes the right one of four blocks by chance: in 18 of 20 episodes once in 600 million times.
+# A policy of 98 % is below 18 once in 140.
+LEAST = 18
+TIMEOUT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def episodes(served_policy: TorchServe) -> list[Episode]:
+    """Held-out phrasings, in scenes that training never uses."""
+    todo = trials("held_out", EPISODES, FIRST_SEED)
+    return run_all(
+        todo, lambda _: RemotePolicy(served_policy.url, TIMEOUT_S, encoding="png"), Setup(), ROBOTS, "served"
+    )
+
+
+def test_it_does_what_it_is_told(episodes: list[Episode]) -> None:
+    missed = [(e.trial.seed, e.trial.command, e.outcome, e.error) for e in episodes if not e.success]
+
+    assert len(episodes) - len(missed) >= LEAST, missed
+
+
+def test_it_says_when_it_is_done(episodes: list[Episode]) -> None:
+    """Nine of ten successes within a second, and at most one episode in ten too early."""
+    successes = [episode for episode in episodes if episode.success]
+
+    assert sum(episode.done_in_time for episode in successes) >= 0.9 * len(successes)
+    assert sum(episode.done_early for episode in episodes) <= 0.1 * len(episodes)
