@@ -184,7 +184,7 @@ class Batches:
         shown = torch.from_numpy(random.random(len(rows)) >= FOREIGN)
         disturbed = disturb(pictures, generator)
         disturbed[~shown] = foreign(pictures[~shown], generator)
-        still = self._still(rows)[:, None].expand(-1, batch.commands_per_frame, -1, -1).flatten(0, 1)
+        still = self.still(rows)[:, None].expand(-1, batch.commands_per_frame, -1, -1).flatten(0, 1)
         acts = batch.possible & batch.per_command(shown)
         return batch._replace(
             images=normalise_pictures((255 * disturbed).unsqueeze(1), self.config.cameras),
@@ -192,7 +192,7 @@ class Batches:
             actions=torch.where(acts[:, None, None], batch.actions, still),
         )
 
-    def _still(self, rows: np.ndarray) -> torch.Tensor:
+    def still(self, rows: np.ndarray) -> torch.Tensor:
         """Return chunks that change nothing in frames `rows`: float32 [B, T, A], normalised."""
         still = standing_still(self.dataset.state[rows])[:, None]
         horizon = self.dataset.description.horizon
