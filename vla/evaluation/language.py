@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from archive.digest import digest
 from vla.evaluation.conditions import Trial
@@ -29,6 +30,8 @@ from vla_client import Policy
 from vla_runtime.errors import SpecError
 
 SHEETS = {"successes": 5, "failures": 8}
+# A hold may move the fingers so far [share of their opening].
+GRIPPER_STAYS = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,25 +80,30 @@ def run_cell(config: LanguageEvaluation, index: int) -> Outcome:
             _run(env, policy, cell, each, config.first_seed + 1000 * index) for each in range(config.episodes)
         ]
     says_done = any(episode.says_done for episode, _ in found)
+    moved = [float(np.linalg.norm(change[:3])) for _, change in found]
+    gripped = [abs(float(change[3])) for _, change in found]
     return Outcome(
         cell=cell.name,
         commands=tuple(episode.trial.command for episode, _ in found),
-        good=tuple(_good(cell, episode) for episode, _ in found),
+        good=tuple(_good(cell, episode, change) for (episode, _), change in zip(found, gripped, strict=True)),
         all_held=tuple(episode.held == len(episode.latency_ms) for episode, _ in found),
         any_held=tuple(episode.held > 0 for episode, _ in found),
-        drift=tuple(drift for _, drift in found),
+        drift=tuple(moved),
+        gripped=tuple(gripped),
         done_in_time=tuple(episode.done_in_time for episode, _ in found if says_done),
         done_early=tuple(episode.done_early for episode, _ in found if says_done),
     )
 
 
-def _run(env: Tabletop, policy: Policy, cell: Cell, index: int, first_seed: int) -> tuple[Episode, float]:
-    """Run one episode; returns it and how far the hand went [m]."""
+def _run(
+    env: Tabletop, policy: Policy, cell: Cell, index: int, first_seed: int
+) -> tuple[Episode, NDArray[np.float32]]:
+    """Run one episode; returns it and how the robot's state changed: float32 [4]."""
     trial = cell.trial(index, first_seed + index)
     _dress(env, cell, trial)
-    before = env.state()[:3]
+    before = env.state()
     episode = run_episode(env, policy, trial, cell.setup(Setup()))
-    return episode, float(np.linalg.norm(env.state()[:3] - before))
+    return episode, env.state() - before
 
 
 def _dress(env: Tabletop, cell: Cell, trial: Trial) -> None:
@@ -104,8 +112,10 @@ def _dress(env: Tabletop, cell: Cell, trial: Trial) -> None:
     env.look = cell.look(np.random.default_rng([trial.seed, 2]), env.blocks())
 
 
-def _good(cell: Cell, episode: Episode) -> bool:
-    return episode.success if cell.acts else episode.error is None and episode.held == len(episode.latency_ms)
+def _good(cell: Cell, episode: Episode, gripped: float) -> bool:
+    if cell.acts:
+        return episode.success
+    return episode.error is None and episode.held == len(episode.latency_ms) and gripped <= GRIPPER_STAYS
 
 
 def evaluate(config: LanguageEvaluation) -> list[Outcome]:
@@ -149,11 +159,12 @@ def markdown(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> str:
         "",
         "## What can't be done",
         "",
-        "Held: every answer of the first five steps stands still, with the gripper as it is.",
+        "Held: every answer of the first five steps stands still, and the gripper stays as it is, to a tenth "
+        "of its opening.",
         "",
         table(
             [
-                ("", "held", "target", "hand moved at most [mm]", "called done"),
+                ("", "held", "target", "hand moved at most [mm]", "gripper [%]", "called done"),
                 *(_standing(*pair) for pair in still),
             ]
         ),
@@ -175,8 +186,8 @@ def _acting(cell: Cell, outcome: Outcome) -> tuple[str, ...]:
 
 
 def _standing(cell: Cell, outcome: Outcome) -> tuple[str, ...]:
-    drift = f"{1000 * max(outcome.drift):.0f}"
-    return cell.name, _share(outcome), _target(cell, outcome), drift, _early(outcome)
+    drift, gripped = f"{1000 * max(outcome.drift):.0f}", f"{100 * max(outcome.gripped):.0f}"
+    return cell.name, _share(outcome), _target(cell, outcome), drift, gripped, _early(outcome)
 
 
 def _early(outcome: Outcome) -> str:

@@ -68,13 +68,14 @@ class Outcome:
 
     cell: str
     commands: tuple[str, ...] = ()
-    # Success of each where there is something to do; else whether every answer was held.
+    # Success of each where there is something to do; else whether every answer was held, gripper and all.
     good: tuple[bool, ...] = ()
     # Whether every answer was held, and whether any was.
     all_held: tuple[bool, ...] = ()
     any_held: tuple[bool, ...] = ()
-    # How far the hand went [m].
+    # How far the hand went [m], and how much further open or closed the gripper was [share of its opening].
     drift: tuple[float, ...] = field(default=())
+    gripped: tuple[float, ...] = ()
     # Whether the policy called the task done: soon after a success; before a success or without one. Empty
     # where it says nothing of it.
     done_in_time: tuple[bool, ...] = ()

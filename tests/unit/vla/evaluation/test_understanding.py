@@ -85,18 +85,18 @@ def test_the_report_says_what_is_missed(tmp_path) -> None:
     config = LanguageEvaluation(archive, episodes=4, only=("light at half", "nonsense"))
     outcomes = [
         Outcome("light at half", ("a",) * 4, (True,) * 3 + (False,), (False,) * 4, (False,) * 4, (0.1,) * 4),
-        Outcome("nonsense", ("b",) * 4, (True,) * 4, (True,) * 4, (True,) * 4, (0.001,) * 4),
+        Outcome("nonsense", ("b",) * 4, (True,) * 4, (True,) * 4, (True,) * 4, (0.001,) * 4, (0.02,) * 4),
     ]
     text = markdown(config, outcomes)
     assert "| light at half | 75 [30, 95] | 80, missed | 0               | -    | -  " in text
-    assert "| nonsense | 100 [51, 100] | 95     | 1                       | - " in text
+    assert "| nonsense | 100 [51, 100] | 95     | 1                       | 2           | - " in text
     said = [
         replace(outcomes[0], done_in_time=(True, True, False, False), done_early=(False, False, False, True)),
         replace(outcomes[1], done_in_time=(False,) * 4, done_early=(False, True, True, False)),
     ]
     text = markdown(config, said)
     assert "| light at half | 75 [30, 95] | 80, missed | 0               | 67   | 25  " in text
-    assert "| nonsense | 100 [51, 100] | 95     | 1                       | 50 " in text
+    assert "| nonsense | 100 [51, 100] | 95     | 1                       | 2           | 50 " in text
 
 
 def test_a_cell_that_does_not_exist_is_refused() -> None:
