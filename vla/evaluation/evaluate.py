@@ -174,8 +174,8 @@ def write(config: Evaluation, results: tuple[list[Summary], list[Episode], dict[
     lines = [markdown(summaries), "", f"Success in percent of {config.episodes} episodes a row."]
     if any(summary.done_early for summary in summaries):
         lines.append(
-            f"Done: percent of the successes that the policy calls done within {ENDING_STEPS} steps / of all "
-            "episodes that it calls done before a success or without one."
+            f"Done: percent of each task's successes that the policy calls done within {ENDING_STEPS} steps; "
+            "of all episodes, those that it calls done before a success or without one."
         )
     lines += [
         f"{condition}: the first chunks over HTTP and in-process differ by at most {difference:.2g}."

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -62,9 +62,9 @@ class Summary:
     interventions: int
     # Code of a refusal -> episodes that it ended.
     errors: dict[str, int]
-    # Of the successes, those that the policy calls done within a second; of all episodes, those that it calls
-    # done before a success or without one. None where the policy says nothing of it.
-    done_in_time: Rate | None = None
+    # Of each task's successes, those called done within a second; of all episodes, those that the policy
+    # calls done before a success or without one. Empty and None where the policy says nothing of it.
+    done_in_time: dict[str, Rate] = field(default_factory=dict)
     done_early: Rate | None = None
 
 
@@ -115,7 +115,7 @@ def summarise(source: str, episodes: Sequence[Episode]) -> Summary:
         batch_sizes=dict(sorted(Counter(size for e in episodes for size in e.batch_sizes).items())),
         interventions=sum(episode.interventions for episode in episodes),
         errors=dict(Counter(episode.error for episode in episodes if episode.error is not None)),
-        done_in_time=Rate(sum(e.done_in_time for e in successes), len(successes)) if says_done else None,
+        done_in_time={task: _in_time(successes, task) for task in TASKS} if says_done else {},
         done_early=Rate(sum(e.done_early for e in episodes), len(episodes)) if says_done else None,
     )
 
@@ -150,11 +150,14 @@ def misses(
 def markdown(summaries: Sequence[Summary]) -> str:
     """Return the table of results; success in percent, the 95 % Wilson interval in brackets.
 
-    `done`: of the successes, those called done within a second / of all, those called done too early.
+    `done`: of each task's successes, those called done within a second; of all, those called done too early.
     """
     head = ["condition", "policy", *TASKS, "all [95 %]", "named block", "steps", "latency mean / p95 [ms]"]
     return table(
-        [[*head, "robots a batch: mean (max)", "clamped or held", "done / too early"], *map(_row, summaries)]
+        [
+            [*head, "robots a batch: mean (max)", "clamped or held", f"done: {' / '.join(TASKS)}; too early"],
+            *map(_row, summaries),
+        ]
     )
 
 
@@ -184,15 +187,20 @@ def _row(summary: Summary) -> list[str]:
         f"{latency:.1f} / {summary.latency_p95_ms:.1f}" if served else "-",
         f"{batch:.1f} ({max(sizes)})" if sizes else "-",
         f"{summary.interventions} of {summary.requests}" if served else "-",
-        _done(summary.done_in_time, summary.done_early),
+        _done(summary),
     ]
 
 
-def _done(in_time: Rate | None, early: Rate | None) -> str:
-    if in_time is None or early is None:
+def _in_time(successes: Sequence[Episode], task: str) -> Rate:
+    mine = [episode for episode in successes if episode.trial.goal.task == task]
+    return Rate(sum(episode.done_in_time for episode in mine), len(mine))
+
+
+def _done(summary: Summary) -> str:
+    if summary.done_early is None:
         return "-"
-    said = _percent(in_time.value) if in_time.episodes else "-"
-    return f"{said} / {_percent(early.value)}"
+    said = [_percent(rate.value) if rate.episodes else "-" for rate in summary.done_in_time.values()]
+    return f"{' / '.join(said)}; {_percent(summary.done_early.value)}"
 
 
 def _rate(episodes: Sequence[Episode]) -> Rate:

@@ -104,13 +104,14 @@ def test_what_a_policy_calls_done_is_judged_by_the_success():
     assert [end.done_in_time for end in ends] == [True, True, False, False, False, False]
     assert [end.done_early for end in ends] == [False, False, True, False, True, False]
     summary = summarise("http", ends)
-    assert (summary.done_in_time, summary.done_early) == (Rate(2, 4), Rate(2, 6))
-    assert markdown([summary]).splitlines()[2].split("|")[-2].strip() == "50 / 33.3"
+    assert summary.done_in_time == {"reach": Rate(2, 4), "lift": Rate(0, 0), "push": Rate(0, 0)}
+    assert summary.done_early == Rate(2, 6)
+    assert markdown([summary]).splitlines()[2].split("|")[-2].strip() == "50 / - / -; 33.3"
 
 
 def test_of_failures_alone_nothing_is_done_in_time():
     summary = summarise("http", [episode(success=False, says_done=True)])
-    assert markdown([summary]).splitlines()[2].split("|")[-2].strip() == "- / 0"
+    assert markdown([summary]).splitlines()[2].split("|")[-2].strip() == "- / - / -; 0"
 
 
 def test_thresholds_are_inclusive_and_hold_for_every_policy():
