@@ -47,7 +47,7 @@ def main() -> int:
         with server:
             warm_up(server, options.warm_up_requests)
             with gate:
-                gate.show_ready(ready=True)
+                gate.show_workers(server.workers())
                 _say(_greeting(server, gate.url))
                 status = _wait(server, gate)
     except (ArchiveError, ServerError, JavaNotFound) as error:
@@ -69,7 +69,7 @@ def _wait(server: TorchServe, gate: Gate) -> int:
     try:
         while (status := server.poll()) is None:
             time.sleep(POLL_S)
-            gate.show_ready(ready=server.ready())
+            gate.show_workers(server.workers())
     except SystemExit:
         with contextlib.suppress(Stopped):
             gate.drain(DRAIN_TIMEOUT_S)

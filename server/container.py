@@ -69,13 +69,13 @@ def _serve(server: TorchServe, gate: Gate, drain_delay_s: float, drain_timeout_s
 
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, ask_to_stop)
-    gate.show_ready(ready=True)
+    gate.show_workers(server.workers())
     _say("ready")
     while not stop.wait(POLL_S):
         _require_alive(server, gate)
-        gate.show_ready(ready=server.ready())
+        gate.show_workers(server.workers())
     _say("stopping: not ready any more, requests that were taken are answered")
-    gate.show_ready(ready=False)
+    gate.show_stopping()
     threading.Event().wait(drain_delay_s)  # until load balancers have noticed
     gate.drain(drain_timeout_s)
     if (status := server.poll()) is not None:

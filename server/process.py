@@ -24,7 +24,7 @@ from server.front_end import USUAL_MEMORY, Memory, command_line
 from server.java import find_java
 from server.ports import PORTS, bind
 from server.properties import ROOT, Instance
-from server.workers import on_gpu, scale
+from server.workers import Workers, on_gpu, scale
 
 # Printed by TorchServe whenever a worker ended, whatever ended it.
 WORKER_ENDED = "Retry worker: "
@@ -146,21 +146,24 @@ class TorchServe:
 
     def ready(self) -> bool:
         """Whether every policy has a worker that is READY; /ping says 200 with no model loaded."""
-        return all(self._ready(archive) for archive in self.archives)
+        return all(found.ready for found in self.workers().values())
 
-    def _ready(self, archive: Archive, *, whole: bool = False) -> bool:
-        """Whether a policy has a worker that is READY; `whole`: all that it is to have."""
+    def workers(self) -> dict[str, Workers]:
+        """Return each policy's workers by its name; none is ready where TorchServe does not say."""
+        return {archive.name: self._workers(archive) for archive in self.archives}
+
+    def _workers(self, archive: Archive) -> Workers:
         try:
             answer = requests.get(f"{self.management_url}/models/{archive.name}", timeout=5)
         except requests.RequestException:
-            return False
+            return Workers(0, 1)
         if answer.status_code == 404:  # the archives are registered before the port opens
             raise self._failed(f"TorchServe did not load {archive.path.name}")
         if not answer.ok:
-            return False
+            return Workers(0, 1)
         (model,) = answer.json()
         ready = [worker for worker in model["workers"] if worker["status"] == "READY"]
-        return len(ready) >= (max(1, model["minWorkers"]) if whole else 1)
+        return Workers(len(ready), max(1, model["minWorkers"]))
 
     def __enter__(self) -> Self:
         try:
@@ -260,7 +263,7 @@ class TorchServe:
                 time.sleep(0.5)  # for the rest of its log
                 names = " or ".join(archive.path.name for archive in self.archives)
                 raise self._failed(f"a worker of {names} ended while it loaded")
-            if all(self._ready(archive, whole=True) for archive in self.archives):
+            if all(found.ready >= found.wanted for found in self.workers().values()):
                 return
             time.sleep(0.1)
         raise self._failed(f"no worker was ready within {self.startup_timeout_s:g} s (--startup-timeout-s)")

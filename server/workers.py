@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import requests
@@ -10,6 +11,16 @@ from server.errors import LoadFailed
 
 Describe = Callable[[], Mapping[str, Any]]
 POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many workers a policy has."""
+
+    # Those that compute.
+    ready: int
+    # Those that it is to have, at least 1.
+    wanted: int
 
 
 def wait_loaded(describe: Describe, name: str, count: int, timeout_s: float) -> None:

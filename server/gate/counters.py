@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Mapping
 
 # Answers of the gate itself, by their code.
 CODES = (
@@ -62,11 +63,13 @@ class Counters:
     def text(self) -> bytes:
         """Return them in Prometheus' text format."""
         answers = {f"{status}xx": count for status, count in self.answers.items()}
-        lines = _counter("vla_gate_answers_total", "Answers that left the gate.", "status", answers)
+        lines = _labelled(
+            "counter", "vla_gate_answers_total", "Answers that left the gate.", "status", answers
+        )
         said = "Requests that the gate answered itself."
-        lines += _counter("vla_gate_refusals_total", said, "code", self.refusals)
+        lines += _labelled("counter", "vla_gate_refusals_total", said, "code", self.refusals)
         said = "Requests that nobody waited for any more, by where they were."
-        lines += _counter("vla_gate_abandoned_total", said, "place", self.abandoned)
+        lines += _labelled("counter", "vla_gate_abandoned_total", said, "place", self.abandoned)
         lines += self.requests.lines("vla_gate_request_seconds", "From the first byte to an answer with 2xx.")
         lines += self.waits.lines("vla_gate_wait_seconds", "In the gate's queue, before TorchServe.")
         return "\n".join([*lines, ""]).encode()
@@ -77,6 +80,11 @@ def gauge(name: str, help_text: str, value: int) -> bytes:
     return f"# HELP {name} {help_text}\n# TYPE {name} gauge\n{name} {value}\n".encode()
 
 
-def _counter(name: str, help_text: str, label: str, counts: dict[str, int]) -> list[str]:
-    lines = [f"# HELP {name} {help_text}", f"# TYPE {name} counter"]
-    return lines + [f'{name}{{{label}="{key}"}} {count}' for key, count in sorted(counts.items())]
+def gauges(name: str, help_text: str, label: str, values: Mapping[str, int]) -> bytes:
+    """Return a gauge with one value of its label each in Prometheus' text format."""
+    return "\n".join([*_labelled("gauge", name, help_text, label, values), ""]).encode()
+
+
+def _labelled(kind: str, name: str, help_text: str, label: str, values: Mapping[str, int]) -> list[str]:
+    lines = [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
+    return lines + [f'{name}{{{label}="{key}"}} {value}' for key, value in sorted(values.items())]

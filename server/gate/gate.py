@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDone
 from pathlib import Path
@@ -20,6 +20,7 @@ from server.gate.queue import Room
 from server.gate.scrape import Scrape
 from server.ports import PORTS, bind, free_port
 from server.process import TorchServe
+from server.workers import Workers
 
 BACKLOG = 1024
 # How soon the gate's thread gets its turn among this process's others [s].
@@ -31,8 +32,8 @@ HANDLER = "vla_handler.py"
 class Gate:
     """`with Gate(server, port, metrics_port) as gate:` accepts requests and hands them on to TorchServe.
 
-    It runs in a thread of its own. `GET /health/ready` answers 200 after `show_ready(ready=True)`, 503
-    otherwise.
+    It runs in a thread of its own. `GET /health/ready` answers 200 while the last `show_workers` had one that
+    is ready for every policy, 503 otherwise.
 
     Raises:
         PortTaken: on creation: one of the ports is taken.
@@ -56,10 +57,13 @@ class Gate:
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
 
-    def show_ready(self, *, ready: bool) -> None:
-        """Set what `/health/ready` answers."""
-        hop = self._started.result()
-        self._loop.call_soon_threadsafe(setattr, hop, "ready", ready)
+    def show_workers(self, workers: Mapping[str, Workers]) -> None:
+        """Say which workers the policies have now, by their names."""
+        self._loop.call_soon_threadsafe(self._started.result().show_workers, workers)
+
+    def show_stopping(self) -> None:
+        """Answer `/health/ready` with 503 from now on."""
+        self._loop.call_soon_threadsafe(self._started.result().show_stopping)
 
     def alive(self) -> bool:
         """Whether the gate's thread runs."""
@@ -153,5 +157,5 @@ def served(
         ) as server,
         Gate(server, port, port + 2, "127.0.0.1", "127.0.0.1") as gate,
     ):
-        gate.show_ready(ready=True)
+        gate.show_workers(server.workers())
         yield server, port

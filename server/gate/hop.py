@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Set
 from typing import Protocol
 
 from server.gate.batch import alone
-from server.gate.counters import Counters, gauge
+from server.gate.counters import Counters, gauge, gauges
 from server.gate.openapi import openapi
 from server.gate.queue import FairQueue, Room, Ticket
 from server.gate.refusal import JSON, NOT_READY, Answer, Refusal, not_found
 from server.gate.routes import Prediction, model_of
 from server.gate.torchserve import Exchange, Upstream
+from server.workers import Workers
 
 SWEEP_S = 0.25
 MOST_CONNECTIONS = 4096
@@ -59,6 +60,7 @@ class Hop:
             model: FairQueue(self.upstream, room, self.counters, loop) for model, room in rooms.items()
         }
         self.ready = self.draining = False
+        self._workers: Mapping[str, Workers] = {}
         self.drained = asyncio.Event()
         self._clients: set[Connected] = set()
 
@@ -84,6 +86,15 @@ class Hop:
         while sum(c.buffered for c in self._clients if c.phase in UNFINISHED) > MOST_BUFFERED:
             self._cut_oldest()
 
+    def show_workers(self, workers: Mapping[str, Workers]) -> None:
+        """Know the policies' workers; it is ready while each policy has one that is."""
+        self._workers = workers
+        self.ready = all(found.ready for found in workers.values())
+
+    def show_stopping(self) -> None:
+        """Be not ready any more; requests are still taken."""
+        self.ready = False
+
     def drain(self) -> None:
         """Take no new request; `drained` is set when all that were taken are answered."""
         self.draining, self.ready = True, False
@@ -103,6 +114,8 @@ class Hop:
         """Return the gate's metrics in Prometheus' text format."""
         queues = self._queues.values()
         waiting, computing = sum(q.waiting for q in queues), sum(q.computing for q in queues)
+        ready = {policy: found.ready for policy, found in self._workers.items()}
+        wanted = {policy: found.wanted for policy, found in self._workers.items()}
         return b"".join(
             [
                 self.counters.text(),
@@ -113,6 +126,8 @@ class Hop:
                 ),
                 gauge("vla_gate_waiting", "Requests in the gate's queue.", waiting),
                 gauge("vla_gate_computing", "Requests within TorchServe.", computing),
+                gauges("vla_gate_workers_ready", "Workers that compute.", "policy", ready),
+                gauges("vla_gate_workers_wanted", "Workers that there should be.", "policy", wanted),
             ]
         )
 

@@ -59,6 +59,10 @@ FIRING = {
         'up{job="vla-serve",instance="b"}': "1+0x4 stale",
     },
     "VlaNotReady": {"vla_gate_ready" + POD % "": "0+0x20"},
+    "VlaWorkerMissing": {
+        "vla_gate_workers_ready" + POD % ',policy="vla"': "1+0x20",
+        "vla_gate_workers_wanted" + POD % ',policy="vla"': "2+0x20",
+    },
     "VlaOverloaded": {
         "vla_gate_refusals_total" + POD % ',code="overloaded"': "0+6x20",
         "vla_gate_answers_total" + POD % ',status="2xx"': "0+60x20",
@@ -71,6 +75,8 @@ FIRING = {
 HEALTHY = {
     'up{job="vla-serve",instance="a:8082"}': "1+0x20",
     "vla_gate_ready" + POD % "": "1+0x20",
+    "vla_gate_workers_ready" + POD % ',policy="vla"': "2+0x20",
+    "vla_gate_workers_wanted" + POD % ',policy="vla"': "2+0x20",
     "vla_gate_refusals_total" + POD % ',code="overloaded"': "0+0x20",
     "vla_gate_refusals_total" + POD % ',code="deadline_expired"': "0+0x20",
     "vla_gate_answers_total" + POD % ',status="2xx"': "0+60x20",

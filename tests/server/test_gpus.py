@@ -1,9 +1,11 @@
 """Which GPU a worker gets, shown on any machine by an `nvidia-smi` that lists two."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from making import STARTUP_TIMEOUT_S, write_archive
@@ -11,6 +13,7 @@ from making import STARTUP_TIMEOUT_S, write_archive
 from server.errors import StartFailed
 from server.ports import free_port
 from server.process import TorchServe
+from server.workers import Workers
 
 # TorchServe counts the lines after the header.
 TWO_GPUS = "#!/bin/sh\nprintf 'index\\n0\\n1\\n'\n"
@@ -85,6 +88,21 @@ def test_a_policy_that_fits_into_the_gpu_once_has_one_worker(tmp_path: Path) -> 
         assert server.ready()
         assert requests.post(server.predictions_url, timeout=10).text == "0"
     assert "echo has fewer workers than 2 a GPU: a worker of echo failed to load; see the log" in said
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_policy_that_lost_a_worker_for_good_is_served_by_the_other(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path, CROWDED.format(most=2))
+    with TorchServe(archive, port=free_port(), startup_timeout_s=STARTUP_TIMEOUT_S) as server:
+        assert server.workers() == {"echo": Workers(2, 2)}
+        (model,) = requests.get(f"{server.management_url}/models/echo", timeout=10).json()
+        psutil.Process(model["workers"][0]["pid"]).kill()
+        deadline = time.monotonic() + 60
+        while server.workers() != {"echo": Workers(1, 2)}:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert server.ready()
+        assert requests.post(server.predictions_url, timeout=10).text == "0"
 
 
 def test_a_policy_has_one_worker_on_the_cpu(echo_server: TorchServe) -> None:

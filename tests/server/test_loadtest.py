@@ -232,4 +232,4 @@ def test_alert_rules_are_valid() -> None:
     run = subprocess.run([promtool, "check", "rules", rules], capture_output=True, text=True, check=False)
 
     assert run.returncode == 0, run.stderr
-    assert "SUCCESS: 14 rules found" in run.stdout
+    assert "SUCCESS: 15 rules found" in run.stdout

@@ -12,6 +12,7 @@ from server.gate.client import Client
 from server.gate.queue import Room
 from server.gate.refusal import Answer, Refusal
 from server.gate.scrape import Scrape
+from server.workers import Workers
 
 GOOD = POST + b"X-Request-Id: one\r\nContent-Length: 1\r\n\r\nx"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -302,6 +303,25 @@ async def clients(running: Running, count: int = 1) -> list[Client]:
     return sorted(
         (client for client in found if isinstance(client, Client)), key=lambda client: client.since_s
     )
+
+
+def test_each_policys_workers_are_shown() -> None:
+    async def check(running: Running) -> None:
+        running.hop.show_workers({"vla": Workers(1, 2), "other": Workers(2, 2)})
+        said = running.hop.metrics().decode()
+        for line in (
+            "vla_gate_ready 1",
+            "# TYPE vla_gate_workers_ready gauge",
+            'vla_gate_workers_ready{policy="vla"} 1',
+            'vla_gate_workers_wanted{policy="vla"} 2',
+            'vla_gate_workers_ready{policy="other"} 2',
+        ):
+            assert f"{line}\n" in said
+        running.hop.show_workers({"vla": Workers(0, 2), "other": Workers(2, 2)})
+        assert (await running.ask(HEALTH))[0] == 503
+        assert b"vla_gate_ready 0\n" in running.hop.metrics()
+
+    gate(check)
 
 
 def test_a_drain_ends_idle_connections_and_answers_the_others() -> None:

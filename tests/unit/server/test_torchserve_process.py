@@ -22,6 +22,7 @@ from server.errors import PortTaken, ServerError, StartFailed
 from server.front_end import Memory
 from server.ports import bind, free_port
 from server.process import TorchServe
+from server.workers import Workers
 
 # Says which version it is; else answers on the management port, which it finds in config.properties as Java
 # does, with what a test has written into a file.
@@ -231,12 +232,14 @@ def test_several_archives_that_lie_apart_are_linked(
         assert server.archive.name == "echo"
         say({"echo": model("READY"), "other": model("READY", "UNLOADED", workers=2)})
         assert server.ready()  # the other worker serves on
+        assert server.workers() == {"echo": Workers(1, 1), "other": Workers(1, 2)}
         say({"echo": model("READY"), "other": model("UNLOADED", "UNLOADED", workers=2)})
         assert not server.ready()
         say({"echo": model(workers=0), "other": model("READY", "READY", workers=2)})
         assert not server.ready()
         say({"echo": (500, None), "other": model("READY", "READY", workers=2)})
         assert not server.ready()
+        assert server.workers() == {"echo": Workers(0, 1), "other": Workers(2, 2)}
 
 
 def test_archives_of_one_name_are_refused(tmp_path: Path, say: Say) -> None:
