@@ -73,7 +73,9 @@ class VlaHandler:
         arrived_s = [request.arrived_s for request in asked]
         try:
             tickets = [request.ticket for request in asked]
-            answers = self.policy.infer([request.row for request in asked], arrived_s, tickets)
+            explain = any(request.what == "explain" for request in asked)
+            rows = [request.row for request in asked]
+            answers = self.policy.infer(rows, arrived_s, tickets, attention=explain)
         except torch.AcceleratorError:
             logger.exception("the device is lost; a fresh worker takes over")
             os._exit(1)

@@ -95,8 +95,12 @@ class Safetensors:
     def tensors(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """See `Weights`."""
         try:
-            with safe_open(self.path, "pt") as file:
-                yield from ((key, file.get_tensor(key)) for key in keys)
+            for key in keys:
+                # Opened anew for each, which lets go of the pages of the one before.
+                with safe_open(self.path, "pt") as file:
+                    weight = file.get_tensor(key)
+                yield key, weight
+                del weight
         except SafetensorError as error:
             raise ExportError(f"{self.path} can't be read as safetensors: {error}") from error
 

@@ -101,13 +101,18 @@ class Bucket:
         """Compose a bucket: `forward` reads what `staging` and `command` hold, in its turn on the device."""
         self.staging, self._command, self._forward, self._turn = staging, command, forward, turn
 
-    def __call__(self, rows: Sequence[Inputs], command: Sequence[Tensor]) -> dict[str, np.ndarray]:
-        """Compute one batch: the outputs by name, in memory of their own."""
+    def __call__(
+        self, rows: Sequence[Inputs], command: Sequence[Tensor], *, attention: bool = True
+    ) -> dict[str, np.ndarray]:
+        """Compute one batch: the outputs by name, in memory of their own; `attention` where it is wanted."""
         self.staging.fill(rows)
         for memory, value in zip(self._command, command, strict=True):
             memory.copy_(value)
         with self._turn:
-            return _to_host(self._forward())
+            outputs = self._forward()
+            return _to_host(
+                {name: value for name, value in outputs.items() if attention or name != "attention"}
+            )
 
 
 class Artifact:
@@ -153,17 +158,18 @@ class Artifact:
         return cls(load_module(folder, spec.artifact, str(place)), spec, place, turn=turn)
 
     @torch.inference_mode()
-    def __call__(self, observations: Sequence[Inputs]) -> list[Outputs]:
+    def __call__(self, observations: Sequence[Inputs], *, attention: bool = True) -> list[Outputs]:
         """Compute one batch, at most as many observations as the largest bucket, commands of equal length.
 
         A batch is padded by repeating its first row to the next bucket; a padded row changes no real one.
+        Without `attention` the maps stay on the device.
         """
         count = len(observations)
         size = next(size for size in self._spec.artifact.buckets if size >= count)
         rows = [*observations, *[observations[0]] * (size - count)]
         with self._graphs.stream():
             command = self.commands(rows)
-            arrays = self._bucket(rows, command)(rows, command)
+            arrays = self._bucket(rows, command)(rows, command, attention=attention)
         self.computed += count
         return [self._outputs(arrays, row) for row in range(count)]
 

@@ -152,6 +152,8 @@ class Policy:
         rows: Sequence[Row | RequestError],
         arrived_s: Sequence[float] | None = None,
         tickets: Sequence[int] | None = None,
+        *,
+        attention: bool = False,
     ) -> list[Answer | RequestError]:
         """Answer a batch of requests; each succeeds or fails alone, in the order they came.
 
@@ -159,11 +161,12 @@ class Policy:
             rows: a mapping of the wire's fields a request, or the error that it has already failed with
             arrived_s: when each request came [s since the epoch], now by default
             tickets: by which each is asked for again where it gets `Later`; 0, as by default: it never does
+            attention: whether the answers carry attention maps, where the policy gives them
         """
         laps = [time.perf_counter()]
         inputs = self._prepare_all(rows, arrived_s or [time.time()] * len(rows), tickets or [0] * len(rows))
         laps.append(time.perf_counter())
-        outputs = self._compute([_isolated(_fresh, item) for item in inputs])
+        outputs = self._compute([_isolated(_fresh, item) for item in inputs], attention=attention)
         laps.append(time.perf_counter())
         chunks = [_isolated(self._to_chunk, item) for item in outputs]
         laps.append(time.perf_counter())
@@ -248,7 +251,9 @@ class Policy:
         pictures = [computed.inputs.tensors[f"image.{camera.name}"] for camera in self.spec.cameras]
         return tuple(picture if self.spec.history == 1 else picture[-1] for picture in pictures)
 
-    def _compute(self, inputs: Sequence[Inputs | RequestError]) -> list[Computed | RequestError]:
+    def _compute(
+        self, inputs: Sequence[Inputs | RequestError], *, attention: bool
+    ) -> list[Computed | RequestError]:
         """Run the requests that have not failed, in batches of at most the largest bucket."""
         outputs: list[Computed | RequestError] = [
             item if isinstance(item, RequestError) else PolicyFailed(None, "not computed") for item in inputs
@@ -259,21 +264,22 @@ class Policy:
         for _, group in groupby(live, key=lambda pair: len(pair[1].ids)):
             for batch in _batches(list(group), self.spec.artifact.buckets[-1]):
                 indices, items = zip(*batch, strict=True)
-                for index, output in zip(indices, self._run(items), strict=True):
+                for index, output in zip(indices, self._run(items, attention=attention), strict=True):
                     outputs[index] = output
         return outputs
 
-    def _run(self, batch: Sequence[Inputs]) -> list[Computed | RequestError]:
+    def _run(self, batch: Sequence[Inputs], *, attention: bool) -> list[Computed | RequestError]:
         """Run one batch; when it fails as a whole, run its requests one by one."""
         try:
-            return [Computed(*pair) for pair in zip(self._artifact(batch), batch, strict=True)]
+            outputs = self._artifact(batch, attention=attention)
+            return [Computed(*pair) for pair in zip(outputs, batch, strict=True)]
         except torch.AcceleratorError:  # the device is lost to this process
             raise
         except Exception:
             logger.exception("a batch of %d failed", len(batch))
         if len(batch) == 1:
             return [PolicyFailed(None, "the policy failed on this request")]
-        return [self._run([item])[0] for item in batch]
+        return [self._run([item], attention=attention)[0] for item in batch]
 
     def _to_chunk(self, computed: Computed) -> ActionChunk:
         if time.time() > computed.inputs.deadline_s:

@@ -73,17 +73,37 @@ def test_every_output_of_a_row_is_its_own() -> None:
         assert outputs.extras["skill"] == round(10 * grey)
 
 
-def test_all_outputs_leave_the_device_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    copies, cpu = list[torch.Size](), Tensor.cpu
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of what is copied from the device."""
+    found, cpu = list[torch.Size](), Tensor.cpu
 
     def counted(self: Tensor) -> Tensor:
-        copies.append(self.shape)
+        found.append(self.shape)
         return cpu(self)
 
     monkeypatch.setattr(Tensor, "cpu", counted)
+    return found
+
+
+def test_all_outputs_leave_the_device_in_one_copy(copies: list[torch.Size]) -> None:
     Artifact(Talkative(), talkative(), torch.device("cpu"))([row(51), row(102)])
 
     assert copies == [(4, 4 + 6 + 2 + 1 + 1)]
+
+
+def test_attention_stays_on_the_device_unless_it_is_asked_for(copies: list[torch.Size]) -> None:
+    made = Policy(talkative(), None, Artifact(Talkative(), talkative(), torch.device("cpu")), threads=1)
+
+    (plain,) = made.infer([{"image": raw(51)}])
+    (explained,) = made.infer([{"image": raw(51)}], attention=True)
+
+    assert isinstance(plain, Answer), plain
+    assert isinstance(explained, Answer), explained
+    assert plain.chunk.attention is None
+    assert explained.chunk.attention is not None
+    assert explained.chunk.attention.shape == (1, 2, 3)
+    assert copies == [(1, 4 + 2 + 1 + 1), (1, 4 + 6 + 2 + 1 + 1)]
 
 
 def test_what_is_not_declared_is_not_there() -> None:

@@ -36,7 +36,7 @@ def actions(answer: Answer | RequestError) -> np.ndarray:
 
 
 def test_answers_in_physical_units(policy: Policy, row: Row) -> None:
-    answer = policy.infer([row])[0]
+    answer = policy.infer([row], attention=True)[0]
 
     assert isinstance(answer, Answer)
     assert (answer.chunk.actions.dtype, answer.chunk.actions.shape) == (np.float32, (4, 2))
@@ -94,10 +94,10 @@ def test_expired_request_is_not_computed(policy: Policy, row: Row) -> None:
 class Fussy(Artifact):
     """The real artifact, but a batch that holds a closed gripper (state 2 of 2 at its lower bound) fails."""
 
-    def __call__(self, observations: Sequence[Inputs]) -> list[Outputs]:
+    def __call__(self, observations: Sequence[Inputs], *, attention: bool = True) -> list[Outputs]:
         if any(observation.tensors["state"][1] == -1 for observation in observations):
             raise RuntimeError("out of luck")
-        return super().__call__(observations)
+        return super().__call__(observations, attention=attention)
 
 
 def test_failing_batch_is_retried_one_by_one(policy: Policy, row: Row, tiny_folder: Path) -> None:
