@@ -4,6 +4,7 @@ Sentences of the split `train` and of the split `test` share no pattern; `test` 
 not shown the words of, but for its kinds `never` and `unknown`.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -62,10 +63,12 @@ def command(random: np.random.Generator, goal: Goal, kind: Kind, split: Split) -
     return _finished(words, _framed(words, _said(words, goal.task, _object(words, colour, kind))))
 
 
-def impossible(random: np.random.Generator, kind: Impossible, split: Split) -> str:
-    """Say something that no goal is meant by."""
+def impossible(
+    random: np.random.Generator, kind: Impossible, split: Split, goals: Sequence[Goal] = GOALS
+) -> str:
+    """Say something that no goal is meant by; what it forbids, or says wrongly, is one of `goals`."""
     words = Words(random, split)
-    goal = GOALS[random.integers(len(GOALS))]
+    goal = goals[int(random.integers(len(goals)))]
     say = {
         "stop": lambda: words.pattern(BOOK.stops),
         "forbidden": lambda: _forbidden(
@@ -83,11 +86,12 @@ def impossible(random: np.random.Generator, kind: Impossible, split: Split) -> s
     return _finished(words, _framed(words, say[kind]()))
 
 
-def draw(random: np.random.Generator, goal: Goal | None, split: Split) -> str:
-    """Say a goal, or something that means none, in a kind drawn by the shares above."""
+def draw(random: np.random.Generator, goal: Goal | None, split: Split, goals: Sequence[Goal] = GOALS) -> str:
+    """Say a goal, or something that means none of `goals`, in a kind drawn by the shares above."""
     if goal is None:
         kinds = list(IMPOSSIBLE)
-        return impossible(random, kinds[random.choice(len(kinds), p=list(IMPOSSIBLE.values()))], split)
+        kind = kinds[random.choice(len(kinds), p=list(IMPOSSIBLE.values()))]
+        return impossible(random, kind, split, goals)
     kinds = list(KINDS)
     return command(random, goal, kinds[random.choice(len(kinds), p=list(KINDS.values()))], split)
 

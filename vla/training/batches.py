@@ -84,6 +84,11 @@ class Batches:
         excluded = np.array([goal in self.excluded for goal in GOALS])
         return np.flatnonzero(~excluded), np.flatnonzero(excluded)
 
+    @property
+    def sayable(self) -> tuple[Goal, ...]:
+        """The goals that are trained: were others said, if only to forbid them, they would be learned so."""
+        return tuple(goal for goal in GOALS if goal not in self.excluded)
+
     def train(self, step: int, frames: int, commands: int) -> Batch:
         """Draw `frames` training frames with `commands` commands each, in training phrasings."""
         random = np.random.default_rng([self.seed, TRAIN, step])
@@ -168,7 +173,8 @@ class Batches:
             tokenizer = self.config.command_tokenizer()
             goals = [(goal, count) for goal in GOALS] + [(None, 6 * count)]
             self._drawn[key] = [
-                [tokenizer(draw(random, goal, split)) for _ in range(share)] for goal, share in goals
+                [tokenizer(draw(random, goal, split, self.sayable)) for _ in range(share)]
+                for goal, share in goals
             ]
         return self._drawn[key]
 

@@ -59,7 +59,7 @@ def _loss(batches: Batches, model: Model, random: np.random.Generator) -> torch.
     possible = random.random(BATCH) >= IMPOSSIBLE
     tokenizer = batches.config.command_tokenizer()
     said = [
-        tokenizer(draw(random, GOALS[goal] if can else None, "train"))
+        tokenizer(draw(random, GOALS[goal] if can else None, "train", batches.sayable))
         for goal, can in zip(goals, possible, strict=True)
     ]
     ids, mask = (torch.from_numpy(np.stack(part)) for part in zip(*said, strict=True))

@@ -90,3 +90,13 @@ def test_shares_add_up_and_every_kind_is_said() -> None:
         for kind in KINDS:
             for sentence in (command(random, GOALS[i % 12], kind, split) for i in range(50)):
                 assert "{" not in sentence
+
+
+def test_goals_that_are_left_out_are_not_even_forbidden():
+    random = np.random.default_rng(0)
+
+    def blue(goals):
+        return sum("blue" in impossible(random, "forbidden", "train", goals).split() for _ in range(400))
+
+    assert blue([goal for goal in GOALS if goal.colour != "blue"]) == 0
+    assert blue(GOALS) > 40
