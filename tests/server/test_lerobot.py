@@ -16,6 +16,7 @@ from golden.folders import SMOLVLM, TOKENIZER, recorded
 from golden.over_http import body, check_answers, imported, together
 from sources import png
 
+from loadtest import corpus
 from server.process import TorchServe
 
 VJP = ("--guidance", "vjp", "--max-delay", "2")
@@ -122,6 +123,8 @@ def test_the_policy_says_where_it_comes_from(server: TorchServe) -> None:
 
 # Robots of each policy, what each of them sees in turn, and how often.
 ROBOTS, VIEWS, ROUNDS = 8, 3, 10
+# Pictures of the default policy's own scene: at others it holds, whatever it is asked.
+FRAMES = sorted(corpus.FOLDER.glob("*.jpg"))
 
 
 def views(policy: str, golden: dict[str, Any]) -> list[tuple[dict[str, bytes], dict[str, str]]]:
@@ -138,9 +141,8 @@ def views(policy: str, golden: dict[str, Any]) -> list[tuple[dict[str, bytes], d
         else:
             state = random.uniform([-0.19, -0.19, 0.02, 0], [0.07, 0.19, 0.2, 1]).tolist()
             command = f"push the {('red', 'green', 'blue')[seed % 3]} block"
-            found.append(
-                ({"image": png(picture(seed, 96, 96))}, {"command": command, "state": json.dumps(state)})
-            )
+            frame = FRAMES[seed % len(FRAMES)].read_bytes()
+            found.append(({"image": frame}, {"command": command, "state": json.dumps(state)}))
     return found
 
 

@@ -114,7 +114,7 @@ def collect(config: Collection) -> Demonstrations:
 
 
 def demonstrate(
-    index: int, seed: int, horizon: int, image_size: int, *, varied: float = 0.7, early: float = 0.3
+    index: int, seed: int, horizon: int, image_size: int, *, varied: float = 0.0, early: float = 0.0
 ) -> Episode:
     """Collect episode `index` of the data set `seed`; depends on nothing but its arguments.
 

@@ -73,8 +73,10 @@ def test_the_first_frame_is_the_scene_of_its_seed(dataset: Demonstrations) -> No
     env.close()
 
 
-def test_the_same_seed_gives_the_same_episode_in_any_process(dataset: Demonstrations) -> None:
-    here = demonstrate(3, seed=1, horizon=3, image_size=32)
+def test_the_same_seed_gives_the_same_episode_in_any_process(
+    config: Collection, dataset: Demonstrations
+) -> None:
+    here = demonstrate(3, seed=1, horizon=3, image_size=32, varied=config.varied, early=config.early)
     there = dataset.episode == 3
     assert np.array_equal(here.images, dataset.images[there])
     assert np.array_equal(here.actions, dataset.actions[there])
