@@ -15,6 +15,9 @@ end
 
 -- Whether no replica can be reached, the gate of a replica has no server, or the answer broke off.
 local function nobody(answer)
+    if answer.status == 429 then
+        return false -- nginx's own refusal, over `limit_conn`, reads as one that broke off
+    end
     if answer.status == 504 then
         return answer.seconds < TAKEN_S and not policys_own(answer)
     end

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import select
 import socket
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
 
@@ -167,6 +169,44 @@ def test_full_queue_is_429(open_proxy: Running) -> None:
     assert 16 <= 40 - len(refused) < 30  # at least the queue's length is answered
     assert {refusal(answer) for answer in refused} == {(429, "overloaded")}
     assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+
+
+class Slow(BaseHTTPRequestHandler):
+    """A replica that is ready, and takes 3 s for an answer."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        time.sleep(3)
+        self.do_GET()
+
+
+class Many(ThreadingHTTPServer):
+    request_queue_size = 512
+
+
+def test_too_many_at_once_are_refused_at_once(folder: Path) -> None:
+    """128 of one client are in flight at most; one more is no death of a replica, and not asked again."""
+    request = b"POST /predictions/vla HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+    with Many(("127.0.0.1", 0), Slow) as slow, contextlib.ExitStack() as stack:
+        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        stack.callback(slow.shutdown)
+        running = stack.enter_context(proxy(folder, slow.server_port, RATE="10000r/s"))
+        asked = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port))) for _ in range(140)
+        ]
+        for client in asked:
+            client.sendall(request)
+        time.sleep(1.5)
+        answered, _, _ = select.select(asked, [], [], 0)
+        statuses = [client.recv(1 << 16)[:12] for client in answered]
+        lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
+
+    assert statuses == [b"HTTP/1.1 429"] * 12
+    assert [line["attempts"] for line in lines if line["status"] == 429] == ["1"] * 12
 
 
 def test_policys_own_503_passes(open_proxy: Running) -> None:
