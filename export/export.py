@@ -252,7 +252,7 @@ def _write_pictures(source: Source, folder: Path) -> dict[str, str | tuple[str, 
 
 def _answered(spec: PolicySpec, folder: Path, device: str) -> Example:
     """Record the policy's answer to the example request."""
-    policy = Policy.open(folder, device, threads=1)
+    policy = Policy.load(folder, device, threads=1, replay=False)
     answer = policy.infer([policy.example_row(folder)])[0]
     if isinstance(answer, RequestError):
         raise SpecError(f"the source's example is refused: {answer.message}")

@@ -58,7 +58,7 @@ class _Readers:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._policy = Policy.open(folder)
+        self._policy = Policy.load(folder, replay=False)
         row = self._policy.example_row(folder)
         image = row["image.front"] if "image.front" in row else row["image"]
         seen = Image.open(io.BytesIO(image if isinstance(image, bytes) else b""))

@@ -99,33 +99,22 @@ class Policy:
         threads: int = 2,
         limits: Limits | None = None,
         turn: AbstractContextManager[None] = ALONE,
+        *,
+        replay: bool = True,
     ) -> Self:
-        """Load the policy of an unpacked archive and replay its example; batches are computed inside `turn`.
+        """Load the policy of an unpacked archive; batches are computed inside `turn`.
+
+        Its example is replayed, unless `replay` says that it has no recorded answer yet, as in export.
 
         Raises:
             SpecError: a part is missing, contradicts another, or answers its example differently.
         """
-        policy = cls.open(folder, device, threads, limits, turn)
-        policy.check_example(folder)
-        return policy
-
-    @classmethod
-    def open(
-        cls,
-        folder: Path,
-        device: str = "cpu",
-        threads: int = 2,
-        limits: Limits | None = None,
-        turn: AbstractContextManager[None] = ALONE,
-    ) -> Self:
-        """Load a policy whose example has no recorded answer yet, as export does.
-
-        Raises:
-            SpecError: a part is missing or contradicts another.
-        """
         spec = PolicySpec.load(folder)
         tokenizer = CommandTokenizer(folder, spec.tokenizer) if spec.tokenizer else None
-        return cls(spec, tokenizer, Artifact.load(folder, spec, device, turn), threads, limits)
+        policy = cls(spec, tokenizer, Artifact.load(folder, spec, device, turn), threads, limits)
+        if replay:
+            policy.check_example(folder)
+        return policy
 
     @property
     def device(self) -> torch.device:

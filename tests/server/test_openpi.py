@@ -1,4 +1,4 @@
-"""Policies of the real openpi, imported by one command: HTTP equals what the library computed."""
+"""Policies of the real openpi, of JAX and of PyTorch, by one command: HTTP equals what it computed."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +14,8 @@ from server.process import TorchServe
 POLICIES = {
     "openpi_pi0_aloha": ("--robot", "aloha", "--format", "eager"),
     "openpi_pi05_droid": ("--robot", "droid"),
+    "openpi_jax_pi0_libero": ("--robot", "libero_delta", "--format", "eager", "--horizon", "5"),
+    "openpi_jax_pi05_droid": ("--robot", "droid", "--horizon", "5"),
 }
 
 

@@ -146,7 +146,16 @@ def run_episode(
         error = refusal.code
     if on_step:
         on_step()
-    episode = Episode(
+    episode = _summarised(env, trial, recorded, error, done_at)
+    if episode.success and episode.says_done and done_at is None:
+        return replace(episode, done_at=_ending(env, player, trial, setup))
+    return episode
+
+
+def _summarised(
+    env: Tabletop, trial: Trial, recorded: Recorded, error: str | None, done_at: int | None
+) -> Episode:
+    return Episode(
         trial=trial,
         success=env.success and error is None,
         outcome=env.outcome(),
@@ -162,9 +171,6 @@ def run_episode(
         says_done=any(chunk.done is not None for chunk in recorded.chunks),
         done_at=done_at,
     )
-    if episode.success and episode.says_done and done_at is None:
-        return replace(episode, done_at=_ending(env, player, trial, setup))
-    return episode
 
 
 def _ending(env: Tabletop, player: ChunkPlayer, trial: Trial, setup: Setup) -> int | None:

@@ -30,6 +30,9 @@ from vla_client import Policy
 from vla_runtime.errors import SpecError
 
 SHEETS = {"successes": 5, "failures": 8}
+# Heads of the report's tables.
+ACTING = ("", "success", "target", "held by mistake", "done", "done too early")
+STANDING = ("", "held", "target", "hand moved at most [mm]", "gripper [%]", "called done")
 # A hold may move the fingers so far [share of their opening].
 GRIPPER_STAYS = 0.1
 
@@ -132,9 +135,9 @@ def evaluate(config: LanguageEvaluation) -> list[Outcome]:
 
 def markdown(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> str:
     """Return the report."""
-    kinds = [cell for _, cell in config.chosen]
-    acting = [pair for pair in zip(kinds, outcomes, strict=True) if pair[0].acts]
-    still = [pair for pair in zip(kinds, outcomes, strict=True) if not pair[0].acts]
+    pairs = list(zip((cell for _, cell in config.chosen), outcomes, strict=True))
+    acting = [_acting(*pair) for pair in pairs if pair[0].acts]
+    still = [_standing(*pair) for pair in pairs if not pair[0].acts]
     lines = [
         f"# What {config.name or config.archive.stem} understands",
         "",
@@ -146,12 +149,7 @@ def markdown(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> str:
         "",
         "## What can be done",
         "",
-        table(
-            [
-                ("", "success", "target", "held by mistake", "done", "done too early"),
-                *(_acting(*pair) for pair in acting),
-            ]
-        ),
+        table([ACTING, *acting]),
         "",
         "Held by mistake: episodes with at least one answer held. Done: of the successes, those that the "
         f"policy calls done within {ENDING_STEPS} steps; too early: episodes that it calls done before a "
@@ -162,12 +160,7 @@ def markdown(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> str:
         "Held: every answer of the first five steps stands still, and the gripper stays as it is, to a tenth "
         "of its opening.",
         "",
-        table(
-            [
-                ("", "held", "target", "hand moved at most [mm]", "gripper [%]", "called done"),
-                *(_standing(*pair) for pair in still),
-            ]
-        ),
+        table([STANDING, *still]),
         "",
     ]
     return "\n".join(lines)

@@ -109,7 +109,7 @@ def test_a_stale_graph_stops_the_worker(tiny_folder: Path, monkeypatch: pytest.M
         return replay
 
     monkeypatch.setattr(Graphs, "capture", stale)
-    policy = Policy.open(tiny_folder)
+    policy = Policy.load(tiny_folder, replay=False)
 
     with pytest.raises(SpecError, match=r"^the CUDA graph of batches of 1 "):
         policy.warm_up()
@@ -248,7 +248,7 @@ def test_an_archive_loads_on_a_processor_with_fewer_instructions(
 
 
 def test_artifacts_say_whether_they_replay(tiny_folder: Path) -> None:
-    policy = Policy.open(tiny_folder)
+    policy = Policy.load(tiny_folder, replay=False)
 
     assert policy.graphs is (torch.cuda.is_available() and policy.device.type == "cuda")
     assert isinstance(policy, Policy)
