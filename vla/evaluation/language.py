@@ -238,7 +238,8 @@ def _examples(
 
 def _record(env: Tabletop, policy: Policy, cell: Cell, trial: Trial) -> Recording:
     _dress(env, cell, trial)
-    return record(env, policy, replace(trial), cell.setup(Setup()))
+    made = record(env, policy, trial, cell.setup(Setup()))
+    return replace(made, acted_on=not cell.acts and made.episode.held < len(made.episode.latency_ms))
 
 
 def main() -> int:

@@ -35,6 +35,8 @@ class Recording:
 
     episode: Episode
     frames: tuple[Image.Image, ...]
+    # Whether the policy was to hold, and did not.
+    acted_on: bool = False
 
 
 def record(env: Tabletop, policy: Policy, trial: Trial, setup: Setup) -> Recording:
@@ -99,11 +101,14 @@ def _caption(draw: ImageDraw.ImageDraw, recording: Recording, moment: int, left:
     """Write the step on the left and, once the episode is over, its outcome on the right."""
     draw.text((left, top), f"step {moment}", _FAINT, _font(14))
     if moment == len(recording.frames) - 1:
-        text, colour = _outcome(recording.episode)
+        text, colour = _outcome(recording)
         draw.text((left + PICTURE, top), text, colour, _font(14), anchor="ra")
 
 
-def _outcome(episode: Episode) -> tuple[str, tuple[int, int, int]]:
+def _outcome(recording: Recording) -> tuple[str, tuple[int, int, int]]:
+    episode = recording.episode
+    if recording.acted_on:
+        return "was to be held", _BAD
     if episode.success:
         return f"{episode.trial.goal.task}: success", _GOOD
     if episode.error is not None:
