@@ -33,7 +33,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-flow golden-openpi clean java rendering nginx image image-run test-image sbom deploy-check FORCE
+.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-data golden-flow golden-openpi test-lerobot-data clean java rendering nginx image image-run test-image sbom deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,12 @@ export: .venv/.train model_store/.checkpoint ## export CHECKPOINT to ARCHIVE
 
 golden: build/golden/.installed ## record anew what the real LeRobot answers, for the tests (5 GB to install)
 	HF_HUB_OFFLINE=1 build/golden/bin/python tests/golden/make_lerobot.py $(ARGS)
+
+golden-data: build/golden/.installed ## record anew the data sets that the real LeRobot writes, for the tests
+	HF_HUB_OFFLINE=1 build/golden/bin/python tests/golden/make_lerobot_data.py write
+
+test-lerobot-data: .venv/.dev build/golden/.installed ## does the real LeRobot read what we write, with our statistics? (5 GB to install)
+	LEROBOT_PYTHON=build/golden/bin/python $(PYTHON) -m pytest -m slow tests/unit/vla/data/test_lerobot_real.py $(ARGS)
 
 golden-flow: build/golden-flow/.installed ## record anew what pi0, pi0.5 and SmolVLA answer, by LeRobot 0.6 (5 GB to install, Python 3.12)
 	HF_HUB_OFFLINE=1 build/golden-flow/bin/python tests/golden/make_pi0.py $(ARGS)

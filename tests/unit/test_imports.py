@@ -70,7 +70,8 @@ PARTS = {
     "vla/models": set(),
     "vla/tabletop": set(),
     "vla/checkpoint.py": {"models"},
-    "vla/training": {"models", "tabletop", "checkpoint", "provenance"},
+    "vla/data": {"tabletop"},
+    "vla/training": {"data", "models", "tabletop", "checkpoint", "provenance"},
     "vla/evaluation": {"tabletop", "provenance"},
 }
 
