@@ -1,5 +1,6 @@
 """Source to archive, as one list of steps."""
 
+import contextlib
 import dataclasses
 import gc
 import platform
@@ -25,7 +26,7 @@ from export.errors import ExportError
 from export.find import find
 from export.flat import flattened
 from export.foreign.facts import Facts
-from export.lower import Lowered
+from export.lower import Exact, Lowered
 from export.package import package
 from export.quantise import quantised
 from export.saturate import saturating
@@ -104,7 +105,8 @@ def export(options: Options) -> PolicySpec:
         SpecError: the source lacks something or contradicts itself.
         ExportError: there is no such source, or the artifact does not do what the model does.
     """
-    return archived(find(options.policy, options.facts), options, release=True)
+    source = find(options.policy, options.facts, options.precision)
+    return archived(source, options, release=True)
 
 
 def archived(source: Source, options: Options, *, release: bool = False) -> PolicySpec:
@@ -140,7 +142,9 @@ def _compile(
     model: Any = flat.to(target.device)
     _say(f"{target.format} in {target.precision}: {source.name} ({source.architecture}) of {options.policy}")
     makers = {"torchscript": trace, "pt2": package, "eager": eager.save}
-    answers = answered(model, layout, target, [Batch.example(source, layout, target.device)])
+    example = Batch.example(source, layout, target.device)
+    with Exact() if source.lowered else contextlib.nullcontext():
+        answers = answered(model, layout, target, [example])
     lowered = _in_precision(model, target, in_place=release)
     outputs = makers[target.format](lowered, layout, folder / FILES[target.format], target)
     if release:

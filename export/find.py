@@ -10,20 +10,23 @@ from typing import Any
 from export.errors import ExportError
 from export.foreign.facts import Facts
 from export.source import Source
+from vla_runtime.spec import Precision
 
 GUIDE = "docs/your-own-policy.md says how a policy becomes a source"
 WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".ts", ".pkl", ".npz"}
 
 
-def find(name: str, facts: Facts | None = None) -> Source:
+def find(name: str, facts: Facts | None = None, precision: Precision = "float32") -> Source:
     """Return the source of `policy.py:make`, of a checkpoint of ours, or, with `facts`, of a foreign folder.
+
+    Of a foreign one that is large the weights are kept in `precision` from the start.
 
     Raises:
         ExportError: it is neither; the message says what it looks like, and what takes it.
         SpecError: the source contradicts itself.
     """
     if facts and facts.origin:
-        return _foreign(Path(name), facts)
+        return _foreign(Path(name), facts, precision)
     path, colon, function = name.rpartition(":")
     if colon and path.endswith(".py"):
         return _call(Path(path), function)
@@ -38,7 +41,7 @@ def find(name: str, facts: Facts | None = None) -> Source:
     return make(found)
 
 
-def _foreign(folder: Path, facts: Facts) -> Source:
+def _foreign(folder: Path, facts: Facts, precision: Precision) -> Source:
     """Read another library's folder, and print what its user should know of the result."""
     if not folder.is_dir():
         raise ExportError(f"there is no folder {folder}: name the one with config.json and model.safetensors")
@@ -47,7 +50,7 @@ def _foreign(folder: Path, facts: Facts) -> Source:
 
     if facts.tokenizer and facts.tokenizer.suffix == sentencepiece.SUFFIX:
         facts = replace(facts, tokenizer=sentencepiece.as_json(facts.tokenizer))
-    source = {"lerobot": lerobot.make, "openpi": openpi.make}[facts.origin or ""](folder, facts)
+    source = {"lerobot": lerobot.make, "openpi": openpi.make}[facts.origin or ""](folder, facts, precision)
     for note in source.provenance["imported"]["notes"]:
         print(f"note: {note}", flush=True)
     return source

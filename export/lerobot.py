@@ -25,6 +25,7 @@ from export.foreign.processors import (
 from export.foreign.resnet import DEPTHS
 from export.foreign.weights import load_weights
 from export.source import Source
+from vla_runtime.spec import Precision
 
 # Fields of every config.json that say nothing about what the policy computes.
 NEUTRAL = {
@@ -56,8 +57,8 @@ DIFFUSION_TRAINING = {
 }  # fmt: skip
 
 
-def make(path: Path, facts: Facts) -> Source:
-    """Read a policy's folder.
+def make(path: Path, facts: Facts, precision: Precision = "float32") -> Source:
+    """Read a policy's folder; a pi0's, pi0.5's or SmolVLA's weights in the precision that it is to have.
 
     Raises:
         ExportError: the folder is not read, and the message says why.
@@ -75,7 +76,7 @@ def make(path: Path, facts: Facts) -> Source:
         flows = ", ".join(name for name, one in MAKERS.items() if one.flows)
         raise ExportError(f"--guidance is for flows, which are: {flows}; this is a policy of type {kind!r}")
     before, after = _processors(path, config, read.steps)
-    return read.make(Folder(path, config, facts, read_names(facts), before, after))
+    return read.make(Folder(path, config, facts, read_names(facts), before, after, precision))
 
 
 def _act(folder: Folder) -> Source:

@@ -6,10 +6,13 @@ model breaks where its code mixes in a float32 mask or time step, and loses posi
 """
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 # Layers whose weights stay in float32, and so must their inputs.
@@ -48,6 +51,37 @@ class Lowered(nn.Module):
         with torch.autocast(self.kind, torch.bfloat16, cache_enabled=False):
             outputs = self.model.act(*inputs)
         return _float(outputs)
+
+
+class Exact(TorchFunctionMode):
+    """Inside it, layers with weights in bfloat16 compute in float32, each with a float32 copy while it runs.
+
+    What a lowered model is compared with where its float32 weights would take too much memory.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call a function of torch's."""
+        if func in (functional.linear, functional.conv2d):
+            args = tuple(_float(value) for value in args)
+        found = func(*args, **(kwargs or {}))
+        # A few rows, and not the table.
+        return _float(found) if func is functional.embedding else found
+
+
+def products(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that `Lowered` keeps in bfloat16."""
+    return {
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, PRODUCTS)
+        for own, _ in module.named_parameters(recurse=False)
+    }
 
 
 def _float(values: Any) -> Any:

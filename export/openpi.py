@@ -26,7 +26,7 @@ from export.foreign.robots import Robot
 from export.foreign.statistics import numbers
 from export.foreign.weights import WEIGHTS, Safetensors, Weights, filled
 from export.source import Eager, Observation, Source
-from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Statistics, Tokenizer, Vector
+from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Precision, Statistics, Tokenizer, Vector
 
 __all__ = ["make", "normalised"]
 
@@ -60,8 +60,8 @@ class Folder:
         return "quantiles" if self.kind == "pi05" else "mean_std"
 
 
-def make(path: Path, facts: Facts) -> Source:
-    """Read the folder of a pi0 or pi0.5.
+def make(path: Path, facts: Facts, precision: Precision = "float32") -> Source:
+    """Read the folder of a pi0 or pi0.5, its weights in the precision that it is to have.
 
     Raises:
         ExportError: it is not read, and the message says why.
@@ -77,10 +77,12 @@ def make(path: Path, facts: Facts) -> Source:
     state, action = _vectors(folder, config)
     words = _words(folder, config.vocabulary)
     own = paligemma.OF_PI05 if folder.kind == "pi05" else paligemma.OF_PI0
-    loaded = filled(weights, paligemma.table(weights.shapes, own), lambda: pi(config))
+    table = paligemma.table(weights.shapes, own)
+    loaded = filled(weights, table, lambda: pi(config), precision)
     model, eager = _on_robot(folder, loaded.model, config)
     return Source(
         model=model,
+        lowered=precision == "bfloat16",
         name=facts.name or folder.kind,
         cameras=(cameras := _cameras(robot, config.vision.picture)),
         state=robots.robot_state(robot, state),

@@ -127,6 +127,9 @@ class Source:
     # How answers show outputs beyond the known ones.
     extras: dict[str, Extra] = field(default_factory=dict)
     architecture: str = "custom"
+    # Whether the weights of its matrix products are bfloat16 already, which `export.lower` computes with: the
+    # policy is to be served in that precision then.
+    lowered: bool = False
     # For format `eager` alone.
     eager: Eager | None = None
     # Whatever is known of where the weights come from; archived with the policy.

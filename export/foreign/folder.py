@@ -16,7 +16,7 @@ from export.errors import ExportError
 from export.foreign.facts import Facts, Feature, Names, control_hz, dimensions, relative_to_state
 from export.foreign.processors import Rule, Step, converted, rule, statistic
 from export.source import Observation
-from vla_runtime.spec import Camera, ContinuousSpace, Vector
+from vla_runtime.spec import Camera, ContinuousSpace, Precision, Vector
 
 CONFIG = "config.json"
 STATE, ACTION = "observation.state", "action"
@@ -40,6 +40,8 @@ class Folder:
     # Steps before and after the policy, by name.
     before: dict[str, Step]
     after: dict[str, Step]
+    # In which the weights are to be kept where the policy's are large; see `weights.filled`.
+    precision: Precision = "float32"
 
     def field(self, name: str) -> Any:
         """Return a field of config.json.

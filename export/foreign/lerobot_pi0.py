@@ -49,10 +49,12 @@ def make(folder: Folder) -> Source:
     config = _config(folder, shapes)
     words = _words(folder, config.vocabulary)
     own = paligemma.OF_PI05 if kind == "pi05" else paligemma.OF_PI0
-    loaded = load_weights(folder.path, paligemma.table(shapes, own), lambda: pi(config))
+    table = paligemma.table(shapes, own)
+    loaded = load_weights(folder.path, table, lambda: pi(config), folder.precision)
     action = folder.action(config.horizon, relative.places(folder))
     return Source(
         model=loaded.model,
+        lowered=folder.precision == "bfloat16",
         name=folder.facts.name or kind,
         cameras=tuple(_letterbox(folder, camera, config.vision.picture) for camera in folder.cameras),
         state=msgspec.structs.replace(folder.state, padded_to=config.state),

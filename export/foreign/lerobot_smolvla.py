@@ -95,10 +95,11 @@ def make(folder: Folder) -> Source:
     _check(folder)
     shapes = read_shapes(folder.path)
     config = config_of(folder, shapes)
-    loaded = load_weights(folder.path, table(shapes), lambda: SmolVLA(config))
+    loaded = load_weights(folder.path, table(shapes), lambda: SmolVLA(config), folder.precision)
     action = msgspec.structs.replace(folder.action(config.horizon), padded_to=config.action)
     return Source(
         model=loaded.model,
+        lowered=folder.precision == "bfloat16",
         name=folder.facts.name or "smolvla",
         cameras=tuple(_camera(folder, camera) for camera in folder.cameras),
         state=msgspec.structs.replace(folder.state, padded_to=config.state),

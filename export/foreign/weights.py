@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from export.errors import ExportError
+from export.lower import products
+from vla_runtime.spec import Precision
 
 # Key of a weight -> its shape.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -109,18 +111,24 @@ class Safetensors:
         return key
 
 
-def load_weights(folder: Path, table: Table, build: Callable[[], nn.Module]) -> Loaded:
+def load_weights(
+    folder: Path, table: Table, build: Callable[[], nn.Module], precision: Precision = "float32"
+) -> Loaded:
     """Build a module and fill it from a folder's `model.safetensors`; see `filled`."""
-    return filled(Safetensors(folder), table, build)
+    return filled(Safetensors(folder), table, build, precision)
 
 
-def filled(weights: Weights, table: Table, build: Callable[[], nn.Module]) -> Loaded:
-    """Build a module and fill it with a checkpoint's weights, in float32.
+def filled(
+    weights: Weights, table: Table, build: Callable[[], nn.Module], precision: Precision = "float32"
+) -> Loaded:
+    """Build a module and fill it with a checkpoint's weights, never more than one of them in memory twice.
 
     Args:
         weights: of the checkpoint
         table: where each key goes
         build: makes the module; called on the meta device, so that nothing is initialised for nothing
+        precision: with `bfloat16` the weights of matrix products are kept in it, as `export.lower.Lowered`
+            keeps them; all others, and with any other precision these too, are float32
 
     Raises:
         ExportError: a weight can't be read, or a key is unknown, missing or of another shape.
@@ -128,7 +136,12 @@ def filled(weights: Weights, table: Table, build: Callable[[], nn.Module]) -> Lo
     with torch.device("meta"):
         model = build().eval()
     targets = {key: target for target, key in _placed(weights, table, model).items()}
-    state = {targets[key]: weight.float() for key, weight in weights.tensors(targets)}
+    narrow = products(model) if precision == "bfloat16" else set[str]()
+    state: dict[str, Tensor] = {}
+    for key, weight in weights.tensors(targets):
+        kind = torch.bfloat16 if targets[key] in narrow else torch.float32
+        # A copy, since a weight may be a view of the file.
+        state[targets[key]] = weight.to(kind, copy=True)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(requires_grad=False)
     return Loaded(model, tuple(key for key in weights.shapes if table.needless(key)))
