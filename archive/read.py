@@ -10,6 +10,7 @@ from archive.errors import ArchiveError
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 POLICY = "policy.json"
+STARTUP_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Archive:
     handler: str
     # Most requests that its handler takes in one body; 0: it reads no such body.
     largest_batch: int
+    # Longest start of a worker [s]; 300 where the archive does not say it.
+    startup_timeout_s: float
     # What it takes on a disk once unpacked [bytes].
     unpacked_bytes: int
     # Its policy.json and the example in it; None: an archive of something else than a policy.
@@ -66,12 +69,21 @@ class Archive:
             model = json.loads(contents.read(MANIFEST))["model"]
             name, version = model["modelName"], model["modelVersion"]
             handler, largest_batch = model.get("handler", ""), int(model.get("largestBatch", 0))
+            startup_timeout_s = float(model.get("startupTimeout", STARTUP_TIMEOUT_S))
             policy = json.loads(contents.read(POLICY)) if POLICY in contents.members else None
             example = _example(contents, policy["example"]) if policy else None
         except (KeyError, TypeError, ValueError) as error:
             raise ArchiveError(f"{path} is not a TorchServe archive ({error}); export it again") from error
         return cls(
-            path.resolve(), name, version, handler, largest_batch, contents.unpacked_bytes, policy, example
+            path.resolve(),
+            name,
+            version,
+            handler,
+            largest_batch,
+            startup_timeout_s,
+            contents.unpacked_bytes,
+            policy,
+            example,
         )
 
 

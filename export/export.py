@@ -20,7 +20,7 @@ from torch import nn
 from archive.digest import digest
 from archive.read import unpack
 from export import eager
-from export.archive import Model, model_config, write_archive
+from export.archive import Model, Timeouts, model_config, write_archive
 from export.batch import Batch
 from export.errors import ExportError
 from export.find import find
@@ -87,8 +87,9 @@ class Options:
     # Allowed difference of model and artifact, in normalised units: the largest in float32 (default 1e-4),
     # the root mean square in bfloat16 and int8 (default 0.05).
     tolerance: float | None = None
-    # A batch that takes longer is given up, and its worker replaced [s].
-    response_timeout_s: int = 5
+    # A batch that takes longer is given up, and its worker replaced [s]; by default 5, or four times what the
+    # largest batch takes here, where that is more.
+    response_timeout_s: int | None = None
     # What decoding a request's pictures may cost.
     limits: Limits = field(default_factory=Limits)
     # With --from: what the folder does not say.
@@ -116,12 +117,13 @@ def archived(source: Source, options: Options, *, release: bool = False) -> Poli
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        artifact, found = _compile(source, options, folder, release=release)
+        artifact, parity, found = _compile(source, options, folder, release=release)
         spec = _describe(source, options, folder, artifact, found)
-        largest = max(options.buckets)
-        config = model_config(largest, options.workers, options.response_timeout_s, options.limits)
+        largest, size = max(options.buckets), (folder / artifact.file).stat().st_size
+        timeouts = Timeouts.of(options.response_timeout_s, options.buckets, parity.took_s, size)
+        config = model_config(largest, options.workers, timeouts, options.limits)
         _say(f"packing {options.output}")
-        model = Model(options.output.stem, options.version, largest)
+        model = Model(options.output.stem, options.version, largest, timeouts.startup_s)
         write_archive(folder, model, config, options.output)
     _reopen(options.output, options.device)
     size = options.output.stat().st_size
@@ -131,11 +133,11 @@ def archived(source: Source, options: Options, *, release: bool = False) -> Poli
 
 def _compile(
     source: Source, options: Options, folder: Path, *, release: bool
-) -> tuple[ArtifactSpec, dict[str, Any]]:
+) -> tuple[ArtifactSpec, Parity, dict[str, Any]]:
     """Make the artifact in a folder, and compare it with the model.
 
     Returns:
-        the artifact's description, and what the comparison found, for the archive's provenance
+        the artifact's description, and what the comparison found, as it is and for the archive's provenance
     """
     target = _target(source, options)
     flat, layout = flattened(source)
@@ -144,7 +146,7 @@ def _compile(
     makers = {"torchscript": trace, "pt2": package, "eager": eager.save}
     example = Batch.example(source, layout, target.device)
     with Exact() if source.lowered else contextlib.nullcontext():
-        answers = answered(model, layout, target, [example])
+        answers = answered(model, layout, target, [example], say=_say)
     lowered = _in_precision(model, target, in_place=release)
     outputs = makers[target.format](lowered, layout, folder / FILES[target.format], target)
     if release:
@@ -165,9 +167,8 @@ def _compile(
     )
     tolerance = TOLERANCES[target.precision] if options.tolerance is None else options.tolerance
     loaded = load_module(folder, artifact, target.device)
-    return artifact, _parity_record(
-        compare(answers, loaded, layout, target, tolerance), tolerance, target, source
-    )
+    parity = compare(answers, loaded, layout, target, tolerance, say=_say)
+    return artifact, parity, _parity_record(parity, tolerance, target, source)
 
 
 def _target(source: Source, options: Options) -> Target:

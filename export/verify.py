@@ -1,6 +1,7 @@
 """Eager model against compiled artifact: batch sizes and inputs that were not traced, several seeds."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from vla_runtime.spec import ActionSpace, DiscreteSpace, Precision
 # A batch, and the outputs of the model for it.
 Answered = tuple[Batch, dict[str, Tensor]]
 SEEDS = (1, 2)
+# A batch that takes longer is worth a line of progress [s].
+SLOW_S = 5.0
 # Allowed difference in the outputs' own (normalised) units: the largest in float32, the root mean square in
 # bfloat16 and int8, whose 8 bits round every product to 0.4 %. Indices count as different or not: by their
 # share.
@@ -34,6 +37,8 @@ class Parity:
     # dimension, float32 [A] or [V], normalised.
     chunk_largest: Tensor
     chunk_mean: Tensor
+    # What the artifact took for each batch size: the fastest of its batches [s].
+    took_s: dict[int, float]
 
     def judged(self, precision: Precision) -> float:
         """Return the number that the precision's tolerance limits."""
@@ -86,8 +91,17 @@ def verify(
 
 
 @torch.inference_mode()
-def answered(model: Module, layout: Layout, target: Target, examples: Sequence[Batch]) -> list[Answered]:
+def answered(
+    model: Module,
+    layout: Layout,
+    target: Target,
+    examples: Sequence[Batch],
+    *,
+    say: Callable[[str], None] = print,
+) -> list[Answered]:
     """Return the batches to compare on, each with the model's answer; after this the model is not needed.
+
+    A slow model's progress is said.
 
     Raises:
         ExportError: the model fails on one.
@@ -95,19 +109,35 @@ def answered(model: Module, layout: Layout, target: Target, examples: Sequence[B
     random = [
         Batch.random(layout, count, seed, target.device) for count in batch_sizes(target) for seed in SEEDS
     ]
+    batches = (*random, *examples)
     try:
-        return [(batch, batch.run(model)) for batch in (*random, *examples)]
+        return [
+            (batch, _timed(batch, model, say, f"the model, {place} of {len(batches)}")[0])
+            for place, batch in enumerate(batches, 1)
+        ]
     except Exception as error:
         raise ExportError(f"the model fails on random inputs: {str(error).strip()[:500]}") from error
 
 
 @torch.inference_mode()
 def compare(
-    answers: Sequence[Answered], artifact: Module, layout: Layout, target: Target, tolerance: float
+    answers: Sequence[Answered],
+    artifact: Module,
+    layout: Layout,
+    target: Target,
+    tolerance: float,
+    *,
+    say: Callable[[str], None] = print,
 ) -> Parity:
     """Compare an artifact with what the model answered; see `verify`."""
-    pairs = [_compare(*answer, artifact, layout, target.output) for answer in answers]
-    parity = _measure(pairs, target.output, batch_sizes(target))
+    pairs: list[dict[str, tuple[Tensor, Tensor]]] = []
+    took_s: dict[int, float] = {}
+    for place, (batch, expected) in enumerate(answers, 1):
+        got, seconds = _run(artifact, batch, say, f"the artifact, {place} of {len(answers)}")
+        count = len(batch.ids)
+        took_s[count] = min(seconds, took_s.get(count, seconds))
+        pairs.append(_paired(count, expected, got, layout, target.output))
+    parity = _measure(pairs, target.output, batch_sizes(target), took_s)
     if not parity.judged(target.precision) <= tolerance:
         raise ExportError(_too_different(parity, target.precision, tolerance))
     return parity
@@ -118,11 +148,10 @@ def batch_sizes(target: Target) -> tuple[int, ...]:
     return tuple(sorted({1, 3, target.largest_batch} - {TRACED_BATCH}))
 
 
-def _compare(
-    batch: Batch, expected: dict[str, Tensor], artifact: Module, layout: Layout, output: str
+def _paired(
+    count: int, expected: dict[str, Tensor], got: dict[str, Tensor], layout: Layout, output: str
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return both answers to one batch by output, after checking their names and shapes."""
-    got, count = _run(artifact, batch), len(batch.ids)
     shapes = {name: list(value.shape) for name, value in got.items()}
     wanted = {name: list(value.shape) for name, value in expected.items()}
     wanted[output] = [count, layout.horizon, layout.action]
@@ -136,9 +165,23 @@ def _compare(
     return {name: (value.cpu(), got[name].cpu()) for name, value in expected.items()}
 
 
-def _run(artifact: Module, batch: Batch) -> dict[str, Tensor]:
+def _timed(
+    batch: Batch, module: Module, say: Callable[[str], None], what: str
+) -> tuple[dict[str, Tensor], float]:
+    """Return the answer to one batch, and what it took [s]."""
+    began = time.monotonic()
+    found = batch.run(module)
+    took = time.monotonic() - began
+    if took > SLOW_S:
+        say(f"computed a batch of {len(batch.ids)} by {what}: {took:.0f} s")
+    return found, took
+
+
+def _run(
+    artifact: Module, batch: Batch, say: Callable[[str], None], what: str
+) -> tuple[dict[str, Tensor], float]:
     try:
-        return batch.run(artifact)
+        return _timed(batch, artifact, say, what)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ExportError(
@@ -148,7 +191,10 @@ def _run(artifact: Module, batch: Batch) -> dict[str, Tensor]:
 
 
 def _measure(
-    answers: Sequence[dict[str, tuple[Tensor, Tensor]]], output: str, batch_sizes: tuple[int, ...]
+    answers: Sequence[dict[str, tuple[Tensor, Tensor]]],
+    output: str,
+    batch_sizes: tuple[int, ...],
+    took_s: dict[int, float],
 ) -> Parity:
     largest, typical = {}, {}
     for name in answers[0]:
@@ -161,7 +207,7 @@ def _measure(
     if output == "logits":
         pairs = [(torch.softmax(a, -1), torch.softmax(b, -1)) for a, b in pairs]
     chunk = torch.cat([_difference(*pair).flatten(0, 1) for pair in pairs])  # [B * T, A]
-    return Parity(batch_sizes, largest, typical, chunk.amax(0), chunk.mean(0))
+    return Parity(batch_sizes, largest, typical, chunk.amax(0), chunk.mean(0), took_s)
 
 
 def _difference(expected: Tensor, got: Tensor) -> Tensor:

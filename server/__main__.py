@@ -131,7 +131,11 @@ def _parse() -> argparse.Namespace:
         help="port for requests; on loopback + 1 is management, + 2 metrics, + 3 to + 6 TorchServe's own",
     )
     add("--host", default="127.0.0.1", help="address of the inference port")
-    add("--startup-timeout-s", type=float, default=300.0, help="give up when not ready after this time [s]")
+    add(
+        "--startup-timeout-s",
+        type=float,
+        help="give up when not ready after this time [s]; by default as the archives say, mostly 300",
+    )
     add("--warm-up-requests", type=int, default=20, help="example requests posted before `ready` is said")
     add(
         "--gpus",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from archive.errors import ArchiveError
-from archive.read import Archive
+from archive.read import STARTUP_TIMEOUT_S, Archive
 
 
 def opened(paths: Sequence[Path]) -> tuple[Archive, ...]:
@@ -24,6 +24,12 @@ def opened(paths: Sequence[Path]) -> tuple[Archive, ...]:
                     "another file name, which is its name in the URL"
                 )
     return archives
+
+
+def longest_start_s(archives: Sequence[Archive]) -> float:
+    """Return how long archives may take together to be loaded [s]: large or slow ones one after the other."""
+    more = sum(archive.startup_timeout_s - STARTUP_TIMEOUT_S for archive in archives)
+    return STARTUP_TIMEOUT_S + max(0.0, more)
 
 
 def require_room(archives: Sequence[Archive]) -> None:

@@ -131,7 +131,11 @@ def _parse() -> argparse.Namespace:
         default=8090,
         help="TorchServe's inference port; + 1 is management, all on loopback",
     )
-    add("--startup-timeout-s", type=float, default=300.0, help="give up when not ready after this time [s]")
+    add(
+        "--startup-timeout-s",
+        type=float,
+        help="give up when not ready after this time [s]; by default as the archives say, mostly 300",
+    )
     add("--warm-up-requests", type=int, default=100, help="example requests posted before the gate opens")
     add("--drain-delay-s", type=float, default=0.0, help="between `not ready` and the closing gate [s]")
     add("--drain-timeout-s", type=float, default=60.0, help="longest wait for requests that were taken [s]")

@@ -18,7 +18,7 @@ from typing import IO, Self
 import requests
 
 from archive.read import Archive
-from server.archives import opened, require_room
+from server.archives import longest_start_s, opened, require_room
 from server.errors import LoadFailed, ServerError, StartFailed
 from server.front_end import USUAL_MEMORY, Memory, command_line
 from server.java import find_java
@@ -52,7 +52,8 @@ class TorchServe:
     Raises:
         ArchiveError, PortTaken: before anything is started.
         JavaNotFound: no Java of version 17 or later.
-        StartFailed: on entering: TorchServe or a worker ended, or was not ready within `startup_timeout_s`.
+        StartFailed: on entering: TorchServe or a worker ended, or was not ready within `startup_timeout_s`,
+            by default what the archives say.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class TorchServe:
         host: str = "127.0.0.1",
         inference_port: int | None = None,
         metrics_port: int | None = None,
-        startup_timeout_s: float = 300.0,
+        startup_timeout_s: float | None = None,
         memory: Memory = USUAL_MEMORY,
         model_api: bool = False,
         gated: bool = False,
@@ -79,7 +80,7 @@ class TorchServe:
         # Where requests and scrapes go; elsewhere than at `port` and `port` + 2 where a gate has those.
         self.inference_port = port if inference_port is None else inference_port
         self.metrics_port = port + 2 if metrics_port is None else metrics_port
-        self.startup_timeout_s = startup_timeout_s
+        self.startup_timeout_s = startup_timeout_s or longest_start_s(self.archives)
         self.memory = memory
         self.model_api = model_api
         self.gated = gated

@@ -190,7 +190,7 @@ def main() -> int:
             inference_url=f"http://127.0.0.1:{options.port}",
             management_url=f"http://127.0.0.1:{options.port + 1}",
             model=options.model or _served(options.port + 1, options.archive),
-            timeout_s=options.timeout_s,
+            timeout_s=options.timeout_s or new.startup_timeout_s,
             settle_s=options.settle_s,
         )
         old = swap.run()
@@ -212,7 +212,11 @@ def _parse() -> argparse.Namespace:
     add("--sha256", help="its digest; default: the first word of <archive>.sha256")
     add("--model", help="name of the policy to replace, where several are served")
     add("--port", type=int, default=8090, help="TorchServe's inference port on loopback; + 1 is management")
-    add("--timeout-s", type=float, default=120.0, help="longest wait for the new version to be ready [s]")
+    add(
+        "--timeout-s",
+        type=float,
+        help="longest wait for the new version to be ready [s]; by default as its archive says, mostly 300",
+    )
     add("--settle-s", type=float, default=2.0, help="idle time of the old version before it is removed [s]")
     return parser.parse_args()
 

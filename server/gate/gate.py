@@ -135,7 +135,7 @@ class Gate:
 def served(
     archive: Path,
     *,
-    startup_timeout_s: float = 300.0,
+    startup_timeout_s: float | None = None,
     gpus: int = 1,
     model_api: bool = False,
     on_log: Callable[[str], None] | None = None,

@@ -193,7 +193,7 @@ def test_by_default_the_replica_of_an_image_is_meant(monkeypatch: pytest.MonkeyP
         "sha256": None,
         "model": None,
         "port": 8090,
-        "timeout_s": 120.0,
+        "timeout_s": None,
         "settle_s": 2.0,
     }
 
@@ -238,6 +238,18 @@ def test_every_archives_example_warms_the_server_up(
     assert len(small.bodies) == 6
     assert all(b'name="command"\r\n\r\ngo\r\n' in body for body in small.bodies)
     assert all(b'name="image"; filename="example.png"\r\n\r\npicture\r\n' in body for body in small.bodies)
+
+
+def test_a_slow_policy_is_not_warmed_up_for_minutes(
+    served: tuple[Small, int], tmp_path: Path, java: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del java
+    small, port = served
+    monkeypatch.setattr("server.warm_up.LONGEST_S", 0.0)
+
+    warm_up(TorchServe(write_new(tmp_path, "one"), port=port), 20)
+
+    assert len(small.bodies) == 1
 
 
 def test_a_server_that_refuses_its_example_is_not_warm(

@@ -22,6 +22,7 @@ NEW = Archive(
     version="2.0",
     handler="vla_handler.py",
     largest_batch=8,
+    startup_timeout_s=300.0,
     unpacked_bytes=1,
     policy={"example": {"actions": ACTIONS}},
     example=Example({"image": ("x.png", b"picture")}, {"command": "go"}, ACTIONS),

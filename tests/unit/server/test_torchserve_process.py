@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 from making import write_archive
 
 from archive.errors import ArchiveError
+from archive.write import pack
 from server import process as process_module
 from server.archives import require_room
 from server.errors import PortTaken, ServerError, StartFailed
@@ -250,6 +252,21 @@ def test_archives_of_one_name_are_refused(tmp_path: Path, say: Say) -> None:
         message = rf"^{other} and {first} are both called 'echo': export one under "
         with pytest.raises(ArchiveError, match=message):
             TorchServe([first, other])
+
+
+def test_archives_say_how_long_their_start_may_take(tmp_path: Path, say: Say) -> None:
+    del say
+    usual, slow = write_archive(tmp_path), write_archive(tmp_path, name="slow")
+    with zipfile.ZipFile(slow) as plain:
+        members = {name: plain.read(name) for name in plain.namelist()}
+    manifest = json.loads(members["MAR-INF/MANIFEST.json"])
+    manifest["model"]["startupTimeout"] = 700
+    members["MAR-INF/MANIFEST.json"] = json.dumps(manifest).encode()
+    pack(members, slow)
+
+    assert TorchServe(usual).startup_timeout_s == 300
+    assert TorchServe([usual, slow]).startup_timeout_s == 700
+    assert TorchServe([usual, slow], startup_timeout_s=9.0).startup_timeout_s == 9
 
 
 def test_what_stops_it_from_starting(tmp_path: Path, say: Say) -> None:
