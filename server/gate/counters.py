@@ -1,7 +1,7 @@
 """What the gate counts, as Prometheus text. All of it exists from the start."""
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 # Answers of the gate itself, by their code.
@@ -48,6 +48,27 @@ class Histogram:
         return [*lines, f"{name}_sum {self._sum_s:.6f}", f"{name}_count {below}"]
 
 
+class Batches:
+    """How long batches took within TorchServe, by how many requests they had."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._sums_s: defaultdict[int, float] = defaultdict(float)
+
+    def add(self, size: int, took_s: float) -> None:
+        """Count one."""
+        self._counts[size] += 1
+        self._sums_s[size] += took_s
+
+    def lines(self, name: str, help_text: str) -> list[str]:
+        """Return it in Prometheus' text format: a summary without quantiles, by size."""
+        lines = [f"# HELP {name} {help_text}", f"# TYPE {name} summary"]
+        for size, count in sorted(self._counts.items()):
+            lines += [f'{name}_sum{{size="{size}"}} {self._sums_s[size]:.6f}']
+            lines += [f'{name}_count{{size="{size}"}} {count}']
+        return lines
+
+
 class Counters:
     """Answers by status class, the gate's own refusals by code, durations."""
 
@@ -59,6 +80,7 @@ class Counters:
         # From a request's first byte to its answer with 2xx, and its time in the gate's queue.
         self.requests = Histogram()
         self.waits = Histogram()
+        self.batches = Batches()
 
     def text(self) -> bytes:
         """Return them in Prometheus' text format."""
@@ -72,6 +94,8 @@ class Counters:
         lines += _labelled("counter", "vla_gate_abandoned_total", said, "place", self.abandoned)
         lines += self.requests.lines("vla_gate_request_seconds", "From the first byte to an answer with 2xx.")
         lines += self.waits.lines("vla_gate_wait_seconds", "In the gate's queue, before TorchServe.")
+        said = "From handing a batch on to TorchServe until its answer, by its requests."
+        lines += self.batches.lines("vla_gate_batch_seconds", said)
         return "\n".join([*lines, ""]).encode()
 
 

@@ -195,7 +195,9 @@ class FairQueue:
 
     def _finish(self, batch: Sequence[Ticket], answer: Answer | None, began_s: float) -> None:
         """Let the next ones in, and hand TorchServe's answers on."""
-        self._shares.learn(len(batch), self._loop.time() - began_s)
+        took_s = self._loop.time() - began_s
+        self._shares.learn(len(batch), took_s)
+        self._counters.batches.add(len(batch), took_s)
         self._batches -= 1
         self.computing -= len(batch)
         if len(batch) > 1:

@@ -58,6 +58,9 @@ def test_all_that_wait_are_one_batch_and_each_gets_its_own_answer() -> None:
         assert len({headers["request-id"] for _, headers, _ in answers}) == 3
         assert {answers[1][1]["request-id"]} == {second.request_id}
         assert running.hop.counters.answers == {2: 3, 4: 1, 5: 0}
+        metrics = running.hop.metrics().decode()
+        assert 'vla_gate_batch_seconds_count{size="1"} 1\n' in metrics
+        assert 'vla_gate_batch_seconds_count{size="3"} 1\n' in metrics
 
     gate(check, ROOM)
 
