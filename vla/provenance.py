@@ -17,11 +17,12 @@ def commit() -> str:
 
 
 def digest(folder: Path) -> str:
-    """Return the SHA-256 of a folder's files, their names included."""
+    """Return the SHA-256 of a folder's files, those of its folders too, their names included."""
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            name, content = path.relative_to(folder).as_posix(), hashlib.file_digest(file, "sha256")
+            total.update(f"{name} {content.hexdigest()}\n".encode())
     return total.hexdigest()
 
 

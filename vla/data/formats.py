@@ -7,6 +7,11 @@ from vla.data.lerobot.layout import INFO, is_lerobot
 from vla.tabletop.demonstrations import DESCRIPTION, Demonstrations
 
 
+def is_recorded(data: Path) -> bool:
+    """Whether training takes this for recorded data: a mixture's file, or a folder of LeRobot's."""
+    return data.suffix == ".json" or is_lerobot(data)
+
+
 def open_source(folder: Path) -> Source:
     """Open a data set of any format that is read here.
 

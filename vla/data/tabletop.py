@@ -6,11 +6,14 @@ import numpy as np
 from PIL import Image
 
 from vla.data.episodes import About, Episode
+from vla.data.mirror import Mirror
 from vla.tabletop.collection import EPISODE_FRAMES
 from vla.tabletop.commands import GOALS, PHRASES, phrase
 from vla.tabletop.demonstrations import Demonstrations
 
 ROBOT = "vla_tabletop"
+# The plane of symmetry is y = 0.
+MIRROR = Mirror(state=("hand_y",), action=("delta_y",))
 
 
 class Tabletop:

@@ -34,6 +34,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vla_runtime.spec import Extra
 
@@ -106,6 +107,8 @@ class Batch(NamedTuple):
     # What there is to refuse; models that learn from them are `selective`. Others get no such samples.
     possible: Tensor  # bool [B * K], whether the command calls for a skill and an object at all
     shown: Tensor  # bool [B], whether the pictures show the scene
+    # bool [B * K, T, A], which actions the data has; None: all of them. Others are not learned from.
+    valid: Tensor | None = None
 
     @property
     def commands_per_frame(self) -> int:
@@ -115,6 +118,19 @@ class Batch(NamedTuple):
     def per_command(self, values: Tensor) -> Tensor:
         """Repeat what belongs to frames for each of their commands: [B, ...] -> [B * K, ...]."""
         return values.repeat_interleave(self.commands_per_frame, 0)
+
+    def squared_error(self, predicted: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Return the mean squared distance over the actions that the data has.
+
+        Args:
+            predicted: float32 [B * K * D, T, A], D answers to each command, adjacent
+            wanted: float32, of the same shape; None: `actions`
+        """
+        wanted = self.actions if wanted is None else wanted
+        if self.valid is None:
+            return functional.mse_loss(predicted, wanted)
+        valid = self.valid.repeat_interleave(len(predicted) // len(self.valid), 0)
+        return ((predicted - wanted).square() * valid).sum() / valid.sum().clamp_min(1)
 
 
 C = TypeVar("C", bound="DataclassInstance")
@@ -139,6 +155,8 @@ class PolicyModel(nn.Module, Generic[C]):
     # Whether `loss` learns which commands are possible and which pictures show the scene, so that
     # `confidence` says it.
     selective: bool = False
+    # Whether `loss` leaves out the actions that are not `valid`.
+    masked: bool = False
     # The file of the tokenizer that it reads commands by.
     tokenizer: str = "tokenizer.json"
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
-from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import ActionHead
@@ -55,6 +54,8 @@ class Model(PolicyModel[Config]):
         ValueError: the pictures' size is no multiple of the tower's stride.
     """
 
+    masked = True
+
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
@@ -87,7 +88,7 @@ class Model(PolicyModel[Config]):
         """
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
         actions, _ = self._decode(batch.images, command, batch.per_command(batch.state))
-        return {"actions": functional.mse_loss(actions, batch.actions)}
+        return {"actions": batch.squared_error(actions)}
 
     def _decode(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return chunks float32 [B * K, T, A] and the attention, float32 [B, C, K * queries, P]."""

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Self
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.attention import Block
@@ -75,6 +74,8 @@ class Model(PolicyModel[Config]):
         ValueError: the pictures' size is no multiple of `STRIDE`.
     """
 
+    masked = True
+
     # Each token's share in what the positions that are attended to take from the text: float32 [B, L].
     extras = MappingProxyType({"word_attention": Extra()})
 
@@ -116,7 +117,7 @@ class Model(PolicyModel[Config]):
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
         image = batch.per_command(self._encode(batch.images))
         actions, _, _ = self._decode(image, command, mask, batch.per_command(batch.state))
-        return {"actions": functional.mse_loss(actions, batch.actions)}
+        return {"actions": batch.squared_error(actions)}
 
     def _encode(self, images: Tensor) -> Tensor:
         """Return what is common to all commands: float32 [B, C * P, width]."""

@@ -13,7 +13,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.attention import Block
@@ -127,6 +126,8 @@ class Model(PolicyModel[Config]):
         ValueError: the pictures' size is no multiple of `STRIDE`.
     """
 
+    masked = True
+
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
@@ -161,7 +162,7 @@ class Model(PolicyModel[Config]):
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
         image = batch.per_command(self.image_tokens(batch.images))
         actions, _ = self._decode(image, command, mask, batch.per_command(batch.state))
-        return {"actions": functional.mse_loss(actions, batch.actions)}
+        return {"actions": batch.squared_error(actions)}
 
     def _decode(self, image: Tensor, text: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the chunk, float32 [N, T, A], and the attention, float32 [N, C, P]."""

@@ -15,7 +15,6 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.denoising import Denoiser, cosine_schedule
@@ -89,6 +88,7 @@ class Model(PolicyModel[Config]):
     """
 
     stochastic = True
+    masked = True
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Model(PolicyModel[Config]):
         level = torch.randint(self.config.levels, (len(clean),), device=clean.device)
         signal = self.signal[level][:, None, None]
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * torch.randn_like(clean)
-        return {"denoising": functional.mse_loss(self._denoise(noisy, level, condition), clean)}
+        return {"denoising": batch.squared_error(self._denoise(noisy, level, condition), clean)}
 
     def _condition(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return float32 [B * K, width] for commands float32 [B * K, ...], and the attention."""

@@ -88,6 +88,8 @@ class Model(PolicyModel[Config]):
         OSError: the checkpoint's folder is missing or holds no model.
     """
 
+    masked = True
+
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = replace(config, checkpoint=None), sizes
@@ -130,7 +132,7 @@ class Model(PolicyModel[Config]):
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
         features = batch.per_command(self._project(batch.images))
         actions, _ = self._decode(features, command[:, 0], batch.per_command(batch.state))
-        return {"actions": functional.mse_loss(actions, batch.actions)}
+        return {"actions": batch.squared_error(actions)}
 
     def _project(self, images: Tensor) -> Tensor:
         """Return what is common to all commands: float32 [B, C, P, width]."""

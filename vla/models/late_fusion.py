@@ -14,7 +14,6 @@ from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import ActionHead, mlp
@@ -75,6 +74,8 @@ class Model(PolicyModel[Config]):
         OSError: the checkpoint's folder is missing or holds no model.
     """
 
+    masked = True
+
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = replace(config, checkpoint=None), sizes
@@ -115,7 +116,7 @@ class Model(PolicyModel[Config]):
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
         slots = batch.per_command(self._slots(batch.images)[0])
         actions, _ = self._decode(slots, command[:, 0], batch.per_command(batch.state))
-        return {"actions": functional.mse_loss(actions, batch.actions)}
+        return {"actions": batch.squared_error(actions)}
 
     def _slots(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the slots, float32 [B, C * slots, 2 + channels], and their attention, [B, C, slots, P]."""

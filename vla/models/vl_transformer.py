@@ -13,7 +13,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.clip_towers import TowerConfig, towers
@@ -90,6 +89,8 @@ class Model(PolicyModel[Config]):
         OSError: the checkpoint's folder is missing or holds no CLIP.
     """
 
+    masked = True
+
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.text, self.vision = towers(config, sizes)
@@ -132,7 +133,7 @@ class Model(PolicyModel[Config]):
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
         features, attention = (batch.per_command(part) for part in self._encode(batch.images))
         actions, _ = self._decode(features, attention, command, batch.per_command(batch.state))
-        return {"actions": functional.mse_loss(actions, batch.actions)}
+        return {"actions": batch.squared_error(actions)}
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class tokens, float32 [B, C, width], and their heads' attention, [B, C, heads, P]."""

@@ -242,6 +242,18 @@ class Tabletop:
         mujoco.mj_setState(self._model, self._data, snapshot.physics, _PHYSICS)
         _, self._start, self._goal, self._steps, self._first = snapshot
 
+    def reflect(self) -> None:
+        """Mirror the scene in the plane y = 0, movement included: reflecting twice restores every number."""
+        data = self._data
+        for numbers in (data.qpos, data.qvel, data.qacc_warmstart, data.ctrl):
+            numbers[1] *= -1
+            numbers[_FINGER:_BLOCKS] = numbers[[_FINGER + 1, _FINGER]]
+        poses = data.qpos[_BLOCKS:].reshape(len(COLOURS), _BLOCK_STRIDE)
+        poses[:, [1, 4, 6]] *= -1  # y, and the rotations about x and z
+        for numbers in (data.qvel, data.qacc_warmstart):
+            numbers[_BLOCKS:].reshape(len(COLOURS), 6)[:, [1, 3, 5]] *= -1
+        self._start = self._start * (1, -1, 1)
+
     def close(self) -> None:
         """Free the rendering contexts; the simulation itself stays usable."""
         _close(self._renderers.values())

@@ -4,9 +4,11 @@ Every frame is trained with several commands, each with the expert's answer to i
 guesses its goal from the picture and ignores the words.
 """
 
+import hashlib
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import msgspec
 import torch
@@ -14,19 +16,25 @@ from torch.optim import AdamW
 from tqdm import tqdm
 
 from vla import checkpoint, provenance
+from vla.data.formats import is_recorded
+from vla.data.mixture import Mixture, load
+from vla.data.recipe import read_recipe
 from vla.models import AnyModel, Batch, build, module_of
 from vla.models.grounded import Model as Grounded
 from vla.tabletop.commands import parse
 from vla.tabletop.demonstrations import Demonstrations
-from vla.training import heads, reading
+from vla.training import heads, reading, recorded
 from vla.training.batches import Batches
 from vla.training.curve import draw
 from vla.training.distillation import Teacher
 from vla.training.progress import Point, Progress, plain, restore, store
+from vla.training.recorded import RecordedBatches
 from vla.training.schedule import one_cycle
 from vla.training.settings import Settings
 from vla.training.statistics import Statistics, Summary
 from vla_runtime import spec
+
+AnyBatches: TypeAlias = Batches | RecordedBatches
 
 # Frames, and commands of each, in a validation during the run and in the one after it.
 VALIDATION, LAST_VALIDATION = (256, 2), (1024, 4)
@@ -53,25 +61,48 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    dataset = Demonstrations.load(settings.data)
-    config = describe(settings, dataset)
+    batches = _recorded(settings) if is_recorded(settings.data) else _demonstrated(settings)
+    config = batches.config
     model = build(settings.architecture, config.model, config.sizes())
     if settings.start is not None:
         checkpoint.load_weights(model, settings.start / checkpoint.WEIGHTS)
-    batches = batches_of(settings, dataset, config)
     model.to(settings.device)
-    config = msgspec.structs.replace(config, model=asdict(model.config), training=plain(settings))
+    config = msgspec.structs.replace(config, model=asdict(model.config))
     batches = replace(batches, config=config)
     progress = _optimise(settings, batches, model, stop_after)
     if stop_after is None:
         begin_s = time.monotonic()
         model.cpu()
-        if isinstance(model, Grounded) and not settings.minutes:
+        if isinstance(batches, Batches) and isinstance(model, Grounded) and not settings.minutes:
             heads.train(batches, model, round(settings.heads * settings.steps))
             reading.train(batches, model, round(settings.reading * settings.steps))
         wall_s = progress.wall_s + time.monotonic() - begin_s
         _finish(settings, batches, model, msgspec.structs.replace(progress, wall_s=wall_s))
     return config
+
+
+def _demonstrated(settings: Settings) -> Batches:
+    """Return what draws batches of the tabletop's demonstrations."""
+    dataset = Demonstrations.load(settings.data)
+    return batches_of(settings, dataset, describe(settings, dataset))
+
+
+def _recorded(settings: Settings) -> RecordedBatches:
+    """Return what draws batches of recorded data; every picture is read first."""
+    options, recipe = settings.recorded, read_recipe(settings.data)
+    mixture = Mixture(
+        recipe,
+        load(recipe, options.image_size, lambda source: tqdm(source, unit="episode", desc="reading")),
+        horizon=options.horizon,
+        seed=settings.seed,
+        normalisation=settings.normalisation,
+        held_out=settings.validation_share,
+        failed=options.failed,
+        mirror=options.mirror,
+    )
+    return RecordedBatches(
+        mixture, recorded.describe(settings, mixture, model_values(settings)), settings.seed
+    )
 
 
 def batches_of(settings: Settings, dataset: Demonstrations, config: checkpoint.Config) -> Batches:
@@ -91,13 +122,6 @@ def batches_of(settings: Settings, dataset: Demonstrations, config: checkpoint.C
 def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
     """Return what the policy will be, with the statistics of the data set's labels and states."""
     about, statistics = dataset.description, Statistics.compute(dataset)
-    preset = module_of(settings.architecture).Config
-    preset = preset() if settings.preset == "default" else getattr(preset, settings.preset)()
-    values = asdict(preset)
-    if settings.pretrained:
-        values["checkpoint"] = str(settings.pretrained)
-    if settings.max_delay:
-        values["max_delay"] = settings.max_delay
     tokenizer = checkpoint.tokenizer_of(settings.architecture)
     length = settings.context_length or tokenizer.context_length
     state = _vector(about.state, statistics.state, settings)
@@ -105,14 +129,34 @@ def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
     return checkpoint.Config(
         name=settings.architecture,
         architecture=settings.architecture,
-        model=values,
+        model=model_values(settings),
         cameras=(spec.Camera(name=about.camera, width=about.image_size, height=about.image_size),),
         tokenizer=msgspec.structs.replace(tokenizer, context_length=length),
         state=spec.Vector(**state),
         action=spec.ContinuousSpace(**action, horizon=about.horizon, control_hz=about.control_hz),
         safety=spec.Safety(mode="clamp", hold_action=HOLD_ACTION),
-        training=plain(settings),
+        training=_written(settings),
     )
+
+
+def model_values(settings: Settings) -> dict[str, Any]:
+    """Return the values of the architecture's own `Config`."""
+    preset = module_of(settings.architecture).Config
+    preset = preset() if settings.preset == "default" else getattr(preset, settings.preset)()
+    values = asdict(preset)
+    if settings.pretrained:
+        values["checkpoint"] = str(settings.pretrained)
+    if settings.max_delay:
+        values["max_delay"] = settings.max_delay
+    return values
+
+
+def _written(settings: Settings) -> dict[str, Any]:
+    """Return the settings of a run; those of recorded data where there is any."""
+    values = plain(settings)
+    if not is_recorded(settings.data):
+        del values["recorded"]
+    return values
 
 
 def _vector(dimensions: tuple[spec.Dimension, ...], summary: Summary, settings: Settings) -> dict[str, Any]:
@@ -123,7 +167,7 @@ def _vector(dimensions: tuple[spec.Dimension, ...], summary: Summary, settings: 
     }
 
 
-def _optimise(settings: Settings, batches: Batches, model: AnyModel, stop_after: int | None) -> Progress:
+def _optimise(settings: Settings, batches: AnyBatches, model: AnyModel, stop_after: int | None) -> Progress:
     """Run until the steps or the time are spent; saves the run at every validation."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = AdamW(trained, weight_decay=settings.weight_decay)
@@ -160,7 +204,7 @@ def _share(settings: Settings, step: int, wall_s: float) -> float:
     return step / settings.steps
 
 
-def _draw(settings: Settings, batches: Batches, teacher: Teacher | None, step: int) -> Batch:
+def _draw(settings: Settings, batches: AnyBatches, teacher: Teacher | None, step: int) -> Batch:
     """Draw a step's batch and seed what is random in it: a step depends on its number and the weights."""
     torch.manual_seed(settings.seed * 1_000_003 + step)
     batch = _to(batches.train(step, settings.batch, settings.commands), settings.device)
@@ -180,7 +224,9 @@ def _step(settings: Settings, batch: Batch, model: AnyModel, optimiser: AdamW, r
     return loss.item()
 
 
-def validate(batches: Batches, model: AnyModel, device: str, frames: int, commands: int) -> tuple[float, ...]:
+def validate(
+    batches: AnyBatches, model: AnyModel, device: str, frames: int, commands: int
+) -> tuple[float, ...]:
     """Return the mean absolute error on held-out episodes, with commands in held-out phrasings.
 
     Returns:
@@ -190,13 +236,17 @@ def validate(batches: Batches, model: AnyModel, device: str, frames: int, comman
 
 
 @torch.inference_mode()
-def action_error(batches: Batches, model: AnyModel, device: str, batch: Batch) -> tuple[float, ...]:
+def action_error(batches: AnyBatches, model: AnyModel, device: str, batch: Batch) -> tuple[float, ...]:
     """Return the mean absolute error on a batch: one number a dimension [action unit]."""
     model.eval()
     batch = _to(batch, device)
     # Drawn as the server draws it: what a stochastic model answers is not what it answers to zeros.
     noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    error = (_answered(model, batch, noise, "actions") - batch.actions).abs().mean((0, 1))
+    missed = (_answered(model, batch, noise, "actions") - batch.actions).abs()
+    if batch.valid is None:
+        error = missed.mean((0, 1))
+    else:
+        error = (missed * batch.valid).sum((0, 1)) / batch.valid.sum((0, 1)).clamp_min(1)
     return tuple((error.cpu() * torch.from_numpy(batches.space.scale)).tolist())
 
 
@@ -211,17 +261,17 @@ def _answered(model: AnyModel, batch: Batch, noise: torch.Tensor, output: str) -
     return torch.cat(answers)
 
 
-def _finish(settings: Settings, batches: Batches, model: AnyModel, progress: Progress) -> None:
+def _finish(settings: Settings, batches: AnyBatches, model: AnyModel, progress: Progress) -> None:
     """Write the checkpoint, measure it as it was written, draw the curve."""
     config, example, out = batches.config, batches.example(), settings.out
     last = progress.points[-1]
-    if batches.selective:
+    if isinstance(batches, Batches) and batches.selective:
         config = msgspec.structs.replace(config, safety=_abstaining(batches, model, config.safety))
     about = {
         "command_line": settings.command_line,
         "seed": settings.seed,
         "commit": provenance.commit(),
-        "dataset_sha256": provenance.digest(settings.data),
+        "dataset_sha256": _digest(settings.data),
         "frames": [len(part) for part in batches.frames],
         "steps": last.step,
         "wall_s": round(progress.wall_s, 1),
@@ -260,14 +310,25 @@ def _abstaining(batches: Batches, model: AnyModel, safety: spec.Safety) -> spec.
     return msgspec.structs.replace(safety, min_confidence=limit, hold_keeps=KEPT)
 
 
+def _digest(data: Path) -> str:
+    """Return the SHA-256 of what was trained on: of a folder, or of a mixture's file and its folders."""
+    if data.is_dir():
+        return provenance.digest(data)
+    total = hashlib.sha256(data.read_bytes())
+    for each in read_recipe(data).datasets:
+        total.update(provenance.digest(Path(each.path)).encode())
+    return total.hexdigest()
+
+
 def _comparable(settings: Settings) -> dict[str, Any]:
     """Return the settings that a resumed run must share."""
     free = ("out", "resume", "threads", "device", "half")
-    return {name: value for name, value in plain(settings).items() if name not in free}
+    return {name: value for name, value in _written(settings).items() if name not in free}
 
 
 def _to(batch: Batch, device: str) -> Batch:
-    return Batch(*(part.to(device) for part in batch))
+    moved = {name: part.to(device) for name, part in batch._asdict().items() if part is not None}
+    return batch._replace(**moved)
 
 
 def _short(error: tuple[float, ...]) -> str:

@@ -1,12 +1,34 @@
 """The settings of a training run; the command line is made from them."""
 
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from vla.tabletop.commands import GOALS, parse
 from vla_runtime.vectors import Normalisation
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """How recorded data is learned from: a folder of LeRobot's, or a mixture."""
+
+    # Actions in a chunk [control steps].
+    horizon: int = 8
+    # Width and height of the pictures that the policy sees [pixels].
+    image_size: int = 96
+    # How often frames of failed episodes are drawn, relative to others: 0 leaves them out.
+    failed: float = 1.0
+    # Share of the samples that are mirrored, left for right; the mixture says how.
+    mirror: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"recorded.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("failed", "mirror"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"recorded.{name} must be from 0 to 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -17,7 +39,8 @@ class Settings:
     architecture: str = "grounded"
     # Which of the architecture's sizes.
     preset: Literal["default", "tiny", "base"] = "default"
-    # Folder of the data set, as `python -m vla.tabletop` writes it.
+    # Folder of the data set: as `python -m vla.tabletop` writes it, or data of any robot in LeRobot's format;
+    # or the JSON file of a mixture, see docs/data.md.
     data: Path = Path("data/tabletop")
     # Folder of the run: the checkpoint, its training curve, and what --resume needs.
     out: Path = Path("runs/grounded")
@@ -73,6 +96,8 @@ class Settings:
     start: Path | None = None
     # Write the weights in float16, half the size.
     half: bool = False
+    # How recorded data is learned from; nothing of it is for demonstrations of the tabletop.
+    recorded: Recorded = field(default_factory=Recorded)
     # Continue the run in `out`, which must have the same settings: to the same weights, or to the end of its
     # minutes.
     resume: bool = False
@@ -81,10 +106,14 @@ class Settings:
     def command_line(self) -> str:
         """The command that makes this run: every setting that is not the default."""
         words = ["python", "-m", "vla.training"]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default and field.name != "resume":
-                words += _option(field.name.replace("_", "-"), value)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value != each.default and each.name not in ("resume", "recorded"):
+                words += _option(each.name.replace("_", "-"), value)
+        usual = asdict(Recorded())
+        for name, value in asdict(self.recorded).items():
+            if value != usual[name]:
+                words += _option(f"recorded.{name.replace('_', '-')}", value)
         return shlex.join(words)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import ActionHead
@@ -33,6 +32,8 @@ class QueryPolicy(PolicyModel[QueryConfig]):
     Raises:
         ValueError: the pictures' size is no multiple of the tower's stride.
     """
+
+    masked = True
 
     def __init__(
         self, config: QueryConfig, sizes: Sizes, tower: Tower, text_encoder: nn.Module, width: int
@@ -73,7 +74,7 @@ class QueryPolicy(PolicyModel[QueryConfig]):
         """Return the mean squared distance of predicted from demonstrated chunks, both normalised."""
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
         actions, _ = self._decode(batch.images, command, batch.per_command(batch.state))
-        return {"actions": functional.mse_loss(actions, batch.actions)}
+        return {"actions": batch.squared_error(actions)}
 
     def _decode(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return chunks float32 [B * K, T, A] and the attention, float32 [B, C, K * queries, P]."""
