@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from server.gate import company
 from server.gate.batch import LATER, alone, apart, together
+from server.gate.company import Company
 from server.gate.counters import Counters
 from server.gate.refusal import OVERLOADED, Answer, Refusal
 from server.gate.routes import Prediction
@@ -18,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 Done = Callable[[Answer | Refusal | None], None]
 
-# How long a worker that had a batch waits for those that it has just answered to ask again [s].
-COMPANY_S = 0.001
 # When one that was not ready yet is asked for again [s].
 AGAIN_S = 0.02
 # Paths whose requests are asked for in batches.
@@ -107,8 +107,8 @@ class FairQueue:
         # Batches within TorchServe.
         self._batches = 0
         self._shares = Shares(room.largest)
-        # Until when, on the loop's clock, so many are waited for [s].
-        self._company_s, self._company = 0.0, 0
+        self._company = Company()
+        self._timer: asyncio.TimerHandle | None = None
 
     def ask(self, client: str, asked: Prediction, done: Done) -> Ticket | None:
         """Hand a request on in its turn; `done` gets the answer, a refusal, or None when there is none.
@@ -124,6 +124,7 @@ class FairQueue:
             self._refuse(longest[-1])
         ticket = Ticket(self, client, asked, done, self._loop.time(), next(NUMBERS))
         self._shares.asked(client, ticket.since_s)
+        self._company.asked()
         self._lines.setdefault(client, deque()).append(ticket)
         self.waiting += 1
         self._hand_on()
@@ -148,7 +149,7 @@ class FairQueue:
 
     def _hand_on(self) -> None:
         while self._lines and self._batches < self._room.batches:
-            if self.waiting < self._company and self._loop.time() < self._company_s:
+            if self._company.awaited(self.waiting):
                 return
             self._send(self._next())
 
@@ -200,12 +201,18 @@ class FairQueue:
         self._counters.batches.add(len(batch), took_s)
         self._batches -= 1
         self.computing -= len(batch)
-        if len(batch) > 1:
-            self._company_s, self._company = self._loop.time() + COMPANY_S, len(batch)
-            self._loop.call_later(COMPANY_S, self._hand_on)
+        self._company.begin(len(batch), self.waiting, self._room.largest)
         self._hand_on()
         for ticket, own in zip(batch, apart(answer, len(batch)), strict=True):
             if own is not None and own.status == LATER:
                 self._loop.call_later(AGAIN_S, self._again, ticket)
             else:
                 ticket.finish(own)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(company.WAIT_S, self._wait_no_more)
+
+    def _wait_no_more(self) -> None:
+        # Not by the clock: a loop's timer may come a little before its time, and no other would follow.
+        self._company.end()
+        self._hand_on()
