@@ -15,6 +15,8 @@ from server.gate.queue import Room
 
 POST = b"POST /predictions/vla HTTP/1.1\r\nHost: x\r\nContent-Type: a/b\r\n"
 ROOM = Room(batches=2, largest=1, waiting=3)
+# A busy machine is slow: after so long it is a hang [s].
+PATIENCE_S = 30
 DIED = b'{"code": 500, "type": "x", "message": "Worker died."}'
 
 
@@ -107,7 +109,7 @@ class Running:
         return await answer(await self.open(data))
 
     async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while not true():
                 await asyncio.sleep(0.001)
 
@@ -115,7 +117,7 @@ class Running:
 async def answer(
     connection: tuple[asyncio.StreamReader, asyncio.StreamWriter],
 ) -> tuple[int, dict[str, str], bytes]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         first, *lines = (await connection[0].readuntil(b"\r\n\r\n"))[:-4].decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         body = await connection[0].readexactly(int(headers["content-length"]))
@@ -123,7 +125,7 @@ async def answer(
 
 
 async def closed(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bool:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         return await connection[0].read() == b""
 
 

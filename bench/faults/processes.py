@@ -66,8 +66,8 @@ def start(
     torchserve_port: int = 0,
     environment: Mapping[str, object] = MappingProxyType({}),
 ) -> Running:
-    """Start a program without waiting for it; `environment` is added to its own."""
-    with log.open("ab") as output:
+    """Start a program without waiting for it; `environment` is added to its own, and `log` begins anew."""
+    with log.open("wb") as output:
         process = subprocess.Popen(
             [str(argument) for argument in arguments],
             cwd=ROOT,
