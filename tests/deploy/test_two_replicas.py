@@ -78,7 +78,7 @@ def test_a_vanished_replica_stalls_no_request(lasting_replica: Running, vanished
         asked = [json.loads(line) for line in front.log.read_text().splitlines() if line.startswith("{")]
 
     print(f"of {len(took_s)} requests the slowest took {max(took_s):.3f} s")
-    # By nginx's clock, which leaves out what this process waits for; a busy machine may stop once for as long.
+    # By nginx's clock, which leaves out what this process waits for. A busy machine may stop once as long.
     stalled = [line["seconds"] for line in asked if line["seconds"] >= 0.9]
     assert len(took_s) > 20
     assert len(stalled) <= 1
