@@ -33,7 +33,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all mutants check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-data golden-flow golden-openpi test-lerobot-data clean java rendering nginx image image-run test-image sbom deploy-check FORCE
+.PHONY: help run test test-all mutants full-size check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-data golden-flow golden-openpi test-lerobot-data clean java rendering nginx image image-run test-image sbom deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ test-all: .venv/.dev java rendering nginx ## run the slow tests too: every expor
 
 mutants: .venv/.dev ## put small faults into the code, one at a time: do the unit tests notice? Hours
 	PYTHONPATH=tests $(PYTHON) -m mutants $(ARGS)
+
+full-size: .venv/.dev java ## export and serve a pi0 of 3.24 billion random weights: 20 GB of disk, 10 GB of memory
+	PYTHONPATH=tests $(PYTHON) tests/export/full_size.py $(ARGS)
 
 check: .venv/.dev ## check format, lint and types
 	.venv/bin/ruff format --check .
