@@ -107,6 +107,7 @@ def export(options: Options) -> PolicySpec:
         ExportError: there is no such source, or the artifact does not do what the model does.
     """
     source = find(options.policy, options.facts, options.precision)
+    options = dataclasses.replace(options, output=options.output.expanduser())
     return archived(source, options, release=True)
 
 

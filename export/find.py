@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,8 @@ def find(name: str, facts: Facts | None = None, precision: Precision = "float32"
         SpecError: the source contradicts itself.
     """
     if facts and facts.origin:
-        return _foreign(Path(name), facts, precision)
+        return _foreign(Path(name).expanduser(), facts, precision)
+    name = str(Path(name).expanduser())
     path, colon, function = name.rpartition(":")
     if colon and path.endswith(".py"):
         return _call(Path(path), function)
@@ -43,8 +45,11 @@ def find(name: str, facts: Facts | None = None, precision: Precision = "float32"
 
 def _foreign(folder: Path, facts: Facts, precision: Precision) -> Source:
     """Read another library's folder, and print what its user should know of the result."""
+    facts, inside = _told(facts), folder / "pretrained_model"
     if not folder.is_dir():
         raise ExportError(f"there is no folder {folder}: name the one with config.json and model.safetensors")
+    if inside.is_dir() and not (folder / "config.json").is_file():
+        raise ExportError(f"{folder} has no config.json, and a folder {inside.name}: name {inside}")
     from export import lerobot, openpi  # noqa: PLC0415 - only where they are asked for
     from export.foreign import sentencepiece  # noqa: PLC0415
 
@@ -54,6 +59,16 @@ def _foreign(folder: Path, facts: Facts, precision: Precision) -> Source:
     for note in source.provenance["imported"]["notes"]:
         print(f"note: {note}", flush=True)
     return source
+
+
+def _told(facts: Facts) -> Facts:
+    """Return what was told, its paths below the home folder where they begin with `~`, checked for sense."""
+    if facts.margin is not None and not 0 <= facts.margin < math.inf:
+        raise ExportError(f"--margin is a share of a range, 0 at least, got {facts.margin}")
+    if facts.denoising_steps is not None and facts.denoising_steps < 1:
+        raise ExportError(f"denoising steps must be 1 at least, got {facts.denoising_steps}")
+    names, words, vlm = (path and path.expanduser() for path in (facts.names, facts.tokenizer, facts.vlm))
+    return replace(facts, names=names, tokenizer=words, vlm=vlm)
 
 
 def _of_file(path: Path) -> str:

@@ -149,7 +149,7 @@ def _diffusion_config(folder: Folder) -> diffusion.Config:
         "action": len(folder.action(folder.field("n_action_steps")).dimensions),
         "cameras": len(folder.cameras),
         "picture": sizes.pop(),
-        "steps": folder.facts.denoising_steps or folder.field("num_inference_steps") or train,
+        "steps": folder.steps(folder.field("num_inference_steps") or train),
     }
     config = converted(folder.path / CONFIG, fields, diffusion.Config)
     if not 1 <= config.steps <= train:

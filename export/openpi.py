@@ -24,7 +24,8 @@ from export.foreign.pi0.model import Config, Flow, pi
 from export.foreign.processors import converted, read_json
 from export.foreign.robots import Robot
 from export.foreign.statistics import numbers
-from export.foreign.weights import WEIGHTS, Safetensors, Weights, filled
+from export.foreign.tensors import INDEX, WEIGHTS, Safetensors
+from export.foreign.weights import Weights, filled
 from export.source import Eager, Observation, Source
 from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Precision, Statistics, Tokenizer, Vector
 
@@ -68,7 +69,8 @@ def make(path: Path, facts: Facts, precision: Precision = "float32") -> Source:
         SpecError: what it says contradicts itself.
     """
     robot = robots.robot(facts.robot)
-    jax = not (path / WEIGHTS).is_file() and (path / PARAMS).is_dir()
+    ported = any((path / name).is_file() for name in (WEIGHTS, INDEX))
+    jax = not ported and (path / PARAMS).is_dir()
     weights: Weights = JaxWeights(path) if jax else Safetensors(path)
     folder = Folder(path, facts, robot, paligemma.kind(weights.shapes), _statistics(path, facts), weights)
     if robot.angular:
@@ -151,7 +153,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} must have the fields {', '.join(sorted(FIELDS))}; it has: {', '.join(found)}"
         )
     for name in ("paligemma_variant", "action_expert_variant"):
-        if found[name] not in paligemma.VARIANTS:
+        if found[name] not in tuple(paligemma.VARIANTS):
             raise ExportError(f"{path}: {name} is {found[name]!r}; read are: {', '.join(paligemma.VARIANTS)}")
     return found
 
@@ -283,8 +285,10 @@ def _cameras(robot: Robot, edge: int) -> tuple[Camera, ...]:
 
 
 def _provenance(folder: Folder, config: Config, ignored: int) -> dict[str, Any]:
-    jax = isinstance(folder.weights, JaxWeights)
-    own = folder.weights.path.rglob("*") if jax else (folder.path / CONFIG, folder.path / WEIGHTS)
+    weights = folder.weights
+    own = weights.path.rglob("*")
+    if isinstance(weights, Safetensors):
+        own = (folder.path / CONFIG, *weights.files)
     files = [*(file for file in own if file.is_file()), folder.statistics]
     notes = paligemma.smaller(config.language, config.expert, _declared(folder))
     notes.append("openpi computes it in bfloat16: --precision bfloat16 halves it here too")

@@ -53,6 +53,11 @@ class Folder:
             raise ExportError(f"{self.path / CONFIG} has no {name!r}: it is of another version of LeRobot")
         return self.config[name]
 
+    def steps(self, usual: int) -> int:
+        """Return the denoising steps that were told, else the policy's own."""
+        told = self.facts.denoising_steps
+        return usual if told is None else told
+
     def check_values(self, fields: set[str], known: dict[str, tuple[Any, ...]]) -> None:
         """Refuse a folder that lacks a field, or has a value of one that is not read.
 

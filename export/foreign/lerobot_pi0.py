@@ -13,7 +13,8 @@ from export.foreign.facts import max_delay
 from export.foreign.folder import CONFIG, Folder
 from export.foreign.pi0.model import Config, pi
 from export.foreign.processors import PREPROCESSOR, converted
-from export.foreign.weights import load_weights, read_shapes
+from export.foreign.tensors import read_shapes
+from export.foreign.weights import load_weights
 from export.source import Eager, Source
 from vla_runtime.spec import Camera, Tokenizer
 
@@ -118,7 +119,7 @@ def _config(folder: Folder, shapes: paligemma.Shapes) -> Config:
         "state": None if folder.config["type"] == "pi05" else folder.field("max_state_dim"),
         "action": folder.field("max_action_dim"),
         "horizon": folder.field("chunk_size"),
-        "steps": folder.facts.denoising_steps or folder.field("num_inference_steps"),
+        "steps": folder.steps(folder.field("num_inference_steps")),
         "min_period": folder.field("min_period"),
         "max_period": folder.field("max_period"),
         "guidance": folder.facts.guidance,

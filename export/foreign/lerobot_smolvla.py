@@ -14,7 +14,8 @@ from export.foreign.facts import max_delay
 from export.foreign.folder import CONFIG, Folder
 from export.foreign.pi0.smolvla import Config, SmolVLA
 from export.foreign.processors import PREPROCESSOR, converted, read_json
-from export.foreign.weights import Shapes, Table, depth_of, load_weights, read_shapes, shape_of
+from export.foreign.tensors import Shapes, read_shapes
+from export.foreign.weights import Table, depth_of, load_weights, shape_of
 from export.source import Eager, Source
 from vla_runtime.spec import Camera, Tokenizer
 
@@ -195,7 +196,7 @@ def config_of(folder: Folder, shapes: Shapes) -> Config:
         "state": folder.field("max_state_dim"),
         "action": folder.field("max_action_dim"),
         "horizon": folder.field("chunk_size"),
-        "steps": folder.facts.denoising_steps or folder.field("num_steps"),
+        "steps": folder.steps(folder.field("num_steps")),
         "min_period": folder.field("min_period"),
         "max_period": folder.field("max_period"),
         "own_every": _own_every(folder),

@@ -9,7 +9,7 @@ import msgspec
 from torch import Tensor
 
 from export.errors import ExportError
-from export.foreign.weights import read_tensors
+from export.foreign.tensors import read_tensors
 from vla_runtime.spec import Statistics
 from vla_runtime.vectors import Normalisation
 
@@ -135,7 +135,9 @@ def rule(step: Step, feature: str, kind: str, width: int, *, action: bool) -> Ru
         raise ExportError(
             f"{feature} is normalised by {mode}, and {step.name} has no {' and '.join(names)} of it"
         )
-    epsilon = float(step.config.get("eps", 1e-8))
+    epsilon = step.config.get("eps", 1e-8)
+    if not isinstance(epsilon, float | int) or not epsilon >= 0:
+        raise ExportError(f"{step.name}: eps must be a number, 0 at least, got {epsilon!r}")
     if normalisation == "mean_std":
         # LeRobot adds its epsilon where it divides, and not on the way back.
         std = [value or NOTHING for value in second] if action else second

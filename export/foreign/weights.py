@@ -7,21 +7,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from export.errors import ExportError
+from export.foreign.tensors import Safetensors, Shapes
 from export.lower import products
 from vla_runtime.spec import Precision
 
-# Key of a weight -> its shape.
-Shapes = Mapping[str, tuple[int, ...]]
-
-WEIGHTS = "model.safetensors"
-# Suffixes of files whose reading can run code.
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-# How a ZIP file and a bare pickle, the two forms of torch.save, begin.
-PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 SHOWN = 6
 
 
@@ -78,43 +70,10 @@ class Weights(Protocol):
         ...
 
 
-class Safetensors:
-    """A folder's `model.safetensors`.
-
-    Raises:
-        ExportError: there is no such file, or it is none.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path, self.described_by = _weights_file(folder), "its config.json"
-        try:
-            with safe_open(self.path, "pt") as file:
-                found = {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
-        except SafetensorError as error:
-            raise ExportError(f"{self.path} can't be read as safetensors: {error}") from error
-        self.shapes: Shapes = found
-
-    def tensors(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """See `Weights`."""
-        try:
-            for key in keys:
-                # Opened anew for each, which lets go of the pages of the one before.
-                with safe_open(self.path, "pt") as file:
-                    weight = file.get_tensor(key)
-                yield key, weight
-                del weight
-        except SafetensorError as error:
-            raise ExportError(f"{self.path} can't be read as safetensors: {error}") from error
-
-    def shown(self, key: str) -> str:
-        """See `Weights`."""
-        return key
-
-
 def load_weights(
     folder: Path, table: Table, build: Callable[[], nn.Module], precision: Precision = "float32"
 ) -> Loaded:
-    """Build a module and fill it from a folder's `model.safetensors`; see `filled`."""
+    """Build a module and fill it from a folder's safetensors; see `filled`."""
     return filled(Safetensors(folder), table, build, precision)
 
 
@@ -131,7 +90,7 @@ def filled(
             keeps them; all others, and with any other precision these too, are float32
 
     Raises:
-        ExportError: a weight can't be read, or a key is unknown, missing or of another shape.
+        ExportError: a weight can't be read or is not finite; a key is unknown, missing or of another shape.
     """
     with torch.device("meta"):
         model = build().eval()
@@ -140,61 +99,14 @@ def filled(
     state: dict[str, Tensor] = {}
     for key, weight in weights.tensors(targets):
         kind = torch.bfloat16 if targets[key] in narrow else torch.float32
+        # One pass; a weight may be float16, whose own sum would overflow.
+        if not weight.sum(dtype=torch.float32).isfinite():
+            raise ExportError(f"{weights.path}: {weights.shown(key)} has values that are not finite")
         # A copy, since a weight may be a view of the file.
         state[targets[key]] = weight.to(kind, copy=True)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(requires_grad=False)
     return Loaded(model, tuple(key for key in weights.shapes if table.needless(key)))
-
-
-def read_shapes(folder: Path) -> Shapes:
-    """Return the shapes of a folder's `model.safetensors` by key, without reading the weights.
-
-    Raises:
-        ExportError: there is no such file, or it is none.
-    """
-    return Safetensors(folder).shapes
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return all tensors of a small safetensors file.
-
-    Raises:
-        ExportError: there is no such file, or it is none.
-    """
-    if not path.is_file():
-        raise ExportError(f"{path} is missing")
-    _refuse_pickle(path)
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
-    except SafetensorError as error:
-        raise ExportError(f"{path} can't be read as safetensors: {error}") from error
-
-
-def _weights_file(folder: Path) -> Path:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in PICKLES)
-        if pickles:
-            raise ExportError(
-                f"{folder} has its weights in {pickles[0]}, a pickle, which can run code when it is read: "
-                f"save them as {WEIGHTS}"
-            )
-        raise ExportError(f"{folder} has no {WEIGHTS}")
-    _refuse_pickle(path)
-    return path
-
-
-def _refuse_pickle(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(9)
-        # The length of a safetensors header can begin like a pickle; its ninth byte opens the header.
-        if start.startswith(PICKLED) and start[8:] != b"{":
-            raise ExportError(
-                f"{path} is a pickle by its first bytes, which can run code when it is read: "
-                "save the weights with safetensors"
-            )
 
 
 def _placed(weights: Weights, table: Table, model: nn.Module) -> dict[str, str]:

@@ -199,6 +199,9 @@ class CommandTokenizer:
         spec = self._spec
         if spec.tidy:
             command = command.strip().replace("_", " ").replace("\n", " ")
+        elif "{command}\n" in spec.template:
+            # LeRobot ends a line only where the command did not.
+            command = command.removesuffix("\n")
         # The command last: what it says is never read as a part of the template.
         prompt = spec.template.replace("{state}", " ".join(map(str, bins))).replace("{command}", command)
         ids = self._tokenizer.encode(prompt).ids
