@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -15,7 +16,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Types of weights that are numbers themselves: others stand for numbers by a scale that lies elsewhere.
-READ = ("F64", "F32", "F16", "BF16")
+READ = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Suffixes of files whose reading can run code.
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 # How a ZIP file and a bare pickle, the two forms of torch.save, begin.
@@ -28,7 +29,7 @@ class Safetensors:
     """A folder's `model.safetensors`, or the shards that its index names.
 
     Raises:
-        ExportError: there is no such file, it is none, or a weight is of a type that is not read.
+        ExportError: there is no such file, or it is none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,6 +54,11 @@ class Safetensors:
                     weight = file.get_tensor(key)
             except SafetensorError as error:
                 raise _unreadable(self._files[key], error) from error
+            if weight.dtype not in READ:
+                raise ExportError(
+                    f"{self._files[key]}: {key} is of type {_name(weight.dtype)}, as of a quantised policy; "
+                    f"read are: {', '.join(map(_name, READ))}"
+                )
             yield key, weight
             del weight
 
@@ -128,13 +134,7 @@ def _shapes(path: Path, keys: Iterable[str]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     with safe_open(path, "pt") as file:
         for key in keys:
-            weight = file.get_slice(key)
-            if weight.get_dtype() not in READ:
-                raise ExportError(
-                    f"{path}: {key} is of type {weight.get_dtype()}, as of a quantised policy; read are: "
-                    f"{', '.join(READ)}"
-                )
-            found[key] = tuple(weight.get_shape())
+            found[key] = tuple(file.get_slice(key).get_shape())
     return found
 
 
@@ -149,6 +149,10 @@ def _check_start(path: Path) -> None:
         )
     if start == POINTER:
         raise ExportError(f"{path} is a pointer of Git LFS, and not the file itself: run `git lfs pull`")
+
+
+def _name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _unreadable(path: Path, error: SafetensorError) -> ExportError:

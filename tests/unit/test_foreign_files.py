@@ -135,7 +135,7 @@ def epsilon_of_text(folder: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "quantised": (eight_bits, r"is of type I8, as of a quantised policy; read are: F64, F32, F16, BF16$"),
+    "quantised": (eight_bits, r"is of type int8, as of a quantised policy; read are: float64, float32, "),
     "not fetched": (pointer, r"is a pointer of Git LFS, and not the file itself: run `git lfs pull`$"),
     "nan": (lambda path: edit_weights(path, not_finite), r"state_proj\.bias has values that are not finite$"),
     "a shard is missing": (without_a_shard, r"model-00002\.safetensors is missing$"),
