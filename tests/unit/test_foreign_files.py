@@ -166,7 +166,9 @@ def test_the_folder_above_is_told_apart(folder: Path) -> None:
 
 @pytest.mark.parametrize(("fact", "value"), [("margin", -0.5), ("denoising_steps", 0)])
 def test_facts_without_sense_are_refused(sound: Path, fact: str, value: float) -> None:
-    refused_in_one_line(lambda path: read_pi(path, **{fact: value}), sound, rf"at least, got {value}$")
+    refused_in_one_line(
+        lambda path: read_pi(path, TOKENIZER, **{fact: value}), sound, rf"at least, got {value}$"
+    )
 
 
 def test_the_end_of_a_line_is_not_said_twice(sound: Path) -> None:
