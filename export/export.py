@@ -19,7 +19,7 @@ from torch import nn
 
 from archive.digest import digest
 from archive.read import unpack
-from export import eager
+from export import eager, onnx_file
 from export.archive import Model, Timeouts, model_config, write_archive
 from export.batch import Batch
 from export.errors import ExportError
@@ -54,6 +54,7 @@ FILES: dict[Format, str] = {
     "torchscript": "policy.ts",
     "pt2": "policy.pt2",
     "eager": "policy.safetensors",
+    "onnx": "policy.onnx",
 }
 
 
@@ -73,7 +74,8 @@ class Options:
     # Worker processes. A second one serves small policies to more robots, for twice the memory.
     workers: int = 1
     # torchscript runs anywhere; pt2 (AOTInductor) is machine code for this machine, and needs g++ here; eager
-    # takes your Python package along, for modules that can't be traced.
+    # takes your Python package along, for modules that can't be traced; onnx is computed by ONNX Runtime,
+    # which must be installed here and there.
     format: Format = "torchscript"
     # Of the matrix products and their weights; bfloat16 halves the weights and rounds to 0.4 %. int8 is for
     # torchscript on a CPU: a quarter of the weights' size. An eager module is served as it is built.
@@ -144,7 +146,7 @@ def _compile(
     flat, layout = flattened(source)
     model: Any = flat.to(target.device)
     _say(f"{target.format} in {target.precision}: {source.name} ({source.architecture}) of {options.policy}")
-    makers = {"torchscript": trace, "pt2": package, "eager": eager.save}
+    makers = {"torchscript": trace, "pt2": package, "eager": eager.save, "onnx": onnx_file.save}
     example = Batch.example(source, layout, target.device)
     with Exact() if source.lowered else contextlib.nullcontext():
         answers = answered(model, layout, target, [example], say=_say)
@@ -179,6 +181,10 @@ def _target(source: Source, options: Options) -> Target:
         raise ExportError(
             f"precision {options.precision!r} is none of format 'eager', which serves the module as its "
             "factory builds it: build it in that precision"
+        )
+    if options.format == "onnx" and (options.precision != "float32" or options.device != "cpu"):
+        raise ExportError(
+            "format 'onnx' is exported in float32 on device 'cpu'; GPUs compute it all the same"
         )
     if options.compile and options.format != "eager":
         raise ExportError(f"--compile is for format 'eager' alone, got {options.format!r}")

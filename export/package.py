@@ -21,16 +21,18 @@ from export.target import Target
 from export.trace import TRACED_BATCH
 
 
-class _Method(nn.Module):
+class Method(nn.Module):
     """One method of a model as the `forward` that torch.export reads."""
 
-    def __init__(self, model: nn.Module, name: str) -> None:
+    def __init__(self, model: nn.Module, name: str, outputs: tuple[str, ...] = ()) -> None:
+        """Wrap the method `name`; with `outputs` it returns these values of its dict, in this order."""
         super().__init__()
-        self.model, self.name = model, name
+        self.model, self.name, self.outputs = model, name, outputs
 
     def forward(self, *inputs: Tensor) -> Any:
         """Call the method."""
-        return getattr(self.model, self.name)(*inputs)
+        returned = getattr(self.model, self.name)(*inputs)
+        return tuple(returned[name] for name in self.outputs) if self.outputs else returned
 
 
 def package(model: Any, layout: Layout, path: Path, target: Target) -> tuple[str, ...]:
@@ -68,19 +70,37 @@ def package(model: Any, layout: Layout, path: Path, target: Target) -> tuple[str
 
 
 def _capture(model: nn.Module, name: str, inputs: tuple[Tensor, ...], largest: int) -> torch.fx.GraphModule:
-    """Capture one method for 1 to `largest` observations."""
-    batch = torch.export.Dim("batch", min=1, max=max(largest, TRACED_BATCH + 1))
-    method, shapes = _Method(model, name), tuple({0: batch} for _ in inputs)
+    """Capture one method for 1 to `largest` observations, with the gradients that it takes."""
+    method = Method(model, name)
+    if not (name == "act" and differentiates(model)):
+        return captured(method, inputs, largest).module()
     try:
-        if name == "act" and differentiates(model):
-            plain = _without_gradients(method, inputs)
-            return torch.export.export(plain, inputs, dynamic_shapes=shapes).module()
-        program = torch.export.export(method, inputs, dynamic_shapes=(shapes,))
+        plain = _without_gradients(method, inputs)
+        return torch.export.export(plain, inputs, dynamic_shapes=_shapes(inputs, largest)).module()
     except Exception as error:
-        raise ExportError(
-            f"{type(model).__name__}.{name} can't be captured with a dynamic batch size: {_reason(error)}"
-        ) from error
-    return program.module()
+        raise _refused(method, error) from error
+
+
+def captured(method: Method, inputs: tuple[Tensor, ...], largest: int) -> torch.export.ExportedProgram:
+    """Capture one method for 1 to `largest` observations.
+
+    Raises:
+        ExportError: it can't be, with a dynamic batch size.
+    """
+    try:
+        return torch.export.export(method, inputs, dynamic_shapes=(_shapes(inputs, largest),))
+    except Exception as error:
+        raise _refused(method, error) from error
+
+
+def _shapes(inputs: tuple[Tensor, ...], largest: int) -> tuple[dict[int, Any], ...]:
+    batch = torch.export.Dim("batch", min=1, max=max(largest, TRACED_BATCH + 1))
+    return tuple({0: batch} for _ in inputs)
+
+
+def _refused(method: Method, error: Exception) -> ExportError:
+    what = f"{type(method.model).__name__}.{method.name}"
+    return ExportError(f"{what} can't be captured with a dynamic batch size: {_reason(error)}")
 
 
 def _without_gradients(method: nn.Module, inputs: tuple[Tensor, ...]) -> torch.fx.GraphModule:

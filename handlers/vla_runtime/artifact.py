@@ -155,7 +155,9 @@ class Artifact:
             SpecError: the module is missing, damaged, or compiled for another machine.
         """
         place = prepare(device, tf32=spec.artifact.tf32)
-        return cls(load_module(folder, spec.artifact, str(place)), spec, place, turn=turn)
+        # ONNX Runtime launches its kernels on streams of its own, which no graph of torch's captures.
+        graphs = spec.artifact.format != "onnx"
+        return cls(load_module(folder, spec.artifact, str(place)), spec, place, graphs=graphs, turn=turn)
 
     @torch.inference_mode()
     def __call__(self, observations: Sequence[Inputs], *, attention: bool = True) -> list[Outputs]:

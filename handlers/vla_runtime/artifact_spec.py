@@ -6,7 +6,7 @@ import msgspec
 
 from vla_runtime.vectors import Part, require
 
-Format = Literal["torchscript", "pt2", "eager"]
+Format = Literal["torchscript", "pt2", "eager", "onnx"]
 Precision = Literal["float32", "bfloat16", "int8"]
 
 # What `act` may return besides the chunk; every other output is declared in the artifact's `extras`.

@@ -3,13 +3,14 @@
 torchscript  one file that runs on any device, on any machine that this version of torch runs on
 pt2          an AOTInductor package: machine code for one device, one version of torch, one kind of processor
 eager        a Python package that builds the module, and its weights as safetensors: for what no tracer takes
+onnx         a file a method that ONNX Runtime computes, by the providers that it has for the device
 """
 
 import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +41,7 @@ def load_module(folder: Path, artifact: ArtifactSpec, device: str = "cpu") -> Mo
         SpecError: the file is missing or damaged, or was compiled for another machine.
     """
     path = folder / artifact.file
-    loaders = {"torchscript": _torchscript, "pt2": _Package, "eager": _Eager}
+    loaders = {"torchscript": _torchscript, "pt2": _Package, "eager": _Eager, "onnx": _Onnx}
     try:
         return loaders[artifact.format](path, artifact, device)
     except (RuntimeError, ValueError) as error:
@@ -115,6 +116,80 @@ class _Eager:
         empty = inputs[0].flatten(1)[:, :0]  # [B, 0]
         prefix = [given[name] for name in ("prefix", "delay") if name in given]
         return self._act(images, command, given.get("state", empty), given.get("noise", empty), *prefix)
+
+
+class _Onnx:
+    """Both methods as ONNX Runtime computes them; tensors pass through the host's memory."""
+
+    def __init__(self, path: Path, artifact: ArtifactSpec, device: str) -> None:
+        try:
+            # Only this format needs it, and it is no part of what every server installs.
+            runtime: Any = importlib.import_module("onnxruntime")
+        except ImportError as error:
+            raise SpecError(
+                f"{path.name} is computed by ONNX Runtime, which is not installed here: pip install "
+                "onnxruntime, or onnxruntime-gpu where there is a GPU"
+            ) from error
+        self._artifact, self._device = artifact, device
+        providers = _providers(runtime.get_available_providers(), device, path.name)
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+        # Threads that wait for work leave the processor to the front end and the pictures.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self._sessions: dict[str, Any] = {}
+        for name in methods_of(artifact):
+            file = onnx_file(path, name)
+            if not file.is_file():
+                raise SpecError(f"{file.name} can't be loaded: it is missing")
+            try:
+                self._sessions[name] = runtime.InferenceSession(str(file), options, providers=providers)
+            except Exception as error:  # of classes of its own
+                raise SpecError(f"{file.name} can't be loaded: {str(error).splitlines()[0]}") from error
+
+    def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        found = self._run("encode_command", {"ids": input_ids, "mask": attention_mask})
+        return tuple(found[name] for name in self._artifact.command)
+
+    def act(self, *inputs: Tensor) -> dict[str, Tensor]:
+        return self._run("act", dict(zip(self._artifact.inputs, inputs, strict=True)))
+
+    def _run(self, method: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        session = self._sessions[method]
+        read = {value.name for value in session.get_inputs()}
+        feed = {name: value.cpu().contiguous().numpy() for name, value in given.items() if name in read}
+        names = [value.name for value in session.get_outputs()]
+        try:
+            outputs = session.run(names, feed)
+        except Exception as error:  # of classes of its own
+            raise RuntimeError(
+                f"ONNX Runtime can't compute {method}: {str(error).splitlines()[0]}"
+            ) from error
+        values = (torch.from_numpy(output).to(self._device) for output in outputs)
+        return dict(zip(names, values, strict=True))
+
+
+def onnx_file(path: Path, method: str) -> Path:
+    """Return the file of one method beside that of `act`, which the spec names."""
+    return path if method == "act" else path.with_suffix(f".{method}.onnx")
+
+
+def _providers(available: Sequence[str], device: str, file: str) -> list[Any]:
+    """Return what computes an ONNX file on a device, in the order of preference; the rest goes to the CPU.
+
+    TensorRT builds its engines for minutes when batches of a new size come: it is taken only where
+    VLA_TENSORRT is 1.
+    """
+    place = torch.device(device)
+    if place.type == "cpu":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in available:
+        raise SpecError(f"{file} can't be computed on {device}: ONNX Runtime here has {', '.join(available)}")
+    index = {"device_id": str(place.index or 0)}
+    found: list[Any] = [("CUDAExecutionProvider", index), "CPUExecutionProvider"]
+    if os.environ.get("VLA_TENSORRT") == "1" and "TensorrtExecutionProvider" in available:
+        found.insert(0, ("TensorrtExecutionProvider", index))
+    return found
 
 
 def _compiled(act: Callable[..., Any], device: str) -> Callable[..., Any]:

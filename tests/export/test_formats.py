@@ -20,7 +20,7 @@ import vla.models
 from archive.read import unpack
 from export.batch import Batch, Layout
 from export.errors import ExportError
-from export.export import Options, archived, export
+from export.export import FILES, Options, archived, export
 from export.flat import flattened
 from export.lower import Lowered
 from export.native import make
@@ -39,6 +39,7 @@ ARCHIVES = (
     ("torchscript", "float32"),
     ("torchscript", "bfloat16"),
     ("pt2", "float32"),
+    ("onnx", "float32"),
     pytest.param(("pt2", "bfloat16"), marks=pytest.mark.slow),
 )
 
@@ -87,8 +88,8 @@ def test_archive_says_what_it_is_and_what_it_lost(archive: Path) -> None:
     parity, loss = spec.provenance["parity"], spec.provenance["precision_loss"]
 
     assert archive.parent.name.startswith("_".join(made))
-    assert spec.artifact.file == {"torchscript": "policy.ts", "pt2": "policy.pt2"}[made[0]]
-    assert (spec.artifact.platform is None) == (made[0] == "torchscript")
+    assert spec.artifact.file == FILES[made[0]]
+    assert (spec.artifact.platform is None) == (made[0] != "pt2")
     assert (parity["batch_sizes"], parity["tolerance"]) == ([1, 3, 4], ALLOWED[made[1]])
     assert list(loss) == ["delta_x [m]", "gripper [1]"]
     assert 0 <= loss["delta_x [m]"]["mean"] <= loss["delta_x [m]"]["largest"] <= 0.03 * 0.2
