@@ -1,9 +1,10 @@
-"""The metrics port: TorchServe's metrics and the gate's own."""
+"""The metrics port: TorchServe's metrics, the gate's own, and the GPUs'."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable
 
+from server.gate.gpus import Gpus
 from server.gate.refusal import Answer
 from server.gate.torchserve import Upstream
 
@@ -26,6 +27,7 @@ class Scrape:
     def __init__(self, metrics_port: int, own: Callable[[], bytes]) -> None:
         self._upstream = Upstream(metrics_port)
         self._own = own
+        self._gpus = Gpus()
 
     def close(self) -> None:
         """Close the connection to TorchServe."""
@@ -50,4 +52,4 @@ class Scrape:
             answer = await answered
         finally:
             exchange.cancel()
-        return (answer.body if answer else b"") + self._own()
+        return (answer.body if answer else b"") + self._own() + await self._gpus.text()

@@ -21,6 +21,7 @@ from loadtest.body import FORM, example
 from loadtest.known import COUNT
 from loadtest.watch import parse, total
 from server.gate.gate import Gate
+from server.gate.gpus import GAUGES
 from server.ports import free_port
 from server.process import TorchServe
 
@@ -198,8 +199,8 @@ def expressions() -> dict[str, list[str]]:
     }
 
 
-# Of NVIDIA's dcgm-exporter, which runs beside a server.
-GPU_SERIES = {"DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED"}
+# Where `nvidia-smi` is; tests/unit/server/test_gate_gpus.py has them.
+GPU_SERIES = {name for name, *_ in GAUGES}
 
 
 def series(expression: str) -> set[str]:
