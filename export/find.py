@@ -40,7 +40,7 @@ def find(name: str, facts: Facts | None = None, precision: Precision = "float32"
     _check_folder(found)
     from export.native import make  # noqa: PLC0415 - the one module that knows `vla`
 
-    return make(found)
+    return make(found, facts)
 
 
 def _foreign(folder: Path, facts: Facts, precision: Precision) -> Source:

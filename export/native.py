@@ -10,21 +10,37 @@ import numpy as np
 from PIL import Image
 
 import vla
+from export.errors import ExportError
+from export.foreign.facts import Facts, max_delay
 from export.source import Eager, Observation, Source
 from vla import checkpoint
 from vla.exportable import Exportable
-from vla.models import AnyModel
+from vla.models import AnyModel, build, flow
 from vla_runtime.spec import ActionSpace, BinnedSpace, ContinuousSpace, load
 
 
-def make(folder: Path) -> Source:
-    """Read a checkpoint.
+def make(folder: Path, facts: Facts | None = None) -> Source:
+    """Read a checkpoint; `facts` may say how a flow that was not trained for delays is guided.
 
     Raises:
         SpecError: a file is missing, breaks a rule, or the weights do not fit the architecture.
+        ExportError: guidance of a model that takes none.
     """
     config, model = checkpoint.load(folder)
+    if facts and (facts.guidance or facts.max_delay is not None):
+        model = _guided(model, max_delay(facts, config.action.horizon), facts.guidance)
     return source_of(config, model, _example(folder, config), _provenance(folder))
+
+
+def _guided(model: AnyModel, delay: int, kind: str | None) -> AnyModel:
+    """Return a flow that is drawn towards as many given actions as pass until an answer is there."""
+    if not isinstance(model, flow.Model) or model.max_delay:
+        reason = "was trained for a delay" if model.max_delay else "is no flow"
+        raise ExportError(f"--guidance {kind} is for a flow that was trained without a delay: this {reason}")
+    values = asdict(model.config) | {"max_delay": delay, "guidance": kind}
+    guided = build("flow", values, model.sizes)
+    guided.load_state_dict(model.state_dict())
+    return guided.eval()
 
 
 def source_of(

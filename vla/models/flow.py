@@ -15,6 +15,7 @@ executes until the answer comes, are given, clean and at time 1, and the rest is
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.attention import Block
 from vla.models.parts.denoising import TimeFeatures
+from vla.models.parts.guidance import Kind, guided
 from vla.models.parts.mlp import mlp
 from vla.models.parts.read_out import Perception
 
@@ -52,12 +54,16 @@ class Config:
     draws: int = 2
     # Most given actions that a chunk may begin with [control steps]; 0: none are taken.
     max_delay: int = 0
+    # How a model that was not trained for given actions is drawn towards them; None: it was, or takes none.
+    guidance: Kind | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.max_delay < 0:
             raise ValueError(f"max_delay must be 0 or more, got {self.max_delay}")
+        if self.guidance and not self.max_delay:
+            raise ValueError(f"guidance {self.guidance!r} needs a max_delay of 1 or more")
 
     @classmethod
     def tiny(cls) -> Self:
@@ -146,13 +152,14 @@ class Model(PolicyModel[Config]):
         context, attention = self._context(images, command, state)
         prefix, delay = given or (noise, torch.zeros_like(noise[:, 0, 0]))
         known = self._known(delay)
-        chunk, steps = noise, self.config.steps
-        for step in range(steps):
-            chunk = torch.where(known.unsqueeze(-1), prefix, chunk)
-            time = torch.where(known, 1.0, step / steps)
-            chunk = chunk + self._velocity(chunk, time, context) / steps
+        chunk = (self._guided if self.config.guidance else self._trained)(noise, context, prefix, known)
         chunk = torch.where(known.unsqueeze(-1), prefix, chunk)
         return {"actions": chunk, "attention": self.perception.attention_map(attention)}
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether `act` takes gradients; see `export.source.ExportableModel`."""
+        return self.config.guidance == "vjp"
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the squared distance of the velocity from the straight one between noise and chunk.
@@ -171,6 +178,34 @@ class Model(PolicyModel[Config]):
         noisy = time.unsqueeze(-1) * actions + (1 - time).unsqueeze(-1) * noise
         velocity = self._velocity(noisy, time, context)
         return {"velocity": functional.mse_loss(velocity[~known], (actions - noise)[~known])}
+
+    def _trained(self, chunk: Tensor, context: Tensor, prefix: Tensor, known: Tensor) -> Tensor:
+        """Carry noise to a chunk, its given actions clean and at time 1 throughout."""
+        steps = self.config.steps
+        for step in range(steps):
+            chunk = torch.where(known.unsqueeze(-1), prefix, chunk)
+            time = torch.where(known, 1.0, step / steps)
+            chunk = chunk + self._velocity(chunk, time, context) / steps
+        return chunk
+
+    def _guided(self, chunk: Tensor, context: Tensor, prefix: Tensor, known: Tensor) -> Tensor:
+        """Carry noise to a chunk that is drawn towards its given actions."""
+        steps, kind = self.config.steps, self.config.guidance
+        assert kind is not None
+        if torch.is_inference_mode_enabled() and kind == "vjp":
+            # Autograd takes no tensor of inference mode.
+            with torch.inference_mode(mode=False), torch.no_grad():
+                return self._guided(*(value.clone() for value in (chunk, context, prefix, known)))
+        for step in range(steps):
+            time = step / steps
+            velocity = partial(self._at, time, context)
+            change = guided(kind, velocity, chunk, time, prefix=prefix, known=known)
+            chunk = chunk + change / steps
+        return chunk
+
+    def _at(self, time: float, context: Tensor, chunk: Tensor) -> Tensor:
+        """Return the velocity of a chunk [N, T, A] whose actions all are at one time."""
+        return self._velocity(chunk, torch.full_like(chunk[..., 0], time), context)
 
     def _known(self, delay: Tensor) -> Tensor:
         """Return which actions are given, bool [N, T], for delays [N]: the first of each chunk."""
