@@ -10,6 +10,9 @@ SYSTEM_PYTHON ?= python3.11
 PYTHON_OF_LEROBOT ?= python3.12
 # A checkout of openpi at 15a9616, for `make golden-openpi`.
 OPENPI ?= build/openpi
+# Checkouts of bridge_data_v2 at 02720bba and of RLBench at 830fc9e, for `make golden-rlds`.
+BRIDGE ?= build/bridge_data_v2
+RLBENCH ?= build/RLBench
 CHECKPOINT ?= checkpoints/grounded
 ARCHIVE ?= model_store/vla.mar
 PORT ?= 8080
@@ -33,7 +36,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # What an archive is made from, besides the checkpoint.
 SOURCES := $(shell find handlers export archive vla/models vla/checkpoint.py vla/assets -name '*.py' -o -name '*.json')
 
-.PHONY: help run test test-all mutants full-size check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-data golden-flow golden-openpi test-lerobot-data clean java rendering nginx image image-run test-image sbom deploy-check FORCE
+.PHONY: help run test test-all mutants full-size check export train evaluate evaluate-language loadtest bench faults gpu-check fuzz demos golden golden-data golden-rlds golden-flow golden-openpi test-lerobot-data clean java rendering nginx image image-run test-image sbom deploy-check FORCE
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' Makefile
@@ -70,6 +73,10 @@ golden-data: build/golden/.installed ## record anew the data sets that the real 
 
 test-lerobot-data: .venv/.dev build/golden/.installed ## does the real LeRobot read what we write, with our statistics? (5 GB to install)
 	LEROBOT_PYTHON=build/golden/bin/python $(PYTHON) -m pytest -m slow tests/unit/vla/data/test_lerobot_real.py $(ARGS)
+
+golden-rlds: build/golden-rlds/.installed ## record anew RLDS by TensorFlow Datasets, and what the authors' code reads in folders of BridgeData V2 and RLBench (1 GB to install)
+	build/golden-rlds/bin/python tests/golden/make_rlds.py
+	build/golden-rlds/bin/python tests/golden/make_raw.py $(BRIDGE) $(RLBENCH)
 
 golden-flow: build/golden-flow/.installed ## record anew what pi0, pi0.5 and SmolVLA answer, by LeRobot 0.6 (5 GB to install, Python 3.12)
 	HF_HUB_OFFLINE=1 build/golden-flow/bin/python tests/golden/make_pi0.py $(ARGS)
@@ -169,6 +176,19 @@ build/golden-openpi/.installed: tests/golden/requirements-openpi.txt | $(OPENPI)
 	cp -r $(OPENPI)/src/openpi/models_pytorch/transformers_replace/* \
 	    "$$(build/golden-openpi/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/transformers/"
 	@touch $@
+
+build/golden-rlds/.installed: tests/golden/requirements-rlds.txt | $(BRIDGE) $(RLBENCH)
+	$(SYSTEM_PYTHON) -m venv build/golden-rlds
+	build/golden-rlds/bin/python -m pip --disable-pip-version-check install -r $<
+	@touch $@
+
+build/bridge_data_v2:
+	git clone --quiet https://github.com/rail-berkeley/bridge_data_v2 $@
+	git -C $@ checkout --quiet 02720bba
+
+build/RLBench:
+	git clone --quiet https://github.com/stepjam/RLBench $@
+	git -C $@ checkout --quiet 830fc9e
 
 build/openpi:
 	rm -rf $@.partial

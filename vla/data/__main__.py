@@ -23,6 +23,10 @@ class Write:
     data: tyro.conf.Positional[Path]
     # The folder to write.
     out: Path
+    # Rate of RLDS, which does not say it [Hz].
+    control_hz: float | None = None
+    # Part of RLDS.
+    split: str = "train"
     # Replace the folder if it exists.
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     # Where a file of frames is full [MB].
@@ -30,7 +34,7 @@ class Write:
 
     def run(self) -> str:
         """Write it; returns what was written."""
-        source = open_source(self.data)
+        source = open_source(self.data, self.control_hz, self.split)
         bar = tqdm(source, total=len(source), unit="episode", desc=str(self.out))
         info = write(source.about, bar, self.out, overwrite=self.overwrite, file_mb=self.file_mb)
         counts = f"{info.total_episodes} episodes, {info.total_frames} frames, {info.total_tasks} commands"
@@ -43,10 +47,14 @@ class Show:
 
     # The data set: a folder of any format that is read, see docs/data.md.
     data: tyro.conf.Positional[Path]
+    # Rate of RLDS, which does not say it [Hz].
+    control_hz: float | None = None
+    # Part of RLDS.
+    split: str = "train"
 
     def run(self) -> str:
         """Read it; returns what it holds."""
-        source = open_source(self.data)
+        source = open_source(self.data, self.control_hz, self.split)
         about = source.about
         lines = [f"robot    {about.robot}, {about.control_hz:g} Hz"]
         lines += [f"camera   {name}, {width} x {height}" for name, (height, width) in about.cameras.items()]

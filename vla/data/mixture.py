@@ -268,7 +268,8 @@ class Stream(IterableDataset[Samples]):
 
 def load(recipe: Recipe, size: int, bar: Bar = iter) -> list[Frames]:
     """Read a recipe's data sets, pictures of one size [pixels]."""
-    return [frames.load(open_source(Path(each.path)), size, bar) for each in recipe.datasets]
+    sources = [open_source(Path(each.path), each.control_hz) for each in recipe.datasets]
+    return [frames.load(source, size, bar) for source in sources]
 
 
 def widened(summary: Summary, low: str, high: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -19,6 +19,8 @@ class Ingredient(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cameras: dict[str, str] = {}
     state: dict[str, str] = {}
     action: dict[str, str] = {}
+    # Rate of RLDS, which does not say it [Hz].
+    control_hz: float | None = None
     # How its samples are mirrored; none: they are not.
     mirror: Mirror | None = None
 
