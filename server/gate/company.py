@@ -31,13 +31,21 @@ class Company:
         """Return whether a worker is kept free, with so many waiting."""
         return self._waits and waiting < self._wanted
 
-    def begin(self, answered: int, waiting: int, largest: int) -> None:
-        """Begin the wait: so many are about to be answered, others wait for a batch of at most `largest`."""
+    def begin(self, answered: int, waiting: int, largest: int) -> bool:
+        """Wait for so many that are about to be answered, while others wait for a batch of at most `largest`.
+
+        Returns:
+            whether a wait begins; False: one is on, which a second batch does not prolong
+        """
+        if self._waits:
+            self._answered += answered
+            return False
         if self._answered:
             self._usual += (min(1.0, self._came / self._answered) - self._usual) / BATCHES
         self._answered, self._came, self._waits = answered, 0, True
         together = min(answered + waiting, largest)
         self._wanted = together if together > 1 and self._usual >= USUAL else 0
+        return True
 
     def end(self) -> None:
         """End the wait."""

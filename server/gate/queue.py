@@ -108,7 +108,6 @@ class FairQueue:
         self._batches = 0
         self._shares = Shares(room.largest)
         self._company = Company()
-        self._timer: asyncio.TimerHandle | None = None
 
     def ask(self, client: str, asked: Prediction, done: Done) -> Ticket | None:
         """Hand a request on in its turn; `done` gets the answer, a refusal, or None when there is none.
@@ -201,16 +200,15 @@ class FairQueue:
         self._counters.batches.add(len(batch), took_s)
         self._batches -= 1
         self.computing -= len(batch)
-        self._company.begin(len(batch), self.waiting, self._room.largest)
+        begins = self._company.begin(len(batch), self.waiting, self._room.largest)
         self._hand_on()
         for ticket, own in zip(batch, apart(answer, len(batch)), strict=True):
             if own is not None and own.status == LATER:
                 self._loop.call_later(AGAIN_S, self._again, ticket)
             else:
                 ticket.finish(own)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(company.WAIT_S, self._wait_no_more)
+        if begins:
+            self._loop.call_later(company.WAIT_S, self._wait_no_more)
 
     def _wait_no_more(self) -> None:
         # Not by the clock: a loop's timer may come a little before its time, and no other would follow.

@@ -270,8 +270,13 @@ def test_players_that_come_back_at_once_share_batches_and_robots_are_not_waited_
     usual.end()
     usual.begin(1, 0, 8)
     assert not usual.awaited(1)  # one alone waits for nobody
+    usual.end()
     usual.begin(8, 8, 8)
     assert not usual.awaited(8)  # a full batch neither
+    assert usual.awaited(7)
+    assert not usual.begin(8, 8, 8)  # another worker's batch does not prolong the wait
+    usual.end()
+    assert not usual.awaited(7)
 
     for _ in range(20):  # nobody comes back
         usual.begin(2, 0, 8)
