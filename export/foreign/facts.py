@@ -1,5 +1,6 @@
 """What a folder from elsewhere does not say, and has to be told: names, limits, rate."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,18 +169,24 @@ def control_hz(facts: Facts, names: Names) -> float:
     Raises:
         ExportError: it was not told.
     """
-    rate = facts.control_hz or names.control_hz
-    if not rate:
+    rate = names.control_hz if facts.control_hz is None else facts.control_hz
+    if rate is None:
         raise ExportError("nothing says how often the robot executes an action: give --control-hz")
+    if not 0 < rate < math.inf:
+        raise ExportError(f"control_hz must be positive and finite, got {rate}")
     return rate
 
 
 def _of_dataset(info: dict[str, Any], path: Path) -> Names:
-    features = info["features"]
+    try:
+        features = msgspec.convert(info["features"], dict[str, dict[str, Any]])
+        rate = msgspec.convert(info.get("fps"), float | None)
+    except msgspec.ValidationError as error:
+        raise ExportError(f"{path} is not a dataset's meta/info.json: {error}") from error
     action, state = (_feature_names(features, key, path) for key in ("action", "observation.state"))
     if not action:
         raise ExportError(f"{path} has no names of the feature 'action'")
-    return Names(action=action, state=state, control_hz=info.get("fps"))
+    return Names(action=action, state=state, control_hz=rate)
 
 
 def _feature_names(features: dict[str, Any], key: str, path: Path) -> tuple[str, ...]:

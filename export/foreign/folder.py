@@ -20,6 +20,8 @@ from vla_runtime.spec import Camera, ContinuousSpace, Precision, Vector
 
 CONFIG = "config.json"
 STATE, ACTION = "observation.state", "action"
+# Of a picture that a robot could send [pixels].
+LARGEST_EDGE = 16_384
 
 
 class PolicyFeature(msgspec.Struct):
@@ -90,6 +92,11 @@ class Folder:
         ]
         if not found:
             raise ExportError(f"{self.path / CONFIG} names no picture among its input_features")
+        if len({camera.name for camera in found}) < len(found):
+            raise ExportError(
+                f"{self.path / CONFIG} has pictures that would be called the same in requests: "
+                f"{', '.join(camera.name for camera in found)}"
+            )
         return tuple(found)
 
     @cached_property
@@ -171,6 +178,8 @@ class Folder:
             raise ExportError(
                 f"{self.path / CONFIG}: {key} has the shape {shape}; [3, height, width] is read"
             )
+        if not all(1 <= edge <= LARGEST_EDGE for edge in shape):
+            raise ExportError(f"{self.path / CONFIG}: {key} has edges of {list(shape[1:])} pixels")
         name = re.sub(r"\W", "_", key.removeprefix("observation.images.").removeprefix("observation."))
         found = rule(self.before["normalizer_processor"], key, "VISUAL", 3, action=False)
         size: dict[str, Any] = {"width": shape[2], "height": shape[1], "resize": "none"}

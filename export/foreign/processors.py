@@ -106,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except OSError as error:
         raise ExportError(f"{path} is missing") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ExportError(f"{path} holds no object")

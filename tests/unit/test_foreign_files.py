@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from export.find import find
 from export.foreign.facts import Facts
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, FRONT = "model.safetensors", "observation.images.front"
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,32 @@ def epsilon_of_text(folder: Path) -> None:
     edit_json(folder / "policy_preprocessor.json", change)
 
 
+def endless(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 100_000)
+
+
+def large_pictures(folder: Path) -> None:
+    shape = [3, 100_000, 100_000]
+    edit_json(folder / "config.json", lambda found: found["input_features"][FRONT].update(shape=shape))
+
+
+def rate_of_text(folder: Path) -> None:
+    edit_json(folder / "meta" / "info.json", lambda found: found.update(fps="30"))
+
+
+def no_features(folder: Path) -> None:
+    edit_json(folder / "meta" / "info.json", lambda found: found.update(features=[]))
+
+
+def names_that_meet(folder: Path) -> None:
+    def change(found: dict) -> None:
+        inputs = found["input_features"]
+        front, wrist = (inputs.pop(key) for key in (FRONT, "observation.images.wrist"))
+        inputs |= {"observation.images.a.b": front, "observation.images.a_b": wrist}
+
+    edit_json(folder / "config.json", change)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "quantised": (eight_bits, r"is of type int8, as of a quantised policy; read are: float64, float32, "),
     "not fetched": (pointer, r"is a pointer of Git LFS, and not the file itself: run `git lfs pull`$"),
@@ -142,6 +168,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "index of others": (index_of_others, r"index\.json and model-00002.* have different weights \(1\): "),
     "index leads away": (index_that_leads_away, r"names '\.\./model-00002.*', which is no file beside it$"),
     "index is no index": (index_without_a_map, r"index\.json has no weight_map"),
+    "endless JSON": (endless, r"config\.json is not JSON: "),
+    "large pictures": (large_pictures, r"has edges of \[100000, 100000\] pixels$"),
+    "rate": (rate_of_text, r"is not a dataset's meta/info\.json: Expected `float \| null`, got `str`$"),
+    "features": (no_features, r"is not a dataset's meta/info\.json: Expected `object`, got `array`$"),
+    "names that meet": (names_that_meet, r"would be called the same in requests: a_b, a_b$"),
     "epsilon": (epsilon_of_text, r"eps must be a number, 0 at least, got 'small'$"),
 }  # fmt: skip
 
