@@ -18,9 +18,8 @@ from loadtest.plan.curve import Curve
 from loadtest.samples import EXPIRED, OK, Beat, Recording, Sample
 from loadtest.search import once
 from loadtest.tiers import Tier
+from server.gate.company import WAIT_S, Company
 
-# As `server.gate.queue` waits for those that it has just answered [s].
-COMPANY_S = 0.001
 # As `loadtest.fleet` lets the robots' clocks differ.
 DRIFT = 0.005
 OVERLOADED = "503 overloaded"
@@ -69,8 +68,7 @@ class Replica:
         self._random = random.Random(seed)
         self._waiting: deque[Asked] = deque()
         self._batches = 0
-        # Until when so many are waited for [s].
-        self._company_s, self._company = 0.0, 0
+        self._company = Company()
         self._places = np.linspace(0.0, 1.0, len(curve.spread))
         # Time of all workers with a batch [s], and of all requests in the queue [s].
         self.busy_s = 0.0
@@ -83,6 +81,7 @@ class Replica:
             asked.done.succeed(OVERLOADED)
             return
         self._waiting.append(asked)
+        self._company.asked()
         self._hand_on()
 
     def drop(self, asked: Asked) -> None:
@@ -93,7 +92,7 @@ class Replica:
     def _hand_on(self) -> None:
         """Give every free worker what waits, but for a moment's company."""
         while self._waiting and self._batches < self.workers:
-            if len(self._waiting) < self._company and self._env.now < self._company_s:
+            if self._company.awaited(len(self._waiting)):
                 return
             count = min(len(self._waiting), self._curve.largest)
             self._batches += 1
@@ -105,15 +104,17 @@ class Replica:
         self.busy_s += taken_s
         yield env.timeout(taken_s)
         self._batches -= 1
-        if len(batch) > 1:
-            self._company_s, self._company = env.now + COMPANY_S, len(batch)
-            env.timeout(COMPANY_S).callbacks.append(lambda _: self._hand_on())
+        begins = self._company.begin(len(batch), len(self._waiting), self._curve.largest)
         self._hand_on()
         for asked in batch:  # whose answers leave one after the other
             asked.batch = len(batch)
             if not asked.done.triggered:
                 asked.done.succeed(OK)
             yield env.timeout(self._curve.answer_ms / 1000)
+        if begins:
+            yield env.timeout(WAIT_S)
+            self._company.end()
+            self._hand_on()
 
     def _taken_s(self, size: int) -> float:
         relative = float(np.interp(self._random.random(), self._places, self._curve.spread))
