@@ -72,6 +72,14 @@ class Dataset:
         return tuple(self._row(row) for row in kept)
 
     @cached_property
+    def _begins(self) -> dict[Path, int]:
+        """The first frame of each file: a file begins with the first episode that names it."""
+        begins: dict[Path, int] = {}
+        for row in self.rows:
+            begins[row.path] = min(row.first, begins.get(row.path, row.first))
+        return begins
+
+    @cached_property
     def tasks(self) -> dict[int, str]:
         """The commands by their numbers."""
         columns = _read(self.folder / layout.TASKS).to_pydict()
@@ -134,8 +142,8 @@ class Dataset:
         )
 
     def _frames(self, row: Row) -> pa.Table:
-        """Return the frames of an episode; a file begins with the first episode that names it."""
-        begin = min(each.first for each in self.rows if each.path == row.path)
+        """Return the frames of an episode."""
+        begin = self._begins[row.path]
         first, table = self._groups(row.path, row.first - begin, row.last - begin)
         table = table.slice(row.first - begin - first, row.last - row.first)
         found = set(table.column("episode_index").to_pylist()) if len(table) else set()
