@@ -1,4 +1,4 @@
-"""LeRobot's data set format, version 3.0: folders that LeRobot 0.4 to 0.6 write and read.
+"""LeRobot's data set format, version 3.0, which came with LeRobot 0.4.
 
 meta/info.json                            what the columns mean, rate, counts, where the files lie
 meta/stats.json                           statistics of every column
