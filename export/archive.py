@@ -43,12 +43,12 @@ class Timeouts:
         Args:
             told_s: longest response, where the user says it [s]
             buckets: batch sizes that a worker warms up
-            took_s: what batches of some sizes took here, the largest bucket's among them [s]
+            took_s: what batches of some sizes took here [s]
             size: of the artifact [bytes]
         """
-        largest = max(buckets)
-        slowest = took_s[largest]
-        warm_up = WARM_UP * sum(slowest * size / largest for size in buckets)
+        measured = max(took_s)  # smaller than the largest bucket where that is the traced size
+        one_s = took_s[measured] / measured
+        slowest, warm_up = one_s * max(buckets), WARM_UP * one_s * sum(buckets)
         response = RESPONSE_S if SLOWER * slowest <= RESPONSE_S else math.ceil(SLOWER * slowest)
         # Of a fast policy it must not depend on the clock: equal policies give equal archives.
         more = math.ceil(SLOWER * warm_up) if SLOWER * warm_up > STARTUP_S / 2 else 0

@@ -6,7 +6,7 @@ import gc
 import platform
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from export.flat import flattened
 from export.foreign.facts import Facts
 from export.lower import Exact, Lowered
 from export.package import package
+from export.prune import Pruning, pruned
 from export.quantise import quantised
 from export.saturate import saturating
 from export.source import Source
@@ -50,6 +51,7 @@ from vla_runtime.spec import (
     Vector,
 )
 
+NOTHING_PRUNED = Pruning()
 FILES: dict[Format, str] = {
     "torchscript": "policy.ts",
     "pt2": "policy.pt2",
@@ -80,6 +82,8 @@ class Options:
     # Of the matrix products and their weights; bfloat16 halves the weights and rounds to 0.4 %. int8 is for
     # torchscript on a CPU: a quarter of the weights' size. An eager module is served as it is built.
     precision: Precision = "float32"
+    # What is taken out of the model before it is compiled. The archive is compared with what is left.
+    prune: Pruning = NOTHING_PRUNED
     # Let GPUs compute float32 products in TensorFloat-32: faster, with 10 bits instead of 23.
     tf32: bool = False
     # Let workers compile an eager module while they start: it takes tens of seconds, and g++ there.
@@ -118,6 +122,9 @@ def archived(source: Source, options: Options, *, release: bool = False) -> Poli
 
     `release` frees the source's weights as soon as they are written, so that memory never holds two copies.
     """
+    if options.prune:
+        facts = source.provenance | {"pruned": asdict(options.prune)}
+        source = dataclasses.replace(source, model=pruned(source.model, options.prune), provenance=facts)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         artifact, parity, found = _compile(source, options, folder, release=release)
@@ -182,9 +189,9 @@ def _target(source: Source, options: Options) -> Target:
             f"precision {options.precision!r} is none of format 'eager', which serves the module as its "
             "factory builds it: build it in that precision"
         )
-    if options.format == "onnx" and (options.precision != "float32" or options.device != "cpu"):
+    if options.format == "onnx" and (options.precision == "bfloat16" or options.device != "cpu"):
         raise ExportError(
-            "format 'onnx' is exported in float32 on device 'cpu'; GPUs compute it all the same"
+            "format 'onnx' is exported in float32 or int8 on device 'cpu'; GPUs compute it all the same"
         )
     if options.compile and options.format != "eager":
         raise ExportError(f"--compile is for format 'eager' alone, got {options.format!r}")
@@ -199,7 +206,7 @@ def _target(source: Source, options: Options) -> Target:
 
 def _in_precision(model: nn.Module, target: Target, *, in_place: bool) -> nn.Module:
     """Return the model to compile: the same one in float32, else one in the target's precision."""
-    if target.precision == "int8":
+    if target.precision == "int8" and target.format != "onnx":  # whose file is quantised, not the model
         return quantised(model, target)
     if target.precision == "bfloat16":
         return Lowered(model, target.device, in_place=in_place)

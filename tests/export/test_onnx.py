@@ -118,7 +118,7 @@ def test_equal_models_give_equal_bytes_without_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"precision": "bfloat16"}, r"^format 'onnx' is exported in float32 on device 'cpu'"),
+        ({"precision": "bfloat16"}, r"^format 'onnx' is exported in float32 or int8 on device 'cpu'"),
         ({"compile": True}, r"^--compile is for format 'eager' alone, got 'onnx'"),
     ],
 )
@@ -173,3 +173,23 @@ def test_served_over_http_as_in_process(server: TorchServe, unpacked: Path) -> N
     np.testing.assert_allclose(served.json()["actions"], chunk_of(answer).actions, atol=1e-6)
     described = requests.get(f"{server.management_url}/models/vla?customized=true", timeout=30).json()
     assert described[0]["customizedMetadata"]["artifact"]["format"] == "onnx"
+
+
+def test_int8_file_multiplies_integers_and_is_judged_by_its_root_mean_square(
+    tiny_checkpoint: Path, onnx_archive: Path, tmp_path: Path
+) -> None:
+    options = Options(
+        str(tiny_checkpoint), tmp_path / "vla.mar", buckets=(1, 2), format="onnx", precision="int8"
+    )
+
+    spec = export(options)
+
+    parity = spec.provenance["parity"]
+    assert (spec.artifact.format, spec.artifact.precision) == ("onnx", "int8")
+    assert parity["judged_by"] == "root_mean_square"
+    assert 1e-5 < parity["root_mean_square"] <= 0.05
+    folders = [unpack(onnx_archive, tmp_path / "whole"), unpack(options.output, tmp_path / "rounded")]
+    whole, rounded = ((folder / "policy.onnx").read_bytes() for folder in folders)
+    assert b"DynamicQuantizeLinear" in rounded
+    assert b"DynamicQuantizeLinear" not in whole
+    assert not list(folders[1].glob("*.float32"))
