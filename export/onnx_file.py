@@ -64,8 +64,9 @@ def _write(
     what: str,
 ) -> None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of its own inner workings
+        with warnings.catch_warnings():  # torch warns of its own inner workings
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             converted = _converted(program, inputs, outputs)
         weights = sum(value.numel() * value.element_size() for value in program.state_dict.values())
         converted.save(str(path), external_data=weights > LARGE)
