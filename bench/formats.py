@@ -28,8 +28,8 @@ from export.export import archived
 from loadtest.document import Table
 from vla_runtime.policy import Policy
 
-Kind = Literal["torchscript", "pt2", "eager", "eager compiled"]
-Policies = Literal["command_attention", "ViT-B/32"]
+Kind = Literal["torchscript", "pt2", "eager", "eager compiled", "onnx"]
+Policies = Literal["grounded", "command_attention", "ViT-B/32"]
 BATCHES = (1, 8, 32)
 
 
@@ -38,8 +38,8 @@ class Options:
     """What to compare, and where the report goes."""
 
     # Policies of random weights.
-    policies: tuple[Policies, ...] = ("command_attention", "ViT-B/32")
-    formats: tuple[Kind, ...] = ("torchscript", "pt2", "eager", "eager compiled")
+    policies: tuple[Policies, ...] = ("grounded", "command_attention", "ViT-B/32")
+    formats: tuple[Kind, ...] = ("torchscript", "pt2", "eager", "eager compiled", "onnx")
     # Rounds of turns, each of at least 3 batches a format.
     rounds: int = 5
     # The report, without .md, .json and .html.
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _of_policy(name: Policies, options: Options) -> Iterator[Measured]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = of_architecture(name) if name == "command_attention" else of_size(name)
+    source = of_size(name) if name == "ViT-B/32" else of_architecture(name)
     with tempfile.TemporaryDirectory() as temporary:
         policies: dict[Kind, Policy] = {}
         sizes: dict[Kind, float] = {}
