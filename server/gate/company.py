@@ -1,7 +1,7 @@
 """Whether a free worker waits for company: those that it has just answered may be about to ask again."""
 
 # How long they are waited for [s].
-WAIT_S = 0.001
+WAIT_S = 0.002
 # They are waited for where at least this share of them usually comes in that time.
 USUAL = 0.5
 # How many batches back what is usual reaches.
