@@ -67,7 +67,8 @@ def start(
     environment: Mapping[str, object] = MappingProxyType({}),
 ) -> Running:
     """Start a program without waiting for it; `environment` is added to its own, and `log` begins anew."""
-    with log.open("wb") as output:
+    log.write_bytes(b"")
+    with log.open("ab") as output:  # nginx opens it once more, to append
         process = subprocess.Popen(
             [str(argument) for argument in arguments],
             cwd=ROOT,

@@ -21,6 +21,7 @@ from loadtest.plan.deployment import (
     response,
 )
 from loadtest.plan.replica import Robots, carried, simulate
+from server.gate.company import WAIT_S
 
 ROOT = Path(__file__).parents[3]
 TIER = msgspec.structs.replace(tiers.select("small"), duration_s=5.0)
@@ -109,7 +110,8 @@ def test_robots_in_phase_share_a_batch_behind_the_first() -> None:
 
     assert found.p50_ms == pytest.approx(20.0)
     assert found.p95_ms == pytest.approx(22.0)
-    assert found.wait_ms == pytest.approx(7.5, abs=0.1)
+    # 7.5 in the mean, and now and then the gate's wait for company.
+    assert 7.4 < found.wait_ms < 7.5 + WAIT_S * 1000
 
 
 def test_second_worker_takes_what_the_first_one_leaves() -> None:
