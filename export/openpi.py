@@ -69,9 +69,7 @@ def make(path: Path, facts: Facts, precision: Precision = "float32") -> Source:
         SpecError: what it says contradicts itself.
     """
     robot = robots.robot(facts.robot)
-    ported = any((path / name).is_file() for name in (WEIGHTS, INDEX))
-    jax = not ported and (path / PARAMS).is_dir()
-    weights: Weights = JaxWeights(path) if jax else Safetensors(path)
+    weights = _weights(path)
     folder = Folder(path, facts, robot, paligemma.kind(weights.shapes), _statistics(path, facts), weights)
     if robot.angular:
         _check_angular(folder)
@@ -102,6 +100,12 @@ def make(path: Path, facts: Facts, precision: Precision = "float32") -> Source:
         eager=eager,
         provenance=_provenance(folder, config, len(loaded.ignored)),
     )
+
+
+def _weights(path: Path) -> Weights:
+    """Open the converted weights, and JAX's where there are no others."""
+    ported = any((path / name).is_file() for name in (WEIGHTS, INDEX))
+    return JaxWeights(path) if not ported and (path / PARAMS).is_dir() else Safetensors(path)
 
 
 def _statistics(path: Path, facts: Facts) -> Path:

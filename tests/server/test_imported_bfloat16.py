@@ -15,28 +15,11 @@ from server.process import TorchServe
 # Allowed difference from the library's float32 actions, as a share of the training data's range: bfloat16
 # rounds to 0.4 %, and ten steps of a tiny flow add up what a product loses.
 ALLOWED = 0.05
+OPENPI = ("openpi", "names.json", "--margin", "20", "--tokenizer", TOKENIZER, "--robot")
 POLICIES: dict[str, tuple[object, ...]] = {
     "pi0": ("lerobot", "info.json", "--margin", "2", "--tokenizer", TOKENIZER),
-    "openpi_pi0_aloha": (
-        "openpi",
-        "names.json",
-        "--margin",
-        "20",
-        "--tokenizer",
-        TOKENIZER,
-        "--robot",
-        "aloha",
-    ),
-    "openpi_pi05_droid": (
-        "openpi",
-        "names.json",
-        "--margin",
-        "20",
-        "--tokenizer",
-        TOKENIZER,
-        "--robot",
-        "droid",
-    ),
+    "openpi_pi0_aloha": (*OPENPI, "aloha"),
+    "openpi_pi05_droid": (*OPENPI, "droid"),
     "smolvla": (
         *("lerobot", "info.json", "--margin", "2", "--tokenizer", SMOLVLM / "tokenizer.json"),
         *("--vlm", SMOLVLM / "config.json"),

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from vla.data.episodes import DataError, Episode, Source
 from vla.data.formats import open_source
-from vla.data.lerobot.writer import write
 from vla.tabletop.demonstrations import DatasetError
 
 
@@ -34,6 +33,8 @@ class Write:
 
     def run(self) -> str:
         """Write it; returns what was written."""
+        from vla.data.lerobot.writer import write  # noqa: PLC0415
+
         source = open_source(self.data, self.control_hz, self.split)
         bar = tqdm(source, total=len(source), unit="episode", desc=str(self.out))
         info = write(source.about, bar, self.out, overwrite=self.overwrite, file_mb=self.file_mb)
@@ -91,6 +92,8 @@ def main() -> None:
         print(command.run())
     except (DataError, DatasetError, FileExistsError) as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed: pip install -e '.[train]'")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,5 @@ def open_source(folder: Path, control_hz: float | None = None, split: str = "tra
         from vla.data.rlbench import RlBench  # noqa: PLC0415
 
         return RlBench(folder)
-    raise DataError(
-        f"{folder} is no data set: it has neither {INFO}, {DESCRIPTION} nor {RLDS}, and below it is neither "
-        f"{BRIDGE} nor {RLBENCH}"
-    )
+    there = f"neither {INFO}, {DESCRIPTION} nor {RLDS}, and below it is neither {BRIDGE} nor {RLBENCH}"
+    raise DataError(f"{folder} is no data set: it has {there}")

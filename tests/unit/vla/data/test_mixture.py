@@ -16,9 +16,10 @@ from vla.data import frames
 from vla.data.episodes import About, DataError, Episode
 from vla.data.frames import Frames
 from vla.data.mirror import Mirror
-from vla.data.mixture import Mixture, Samples, Stream
+from vla.data.mixture import Mixture, Samples
 from vla.data.recipe import Ingredient, Recipe, read_recipe
 from vla.data.sampler import BLOCK, Sampler
+from vla.data.stream import Stream
 
 SIZE = 4
 
