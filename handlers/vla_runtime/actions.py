@@ -94,7 +94,12 @@ def to_chunk(
     """
     space, safety = spec.action, spec.safety
     _check_shape(output.actions, space)
-    extras = {name: _extra(output.extras[name], extra) for name, extra in spec.artifact.extras.items()}
+    extras = {
+        name: _text(name, output.extras[name], extra.pieces)
+        if extra.pieces
+        else _extra(output.extras[name], extra)
+        for name, extra in spec.artifact.extras.items()
+    }
     if isinstance(space, DiscreteSpace):
         probabilities = softmax(output.actions)
         confidence = output.confidence
@@ -229,3 +234,19 @@ def _extra(value: np.ndarray, extra: Extra) -> Any:
     if value.ndim:
         return [_extra(item, extra) for item in value]
     return {"name": extra.labels[int(value)], "index": int(value)}
+
+
+def _text(name: str, indices: np.ndarray, pieces: Sequence[str]) -> str:
+    """Return the text that one row of indices [N] spells, up to the piece that ends it.
+
+    Raises:
+        PolicyFailed: the row is no list of indices of pieces.
+    """
+    if indices.ndim != 1 or not all(0 <= index < len(pieces) for index in indices.tolist()):
+        raise PolicyFailed(
+            None,
+            f"the policy's {name} must be a row of indices from 0 to {len(pieces) - 1}, one for each piece, "
+            f"got shape {indices.shape}: {str(indices.tolist())[:100]}",
+        )
+    said = [pieces[int(index)] for index in indices]
+    return "".join(said[: said.index("")] if "" in said else said).strip()

@@ -14,12 +14,25 @@ KNOWN_OUTPUTS = ("actions", "logits", "confidence", "attention")
 
 
 class Extra(Part, frozen=True):
-    """How an output beyond the known ones is shown in the answer's `extras`: as it is, or by label."""
+    """How an output beyond the known ones is shown in the answer's `extras`: as it is, by label, as text."""
 
     # Names of the values of an output that holds indices; empty for plain numbers.
     labels: tuple[str, ...] = ()
+    # What the indices of an output int64 [B, N] spell: pieces of text, joined as they are, so that each
+    # has its own space; the first empty one ends the text. Empty for what is no text.
+    pieces: tuple[str, ...] = ()
     # Unit of plain numbers.
     unit: str = "1"
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.labels and self.pieces),
+            "an extra has labels, one for each index, or pieces of one text, not both",
+        )
+        require(
+            not self.pieces or "" in self.pieces,
+            f"pieces need an empty one, which ends a text, got {len(self.pieces)} others",
+        )
 
 
 class Platform(Part, frozen=True):

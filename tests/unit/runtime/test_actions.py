@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from vla_runtime.actions import (
     unnormalise,
 )
 from vla_runtime.artifact import Outputs
-from vla_runtime.errors import UnsafeAction
+from vla_runtime.errors import PolicyFailed, UnsafeAction
 from vla_runtime.policy import Answer
 from vla_runtime.spec import (
     BinnedSpace,
@@ -180,6 +181,30 @@ def test_labels_of_several_indices() -> None:
     chunk = to_chunk(outputs([[0, 0], [0, 0]], skill=[1.0, 0.0]), NOTHING, UNKNOWN, policy)
 
     assert chunk.extras["skill"] == [{"name": "place", "index": 1}, {"name": "pick", "index": 0}]
+
+
+TEXT = {"text": Extra(pieces=("", " the", " red", " block", ";", " I"))}
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ([1, 2, 3, 4, 5, 0], "the red block; I"),
+        ([2, 0, 3, 4, 5, 1], "red"),
+        ([0, 0, 0, 0, 0, 0], ""),
+        ([1, 3, 1, 3, 1, 3], "the block the block the block"),
+    ],
+)
+def test_pieces_are_joined_to_a_text_up_to_the_empty_one(said: list[int], text: str) -> None:
+    chunk = ActionChunk.from_answer(body(spec(space(), extras=TEXT), outputs([[0, 0], [0, 0]], text=said)))
+
+    assert chunk.extras == {"text": text}
+
+
+@pytest.mark.parametrize("said", [[1, 6, 0], [-1, 0, 0], [[1, 2], [3, 0]], 1])
+def test_a_text_of_unknown_pieces_fails_this_request_alone(said: Any) -> None:
+    with pytest.raises(PolicyFailed, match=r"^the policy's text must be a row of indices from 0 to 5, "):
+        to_chunk(outputs([[0, 0], [0, 0]], text=said), NOTHING, UNKNOWN, spec(space(), extras=TEXT))
 
 
 def test_probabilities_are_over_the_last_axis_whatever_the_others() -> None:

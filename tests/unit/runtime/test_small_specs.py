@@ -81,7 +81,7 @@ def test_what_a_spec_may_leave_out() -> None:
     assert (X.meaning, X.state, X.relative) == (None, None, False)
     binned = space(BinnedSpace)
     assert (binned.bins, binned.saturating, binned.epsilon, binned.padded_to) == (256, False, 0.0, None)
-    assert Extra() == Extra(labels=(), unit="1")
+    assert Extra() == Extra(labels=(), pieces=(), unit="1")
     tokenizer = Tokenizer(file="t.json", context_length=1, pad_id=0)
     assert (tokenizer.padding, tokenizer.side, tokenizer.template) == ("fixed", "right", "{command}")
     tiny = spec(space())
@@ -302,6 +302,17 @@ def test_a_template_has_one_place_for_the_command(template: str) -> None:
 def test_an_artifact_contradicts_itself_nowhere(fields: dict[str, Any], message: str) -> None:
     given = {"file": "f", "command": (), "inputs": (), "buckets": (1,), "outputs": ("actions",)}
     refused(message, ArtifactSpec, **given | fields)
+
+
+def test_an_extra_is_labels_or_a_text_that_can_end() -> None:
+    refused(
+        "an extra has labels, one for each index, or pieces of one text, not both$",
+        Extra,
+        labels=("a",),
+        pieces=("", "b"),
+    )
+    refused("pieces need an empty one, which ends a text, got 2 others$", Extra, pieces=("a", "b"))
+    assert msgspec.json.decode(b'{"pieces": ["", " a"]}', type=Extra).pieces == ("", " a")
 
 
 @pytest.mark.parametrize(
