@@ -5,6 +5,8 @@ A policy learns that far better than an expert that switches between stages.
 """
 
 import math
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,20 +47,41 @@ PUSH_STRIDE = 0.04
 # From this far behind the block's centre forward the fingers would come down on the block [m].
 PUSH_CLEAR = 0.040
 
+# Three coordinates [m]; and with them the gripper's opening, or a command to it.
+Point: TypeAlias = tuple[float, float, float]
+Hand: TypeAlias = tuple[float, float, float, float]
+S = TypeVar("S")
+
+
+class Rewindable(Protocol[S]):
+    """A simulator that returns to moments that it kept."""
+
+    def step(self, action: NDArray[np.float32]) -> object:
+        """Move for one control step."""
+
+    def snapshot(self) -> S:
+        """Keep this moment."""
+        ...
+
+    def restore(self, snapshot: S) -> None:
+        """Return to that moment."""
+
 
 def expert_action(env: Tabletop, goal: Goal) -> NDArray[np.float32]:
     """Answer with the expert's action for ``goal``: float32 [4] in physical units, within ``ACTION``.
 
     Once the task is done it holds still and keeps the gripper as the task has it.
     """
-    if goal.task == "reach":
-        x, y, z, gripper = _reach(env, goal.colour)
-    elif goal.task == "lift":
-        x, y, z, gripper = _lift(env, goal.colour)
-    else:
-        x, y, z, gripper = _push(env, goal.colour)
+    hand, block = env.hand(), env.block(goal.colour)
+    x, y, z, gripper = {"reach": reach, "lift": lift, "push": push}[goal.task](hand, block)
     if env.happens(goal):
         return np.array([0, 0, 0, gripper], np.float32)
+    return towards((x, y, z, gripper))
+
+
+def towards(aim: Hand) -> NDArray[np.float32]:
+    """Return the action, float32 [4], that covers a share of a displacement [m] and commands the gripper."""
+    x, y, z, gripper = aim
     return np.clip(np.array([GAIN * x, GAIN * y, GAIN * z, gripper], np.float32), ACTION_LOW, ACTION_HIGH)
 
 
@@ -85,17 +108,22 @@ def expert_chunk(env: Tabletop, goal: Goal, horizon: int) -> NDArray[np.float32]
 
     Rolls the simulation forward and returns it to this moment: the commanded episode does not notice.
     """
+    return roll_out(env, lambda: expert_action(env, goal), horizon)
+
+
+def roll_out(env: Rewindable[S], act: Callable[[], NDArray[np.float32]], horizon: int) -> NDArray[np.float32]:
+    """Return the actions float32 [horizon, 4] that `act` takes from here; the simulator is then as before."""
     moment = env.snapshot()
     actions = np.empty((horizon, 4), np.float32)
     for step in range(horizon):
-        actions[step] = expert_action(env, goal)
+        actions[step] = act()
         if step + 1 < horizon:
             env.step(actions[step])
     env.restore(moment)
     return actions
 
 
-def _funnel(distance: float) -> float:
+def funnel(distance: float) -> float:
     """Height above the target [m] to keep at this distance across the table [m]."""
     return min(CEILING, max(0.0, (distance - NARROW) * SLOPE))
 
@@ -105,37 +133,51 @@ def _ramp(value: float, full: float, none: float) -> float:
     return min(1.0, max(0.0, (none - value) / (none - full)))
 
 
-def _approach(dx: float, dy: float, dz: float) -> tuple[float, float, float]:
+def approach(dx: float, dy: float, dz: float) -> tuple[float, float, float]:
     """Hold back across the table while the hand is still below the funnel: rise first, knock nothing over."""
     pace = _ramp(dz, 0.03, 0.09)
     return pace * dx, pace * dy, dz
 
 
-def _reach(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
+def reach(hand: Hand, block: Point) -> Hand:
     """Displacement to the target [m] and gripper command: come down over the block, fingers open."""
-    (x, y, z, _), (block_x, block_y, block_z) = env.hand(), env.block(colour)
+    (x, y, z, _), (block_x, block_y, block_z) = hand, block
     dx, dy = block_x - x, block_y - y
-    return *_approach(dx, dy, block_z + REACH_ABOVE + _funnel(math.hypot(dx, dy)) - z), OPEN
+    return *approach(dx, dy, block_z + REACH_ABOVE + funnel(math.hypot(dx, dy)) - z), OPEN
 
 
-def _lift(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
+def lift(hand: Hand, block: Point) -> Hand:
     """Displacement to the target [m] and gripper command: straddle the block, close, raise."""
-    (x, y, z, opening), (block_x, block_y, block_z) = env.hand(), env.block(colour)
+    (x, y, z, _), (block_x, block_y, block_z) = hand, block
     dx, dy = block_x - x, block_y - y
     distance = math.hypot(dx, dy)
-    if opening <= HELD_OPENING and distance <= HELD_RADIUS and z - block_z <= HELD_CEILING:
+    if holds(hand, block):
         return 0.0, 0.0, CEILING, CLOSED
     if distance > GRASP_RADIUS or z - block_z > GRASP_CEILING:
-        return *_approach(dx, dy, block_z - GRASP_BELOW + _funnel(distance) - z), OPEN
+        return *approach(dx, dy, block_z - GRASP_BELOW + funnel(distance) - z), OPEN
     return dx, dy, block_z - GRASP_BELOW - z, CLOSED
 
 
-def _push(env: Tabletop, colour: str) -> tuple[float, float, float, float]:
-    """Displacement to the target [m] and gripper command: come down behind the block, then drive forward."""
-    (x, y, z, _), (block_x, block_y, block_z) = env.hand(), env.block(colour)
-    dx, dy = block_x - PUSH_BEHIND - x, block_y - y
-    ahead = max(0.0, x - (block_x - PUSH_CLEAR))
-    dx, dy, dz = _approach(dx, dy, PUSH_HEIGHT + _funnel(math.hypot(ahead, dy)) - z)
+def holds(hand: Hand, block: Point) -> bool:
+    """Whether the fingers hold the block."""
+    return hand[3] <= HELD_OPENING and around(hand, block)
+
+
+def around(hand: Hand, block: Point) -> bool:
+    """Whether the fingers, open or not, are so near a block that closing them holds it."""
+    (x, y, z, _), (block_x, block_y, block_z) = hand, block
+    return math.hypot(block_x - x, block_y - y) <= HELD_RADIUS and z - block_z <= HELD_CEILING
+
+
+def push(hand: Hand, block: Point, behind: float = PUSH_BEHIND, clear: float = PUSH_CLEAR) -> Hand:
+    """Displacement to the target [m] and gripper command: come down behind the block, then drive forward.
+
+    `behind` and `clear` [m] are those of a block unless they are given.
+    """
+    (x, y, z, _), (block_x, block_y, block_z) = hand, block
+    dx, dy = block_x - behind - x, block_y - y
+    ahead = max(0.0, x - (block_x - clear))
+    dx, dy, dz = approach(dx, dy, PUSH_HEIGHT + funnel(math.hypot(ahead, dy)) - z)
     # Forward as far as the hand is low, in the lane and behind the block.
     drive = _ramp(z, 0.024, 0.040) * _ramp(abs(block_y - y), 0.012, 0.025) * _ramp(ahead, 0.008, 0.015)
     straddling = 0.015 < ahead < 0.085 and abs(block_y - y) < 0.06 and z - block_z < 0.05

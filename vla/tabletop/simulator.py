@@ -86,24 +86,128 @@ class Snapshot(NamedTuple):
     first: str | None
 
 
-class Tabletop:
-    """The simulated robot. Not thread-safe: one simulator belongs to one thread.
+class Robot:
+    """The hand, and blocks that it can move: what every scene of the simulator has.
 
-    Call ``reset`` first. Nothing but ``reset`` and ``step`` moves the simulation; rendering never does.
+    Not thread-safe: one simulator belongs to one thread.
     """
 
     control_hz = CONTROL_HZ
 
-    def __init__(self) -> None:
-        self._model = mujoco.MjModel.from_xml_path(str(SCENE))
+    def __init__(self, scene: str, blocks: tuple[str, ...]) -> None:
+        """Compile a scene.
+
+        Args:
+            scene: MJCF with the hand, its camera and the blocks of `tabletop.xml`
+            blocks: names of the blocks, in the order of their joints, before all joints but the hand's
+        """
+        self._model = mujoco.MjModel.from_xml_string(scene)
         self._data = mujoco.MjData(self._model)
         self._view = mujoco.MjData(self._model)  # what is drawn: a copy, so that drawing leaves no trace
         self._renderers: dict[int, mujoco.Renderer] = {}
-        self._plain = mujoco.MjModel.from_xml_path(str(SCENE))  # what looks are made from
+        self._plain = mujoco.MjModel.from_xml_string(scene)  # what looks are made from
         self._look = PLAIN
+        self._names = blocks
         self._substeps = round(1 / (CONTROL_HZ * self._model.opt.timestep))
         if abs(self._substeps * self._model.opt.timestep * CONTROL_HZ - 1) > 1e-9:
             raise ValueError(f"timestep {self._model.opt.timestep} s does not divide 1 / {CONTROL_HZ} Hz")
+
+    def state(self) -> NDArray[np.float32]:
+        """Measure the robot: float32 [4] as in ``STATE``; the hand is the point between its fingertips."""
+        return np.array(self.hand(), np.float32)
+
+    def blocks(self) -> NDArray[np.float32]:
+        """Positions of the blocks' centres, in the order of their names: float32 [N, 3] [m]."""
+        count = len(self._names)
+        poses = self._data.qpos[_BLOCKS : _BLOCKS + count * _BLOCK_STRIDE].reshape(count, _BLOCK_STRIDE)
+        return poses[:, :3].astype(np.float32)
+
+    def block(self, name: str) -> tuple[float, float, float]:
+        """Position of one block's centre [m]."""
+        begin = _BLOCKS + self._names.index(name) * _BLOCK_STRIDE
+        x, y, z = self._data.qpos[begin : begin + 3].tolist()
+        return x, y, z
+
+    def hand(self) -> tuple[float, float, float, float]:
+        """The unrounded numbers behind ``state``, cheaply: x, y, z [m] and the opening in [0, 1]."""
+        x, y, z, left, right = self._data.qpos[:_BLOCKS].tolist()
+        return x, y, z, min(max((left + right) / (2 * FINGER_TRAVEL), 0.0), 1.0)
+
+    def render(self, size: int = 96) -> NDArray[np.uint8]:
+        """Draw what the camera ``front`` sees: uint8 [size, size, 3] RGB; ``size`` up to 640 [pixels]."""
+        if size not in self._renderers:
+            self._renderers[size] = _renderer(self._model, size)
+        renderer = self._renderers[size]
+        self._view.qpos[:] = self._data.qpos
+        mujoco.mj_kinematics(self._model, self._view)
+        mujoco.mj_camlight(self._model, self._view)
+        renderer.update_scene(self._view, camera=CAMERA)
+        return renderer.render()
+
+    @property
+    def look(self) -> Look:
+        """How the scene is drawn; it stays through `reset` until it is set again."""
+        return self._look
+
+    @look.setter
+    def look(self, look: Look) -> None:
+        if look != self._look:
+            _apply(self._model, self._plain, look)
+            self._look = look
+
+    def close(self) -> None:
+        """Free the rendering contexts; the simulation itself stays usable."""
+        _close(self._renderers.values())
+        self._renderers.clear()
+
+    def _lay(self, hand: ArrayLike, blocks: ArrayLike) -> None:
+        """Set all to rest: the hand, open, at float [3] and the blocks upright at float [N, 3] [m]."""
+        data = self._data
+        mujoco.mj_resetData(self._model, data)
+        data.qpos[:3] = hand
+        data.qpos[_FINGER:_BLOCKS] = FINGER_TRAVEL
+        data.ctrl[:] = data.qpos[:_BLOCKS]
+        for index, position in enumerate(np.asarray(blocks)):
+            begin = _BLOCKS + index * _BLOCK_STRIDE
+            data.qpos[begin : begin + _BLOCK_STRIDE] = [*position, 1, 0, 0, 0]
+
+    def _move(self, action: ArrayLike) -> None:
+        """Move for one control step.
+
+        ``action``: float [4], ``delta_x, delta_y, delta_z`` [m] and the gripper command, -1 open to 1 closed;
+        clipped to the bounds of ``ACTION``. Raises ``ValueError`` for a wrong shape or a non-finite number.
+        """
+        command = np.asarray(action, np.float64)
+        if command.shape != (4,) or not np.isfinite(command).all():
+            raise ValueError(
+                f"action must be 4 finite numbers, got shape {command.shape}: {command.tolist()}"
+            )
+        servo = self._data.ctrl
+        for axis in range(3):
+            move = min(max(command[axis], -STEP_LIMIT), STEP_LIMIT)
+            servo[axis] = min(max(servo[axis] + move, WORKSPACE_LOW[axis]), WORKSPACE_HIGH[axis])
+        servo[_FINGER:_BLOCKS] = FINGER_TRAVEL * (1 - min(max(command[3], -1.0), 1.0)) / 2
+        mujoco.mj_step(self._model, self._data, self._substeps)
+
+    def _physics(self) -> NDArray[np.float64]:
+        """Return all that the simulation goes on from."""
+        physics = np.empty(mujoco.mj_stateSize(self._model, _PHYSICS))
+        mujoco.mj_getState(self._model, self._data, physics, _PHYSICS)
+        return physics
+
+    def _return_to(self, physics: NDArray[np.float64]) -> None:
+        """Go back to a moment that `_physics` returned, bit for bit."""
+        mujoco.mj_setState(self._model, self._data, physics, _PHYSICS)
+
+
+class Tabletop(Robot):
+    """The simulated robot over four blocks.
+
+    Call ``reset`` first. Nothing but ``reset`` and ``step`` moves the simulation; rendering never does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(SCENE.read_text(), COLOURS)
         self._start = np.zeros((len(COLOURS), 3))
         self._goal = GOALS[0]
         self._steps = 0
@@ -138,15 +242,9 @@ class Tabletop:
             raise ValueError(f"unknown goal {tuple(goal)}; valid: {', '.join(f'{t} {c}' for t, c in GOALS)}")
         random = np.random.default_rng(seed)
         drawn = GOALS[random.integers(len(GOALS))]
-        data = self._data
-        mujoco.mj_resetData(self._model, data)
-        data.qpos[:3] = random.uniform(HAND_LOW, HAND_HIGH)
-        data.qpos[_FINGER:_BLOCKS] = FINGER_TRAVEL
-        data.ctrl[:] = data.qpos[:_BLOCKS]
-        self._start = _lay_blocks(random)
-        for index, position in enumerate(self._start):
-            begin = _BLOCKS + index * _BLOCK_STRIDE
-            data.qpos[begin : begin + _BLOCK_STRIDE] = [*position, 1, 0, 0, 0]
+        hand = random.uniform(HAND_LOW, HAND_HIGH)
+        self._start = lay_blocks(random, len(COLOURS), BLOCK_X, BLOCK_Y)
+        self._lay(hand, self._start)
         self._goal = drawn if goal is None else Goal(*goal)
         self._steps = 0
         self._first = None
@@ -157,41 +255,11 @@ class Tabletop:
         ``action``: float [4], ``delta_x, delta_y, delta_z`` [m] and the gripper command, -1 open to 1 closed;
         clipped to the bounds of ``ACTION``. Raises ``ValueError`` for a wrong shape or a non-finite number.
         """
-        command = np.asarray(action, np.float64)
-        if command.shape != (4,) or not np.isfinite(command).all():
-            raise ValueError(
-                f"action must be 4 finite numbers, got shape {command.shape}: {command.tolist()}"
-            )
-        servo = self._data.ctrl
-        for axis in range(3):
-            move = min(max(command[axis], -STEP_LIMIT), STEP_LIMIT)
-            servo[axis] = min(max(servo[axis] + move, WORKSPACE_LOW[axis]), WORKSPACE_HIGH[axis])
-        servo[_FINGER:_BLOCKS] = FINGER_TRAVEL * (1 - min(max(command[3], -1.0), 1.0)) / 2
-        mujoco.mj_step(self._model, self._data, self._substeps)
+        self._move(action)
         self._steps += 1
         if self._first is None:
             self._first = self._judge()
         return self.over
-
-    def state(self) -> NDArray[np.float32]:
-        """Measure the robot: float32 [4] as in ``STATE``; the hand is the point between its fingertips."""
-        return np.array(self.hand(), np.float32)
-
-    def blocks(self) -> NDArray[np.float32]:
-        """Positions of the blocks' centres, in the order of ``COLOURS``: float32 [4, 3] [m]."""
-        poses = self._data.qpos[_BLOCKS:].reshape(len(COLOURS), _BLOCK_STRIDE)
-        return poses[:, :3].astype(np.float32)
-
-    def block(self, colour: str) -> tuple[float, float, float]:
-        """Position of one block's centre [m]."""
-        begin = _BLOCKS + COLOURS.index(colour) * _BLOCK_STRIDE
-        x, y, z = self._data.qpos[begin : begin + 3].tolist()
-        return x, y, z
-
-    def hand(self) -> tuple[float, float, float, float]:
-        """The unrounded numbers behind ``state``, cheaply: x, y, z [m] and the opening in [0, 1]."""
-        x, y, z, left, right = self._data.qpos[:_BLOCKS].tolist()
-        return x, y, z, min(max((left + right) / (2 * FINGER_TRAVEL), 0.0), 1.0)
 
     def happens(self, goal: Goal) -> bool:
         """Whether ``goal`` is fulfilled at this moment, whatever is commanded."""
@@ -209,37 +277,13 @@ class Tabletop:
         """The colour of the block that the commanded task first happened to; ``None`` until then."""
         return self._first
 
-    def render(self, size: int = 96) -> NDArray[np.uint8]:
-        """Draw what the camera ``front`` sees: uint8 [size, size, 3] RGB; ``size`` up to 640 [pixels]."""
-        if size not in self._renderers:
-            self._renderers[size] = _renderer(self._model, size)
-        renderer = self._renderers[size]
-        self._view.qpos[:] = self._data.qpos
-        mujoco.mj_kinematics(self._model, self._view)
-        mujoco.mj_camlight(self._model, self._view)
-        renderer.update_scene(self._view, camera=CAMERA)
-        return renderer.render()
-
-    @property
-    def look(self) -> Look:
-        """How the scene is drawn; it stays through `reset` until it is set again."""
-        return self._look
-
-    @look.setter
-    def look(self, look: Look) -> None:
-        if look != self._look:
-            _apply(self._model, self._plain, look)
-            self._look = look
-
     def snapshot(self) -> Snapshot:
         """Keep this moment, to ``restore`` it later, as often as wanted."""
-        physics = np.empty(mujoco.mj_stateSize(self._model, _PHYSICS))
-        mujoco.mj_getState(self._model, self._data, physics, _PHYSICS)
-        return Snapshot(physics, self._start, self._goal, self._steps, self._first)
+        return Snapshot(self._physics(), self._start, self._goal, self._steps, self._first)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Return to the moment of ``snapshot``, bit for bit."""
-        mujoco.mj_setState(self._model, self._data, snapshot.physics, _PHYSICS)
+        self._return_to(snapshot.physics)
         _, self._start, self._goal, self._steps, self._first = snapshot
 
     def reflect(self) -> None:
@@ -254,11 +298,6 @@ class Tabletop:
             numbers[_BLOCKS:].reshape(len(COLOURS), 6)[:, [1, 3, 5]] *= -1
         self._start = self._start * (1, -1, 1)
 
-    def close(self) -> None:
-        """Free the rendering contexts; the simulation itself stays usable."""
-        _close(self._renderers.values())
-        self._renderers.clear()
-
     def _judge(self) -> str | None:
         """Which block the commanded task happens to now; in a tie a wrong one counts."""
         task, wanted = self._goal
@@ -266,14 +305,16 @@ class Tabletop:
         return min(hit, key=lambda colour: colour == wanted, default=None)
 
 
-def _lay_blocks(random: np.random.Generator) -> NDArray[np.float64]:
-    """Draw float64 [4, 3] block positions [m], no two in one lane."""
+def lay_blocks(
+    random: np.random.Generator, count: int, along: tuple[float, float], across: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Draw float64 [count, 3] block positions [m] between these x and y, no two in one lane."""
     while True:
-        across = random.uniform(*BLOCK_Y, len(COLOURS))
-        if np.diff(np.sort(across)).min() >= BLOCK_LANE:
+        y = random.uniform(*across, count)
+        if np.diff(np.sort(y)).min() >= BLOCK_LANE:
             break
-    along = random.uniform(*BLOCK_X, len(COLOURS))
-    return np.stack([along, across, np.full(len(COLOURS), BLOCK_HALF)], axis=1)
+    x = random.uniform(*along, count)
+    return np.stack([x, y, np.full(count, BLOCK_HALF)], axis=1)
 
 
 def _apply(model: mujoco.MjModel, plain: mujoco.MjModel, look: Look) -> None:

@@ -1,0 +1,226 @@
+"""The workbench: the tabletop's hand over three blocks, a tray, a drawer and two zones.
+
+The drawer slides along x and is opened by its handle. Tray and cabinet stand still; blocks, zones and hand
+lie elsewhere in every scene. Table frame as in `vla.tabletop.simulator`.
+"""
+
+# mujoco ships no type information for its compiled names.
+# pyright: reportAttributeAccessIssue=false
+
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vla.tabletop import simulator as tabletop
+from vla.tabletop.expert import OPENED, Point, around, holds
+from vla.tabletop.simulator import (
+    BLOCK_HALF,
+    HAND_HIGH,
+    HAND_LOW,
+    LIFT_HEIGHT,
+    PUSH_DISTANCE,
+    REACH_HEIGHT,
+    REACH_RADIUS,
+    Robot,
+    lay_blocks,
+)
+from vla.workbench.commands import BLOCKS, NOTHING, TASKS, ZONES, Aim, Step, Task
+
+SCENE = Path(__file__).with_name("workbench.xml")
+# What a step can have as its target, in the order of `things`.
+THINGS = (*BLOCKS, "tray", "drawer", "handle", *ZONES)
+
+# Where the blocks lie at reset [m].
+BLOCK_X = (0.055, 0.10)
+BLOCK_Y = (-0.17, 0.17)
+# Where the zones' centres lie, one here and one there, and how far from it at most [m].
+ZONE_PLACES = ((-0.16, -0.005), (-0.06, -0.005))
+ZONE_SHIFT = (0.015, 0.022)
+# Control steps that a task has, for each of its steps.
+STEP_LIMIT = 50
+
+# The drawer is open from so far [m]; some episodes begin with an open one.
+OPEN_DISTANCE = 0.08
+# A block lies in the tray or in the drawer when its centre is within so far of their middle, x and y, and
+# below this height; on another block when it is within so far across, and this much above its centre [m].
+INSIDE = {"tray": (0.034, 0.034, 0.045), "drawer": (0.032, 0.036, 0.050)}
+ON_TOP = (0.022, 0.022, 0.042, 0.058)
+# How far behind the inner side of its front the drawer holds a block [m]; the height of its floor and of the
+# tray's [m].
+DRAWER_DEPTH = 0.043
+FLOOR = {"tray": 0.004, "drawer": 0.008}
+# A held block is carried to its place, not picked any more, this near above it [m].
+OVER_PLACE = 0.03
+# The hand is over a zone within this distance across and below this height [m].
+ZONE_RADIUS, ZONE_HEIGHT = 0.022, 0.085
+
+
+class Snapshot(NamedTuple):
+    """The full simulator state of one moment, with the episode's bookkeeping."""
+
+    physics: NDArray[np.float64]
+    start: NDArray[np.float64]  # float64 [3, 3], where the blocks lay at reset [m]
+    task: Task
+    steps: int
+
+
+class Workbench(Robot):
+    """The simulated robot at the workbench. Call ``reset`` first."""
+
+    def __init__(self) -> None:
+        super().__init__(scene(), BLOCKS)
+        self._drawer = self._model.joint("drawer").qposadr[0]
+        self._start = np.zeros((len(BLOCKS), 3))
+        self._task = TASKS[0]
+        self._steps = 0
+
+    @property
+    def task(self) -> Task:
+        """What this episode asks for."""
+        return self._task
+
+    @property
+    def steps(self) -> int:
+        """Control steps since ``reset``."""
+        return self._steps
+
+    def reset(self, seed: int, task: Task, *, opened: bool = False) -> None:
+        """Begin an episode; the scene follows from ``seed`` alone.
+
+        Args:
+            seed: of the scene
+            task: what is asked for
+            opened: whether the drawer is open already
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task}")
+        random = np.random.default_rng([seed, 1])
+        hand = random.uniform(HAND_LOW, HAND_HIGH)
+        self._start = lay_blocks(random, len(BLOCKS), BLOCK_X, BLOCK_Y)
+        places = random.permutation(ZONE_PLACES) + random.uniform(-1, 1, (len(ZONES), 2)) * ZONE_SHIFT
+        for zone, place in zip(ZONES, places, strict=True):
+            self._model.geom(zone).pos[:] = (*place, 0.001)
+        distance = random.uniform(OPEN_DISTANCE + 0.004, 0.098)
+        self._lay(hand, self._start)
+        self._data.qpos[self._drawer] = distance if opened else 0.0
+        self._task, self._steps = task, 0
+
+    def step(self, action: ArrayLike) -> None:
+        """Move for one control step; ``action`` as in `Tabletop.step`."""
+        self._move(action)
+        self._steps += 1
+
+    def opening(self) -> float:
+        """How far the drawer is open [m]."""
+        return float(self._data.qpos[self._drawer])
+
+    def where(self, thing: str) -> Point:
+        """Return where a thing of `THINGS` is [m]; of tray and drawer, where a block would lie in them."""
+        if thing in BLOCKS:
+            return self.block(thing)
+        if thing in ZONES:
+            x, y, z = self._model.geom(thing).pos.tolist()
+            return x, y, z
+        x, y, _ = self._model.body("tray" if thing == "tray" else "drawer").pos.tolist()
+        if thing == "tray":
+            return x, y, FLOOR["tray"] + BLOCK_HALF
+        x += self.opening()
+        if thing == "drawer":
+            return x - DRAWER_DEPTH, y, FLOOR["drawer"] + BLOCK_HALF
+        x_handle, y_handle, z_handle = self._model.body("handle").pos.tolist()
+        return x + x_handle, y + y_handle, z_handle
+
+    def things(self) -> NDArray[np.float32]:
+        """Return where all of `THINGS` are: float32 [8, 3] [m]."""
+        return np.array([self.where(thing) for thing in THINGS], np.float32)
+
+    def held(self) -> str | None:
+        """The block that the fingers hold."""
+        return next((block for block in BLOCKS if holds(self.hand(), self.block(block))), None)
+
+    def lies(self, block: str, place: str) -> bool:
+        """Whether a block lies in the tray or the drawer, or on another block, and is let go."""
+        x, y, z = np.subtract(self.block(block), self.where(place))
+        if place in BLOCKS:
+            wide, deep, low, high = ON_TOP
+            there = abs(x) <= wide and abs(y) <= deep and low <= z <= high
+        else:
+            wide, deep, high = INSIDE[place]
+            there = abs(x) <= wide and abs(y) <= deep and self.block(block)[2] <= high
+        hand = self.hand()
+        return bool(there and (hand[3] >= OPENED or not around(hand, self.block(block))))
+
+    def achieved(self, aim: Aim) -> bool:
+        """Whether an aim is achieved at this moment."""
+        if aim.verb == "put":
+            return self.lies(aim.thing, aim.place)
+        return self.happens(Step(aim.verb, aim.thing))
+
+    def happens(self, step: Step) -> bool:
+        """Whether a step is done at this moment; `place` is when any block lies there."""
+        if step.skill == "place":
+            return any(self.lies(block, step.target) for block in BLOCKS if block != step.target)
+        if step.skill == "open":
+            return self.opening() >= OPEN_DISTANCE
+        if step == NOTHING:
+            return True
+        x, y, z = self.where(step.target)
+        if step.skill == "push":
+            return x - self._start[BLOCKS.index(step.target)][0] >= PUSH_DISTANCE
+        if step.skill == "pick":
+            return self.held() == step.target and z - BLOCK_HALF >= LIFT_HEIGHT
+        hand_x, hand_y, hand_z, _ = self.hand()
+        radius, height = (REACH_RADIUS, REACH_HEIGHT) if step.skill == "reach" else (ZONE_RADIUS, ZONE_HEIGHT)
+        return (hand_x - x) ** 2 + (hand_y - y) ** 2 <= radius**2 and hand_z - z <= height
+
+    def remaining(self, task: Task | None = None) -> tuple[Step, ...]:
+        """Return the steps that a task, or this episode's, still needs from here; none when it is done."""
+        left = [aim for aim in task or self._task if not self.achieved(aim)]
+        return tuple(step for aim in left for step in self._steps_of(aim))
+
+    def snapshot(self) -> Snapshot:
+        """Keep this moment, to ``restore`` it later, as often as wanted."""
+        return Snapshot(self._physics(), self._start, self._task, self._steps)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to the moment of ``snapshot``, bit for bit."""
+        self._return_to(snapshot.physics)
+        _, self._start, self._task, self._steps = snapshot
+
+    def _steps_of(self, aim: Aim) -> list[Step]:
+        if aim.verb != "put":
+            return [Step(aim.verb, aim.thing)]
+        steps = [Step("place", aim.place)]
+        if not self._carried(aim):
+            steps.insert(0, Step("pick", aim.thing))
+        if aim.place == "drawer" and not self.happens(Step("open", "drawer")):
+            steps.insert(0, Step("open", "drawer"))
+        return steps
+
+    def _carried(self, aim: Aim) -> bool:
+        """Whether the block is in the air, held or just let go above its place."""
+        x, y, z = np.subtract(self.block(aim.thing), self.where(aim.place))
+        over = x**2 + y**2 <= OVER_PLACE**2 and z > 0
+        if self.held() != aim.thing:
+            return False
+        return over or self.happens(Step("pick", aim.thing))
+
+
+def scene() -> str:
+    """Return the scene as MJCF: that of the tabletop, without its fourth block, and what `SCENE` adds."""
+    root = ElementTree.parse(tabletop.SCENE).getroot()
+    for part in ElementTree.parse(SCENE).getroot():
+        whole = root.find(part.tag)
+        if whole is None:
+            raise ValueError(f"{tabletop.SCENE.name} has no {part.tag}")
+        whole.attrib.update(part.attrib)
+        whole.extend(part)
+        for block in whole.findall("body[@name='yellow']"):
+            whole.remove(block)
+    return ElementTree.tostring(root, "unicode")
