@@ -8,7 +8,7 @@ import msgspec
 import psutil
 import uvloop
 
-from server.gate.batch import LATER, MEDIA_TYPE, Joined, Reply
+from server.gate.batch import ANEW, LATER, MEDIA_TYPE, Joined, Reply
 from server.gate.client import Client
 from server.gate.hop import Hop
 from server.gate.queue import Room
@@ -26,6 +26,8 @@ class Small:
     def __init__(self) -> None:
         self.seen: list[bytes] = []
         self.batches: list[list[Joined]] = []
+        # By ticket, of those that were not ready yet.
+        self.kept: dict[int, bytes] = {}
         self.connections = 0
         self.open: set[asyncio.StreamWriter] = set()
         self.go = asyncio.Event()
@@ -67,7 +69,10 @@ class Small:
                     break
 
     async def _batch(self, batch: list[Joined]) -> bytes:
-        """Answer each with its own body, `bad` with 422, `slow 2` at the third time, `lost` not at all."""
+        """Answer each with its own body, `bad` with 422, `slow 2` at the third time, `lost` not at all.
+
+        What is `slow` is kept; `slow forget 1` is not, and is to be sent anew.
+        """
         bodies = [joined.body for joined in batch]
         self.seen.append(b" + ".join(bodies))
         self.batches.append(batch)
@@ -76,7 +81,7 @@ class Small:
         if any(body.startswith(b"die") for body in bodies):
             return b"HTTP/1.1 500 X\r\nContent-Length: 53\r\n\r\n" + DIED
         replies = [
-            Reply(self._status(joined), "a/b", joined.request_id, joined.body)
+            Reply(self._status(joined), "a/b", joined.request_id, self.kept.get(joined.ticket, joined.body))
             for joined in batch
             if not joined.body.startswith(b"lost")
         ]
@@ -85,9 +90,14 @@ class Small:
         return head.encode() + data
 
     def _status(self, joined: Joined) -> int:
-        if joined.body.startswith(b"slow "):
+        if joined.again and joined.ticket not in self.kept:
+            return ANEW
+        body = self.kept.get(joined.ticket, joined.body)
+        if body.startswith(b"slow "):
             asked = sum(one.ticket == joined.ticket for batch in self.batches for one in batch)
-            return LATER if asked <= int(joined.body[5:]) else 200
+            if b"forget" not in body:
+                self.kept[joined.ticket] = body
+            return LATER if asked <= int(body[-1:]) else 200
         return 422 if joined.body.startswith(b"bad") else 200
 
 

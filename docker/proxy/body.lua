@@ -7,6 +7,8 @@ local body = {}
 -- only the pauses between a body's pieces.
 local BODY_S, CROWDED_S = 10, 2
 local CROWD = 64
+-- Pause before each further piece of a body that is refused already [s].
+local PAUSE_S = 0.05
 -- Bodies under way in this worker.
 local reading = 0
 
@@ -22,7 +24,9 @@ local function read_pieces(socket, left)
         if data then
             -- The rest is read as well, so that its client reads the refusal.
             refused = refused or shares.taken(#data)
-            if not refused then
+            if refused then
+                ngx.sleep(PAUSE_S)
+            else
                 ngx.req.append_body(data)
             end
             left, paused = left - #data, 0
@@ -32,11 +36,10 @@ local function read_pieces(socket, left)
             return 400
         end
         if left > 0 and (ngx.now() - began > (reading > CROWD and CROWDED_S or BODY_S) or paused >= 5) then
-            return 408
+            return refused and 429 or 408
         end
     end
     if refused then
-        shares.refuse()
         return 429
     end
     ngx.req.finish_body()
@@ -57,6 +60,9 @@ function body.read()
     reading = reading + 1
     local done, refused = pcall(read_pieces, socket, left)
     reading = reading - 1
+    if done and refused == 429 then
+        shares.refuse()
+    end
     return not done and 400 or refused
 end
 

@@ -1,3 +1,5 @@
+local shares = require("shares")
+
 -- The proxy's own refusals, as the JSON that the policy's errors have: {"error": {"code", "field", "message"}}.
 local errors = {}
 
@@ -25,6 +27,9 @@ local RETRY_AFTER_S = { [429] = 1, [503] = 1 }
 -- Answers with a status; the reason is a row of the table above, by default the status's own.
 function errors.refuse(status, reason)
     local code, message = unpack(REASONS[reason or status] or REASONS[500])
+    if status >= 400 and status < 500 and status ~= 429 then
+        shares.blame()
+    end
     ngx.status = status
     ngx.header.content_type = "application/json"
     ngx.header["Retry-After"] = RETRY_AFTER_S[status]

@@ -1,6 +1,7 @@
 -- One request to /predictions or /explanations: its body in time, a replica's answer, errors as JSON.
 local body = require("body")
 local errors = require("errors")
+local shares = require("shares")
 
 -- nginx itself waits 20 s for an answer, and 0.2 s for a connection: an earlier timeout was no taken request.
 local TAKEN_S = 10
@@ -61,6 +62,9 @@ local function reply(answer)
     end
     if status >= 400 and not policys_own(answer) then
         return errors.refuse(status)
+    end
+    if status >= 400 and status < 500 then
+        shares.blame()
     end
     ngx.status = status
     ngx.header.content_type = answer.header["Content-Type"]

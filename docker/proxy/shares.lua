@@ -9,6 +9,9 @@ local BYTES = math.max(5e6, PERIOD_S * tonumber(os.getenv("BYTES_PER_S")))
 local MOST_REFUSED, HELD_S = 100, 1
 -- As so many of them counts a body that was read.
 local LARGE = 20
+-- Bad requests that are answered at once, within a second; whoever sends more gets the answers late. A large one
+-- counts more: another one for so many bytes.
+local MOST_BAD, BAD_BYTES = 20, 1e5
 local dict = ngx.shared.shares
 
 -- Those of one key and address: a program that runs wild is no matter of the others that have its key.
@@ -20,6 +23,17 @@ end
 function shares.hold()
     ngx.ctx.held = true
     ngx.sleep(HELD_S)
+end
+
+-- Waits before the answer to a bad request, of one that sends many. Its good ones are not concerned.
+function shares.blame()
+    local weight = 1 + math.floor((tonumber(ngx.var.http_content_length) or 0) / BAD_BYTES)
+    local bad = "bad " .. (ngx.var.client or "") .. ngx.var.binary_remote_addr
+    local late = (dict:get(bad) or 0) >= MOST_BAD
+    dict:incr(bad, weight, 0, 1)
+    if late then
+        ngx.sleep(HELD_S)
+    end
 end
 
 -- Refuses whoever does not heed its refusals, before nginx counts its requests.

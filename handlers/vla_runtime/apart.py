@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from vla_runtime.errors import Later, Overloaded, RequestError
+from vla_runtime.errors import Forgotten, Later, Overloaded, RequestError
 from vla_runtime.staging import Inputs
 
 # Requests at once, and as many that are done and were not fetched.
@@ -32,10 +32,21 @@ class Apart:
             Later: it is not done yet.
             Overloaded: there are too many already.
         """
+        if ticket not in self._taken:
+            self._make_room()
+            self._taken[ticket] = self._thread.submit(prepare)
+        return self.fetched(ticket)
+
+    def fetched(self, ticket: int) -> Inputs | RequestError:
+        """Return what was made of a request that was taken before.
+
+        Raises:
+            Later: it is not done yet.
+            Forgotten: it was not taken here, or nobody came for it in time.
+        """
         future = self._taken.get(ticket)
         if future is None:
-            self._make_room()
-            future = self._taken[ticket] = self._thread.submit(prepare)
+            raise Forgotten(None, "nothing is known of its ticket")
         if not future.done():
             raise Later(None, "its pictures are being decoded")
         return self._taken.pop(ticket).result()

@@ -110,10 +110,16 @@ class DeadlineExpired(RequestError):
 
 
 class Later(RequestError):
-    """Not ready yet: the gate asks again."""
+    """Not ready yet: the gate asks again, by its ticket alone."""
+
+    status = 103
+    code = "later"
+
+
+class Forgotten(Later):
+    """Asked for by a ticket that nobody knows here: the gate asks again, with all of the request."""
 
     status = 102
-    code = "later"
 
 
 class SpecError(ValueError):

@@ -30,10 +30,12 @@ class Joined(msgspec.Struct, array_like=True, frozen=True):
     body: bytes
     # By which the gate asks for it again; no other request has it.
     ticket: int
+    # Whether a worker took it before: there is no body this time.
+    again: bool = False
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True):
-    """One answer, serialised; 102: it is not ready yet, and is to be asked for again."""
+    """One answer, serialised; 103: not ready yet, to be asked for by its ticket; 102: to be sent anew."""
 
     status: int
     content_type: str
@@ -62,7 +64,8 @@ def join(replies: Sequence[Reply]) -> bytes:
 class Request:
     """One client's request."""
 
-    row: Row | RequestError
+    # None: that of its ticket.
+    row: Row | RequestError | None
     accept: str
     # What it is called in the log and in its answer.
     name: str
@@ -75,7 +78,7 @@ class Request:
     @classmethod
     def of(cls, part: Joined, received_s: float) -> Self:
         """Read one of a batch."""
-        row = wire.read({"body": part.body}, part.content_type)
+        row = None if part.again else wire.read({"body": part.body}, part.content_type)
         name = wire.request_id(part.request_id, None)
         return cls(row, part.accept, name, min(part.arrived_s, received_s), ticket=part.ticket)
 

@@ -138,7 +138,7 @@ class Policy:
 
     def infer(
         self,
-        rows: Sequence[Row | RequestError],
+        rows: Sequence[Row | RequestError | None],
         arrived_s: Sequence[float] | None = None,
         tickets: Sequence[int] | None = None,
         *,
@@ -147,7 +147,8 @@ class Policy:
         """Answer a batch of requests; each succeeds or fails alone, in the order they came.
 
         Args:
-            rows: a mapping of the wire's fields a request, or the error that it has already failed with
+            rows: a mapping of the wire's fields a request, or the error that it has already failed with, or
+                None: it was sent before, with its ticket
             arrived_s: when each request came [s since the epoch], now by default
             tickets: by which each is asked for again where it gets `Later`; 0, as by default: it never does
             attention: whether the answers carry attention maps, where the policy gives them
@@ -198,7 +199,7 @@ class Policy:
         self._artifact.warm_up(self._preprocess.blank(0), self._preprocess.blank(255))
 
     def _prepare_all(
-        self, rows: Sequence[Row | RequestError], arrived_s: Sequence[float], tickets: Sequence[int]
+        self, rows: Sequence[Row | RequestError | None], arrived_s: Sequence[float], tickets: Sequence[int]
     ) -> list[Inputs | RequestError]:
         """Decode and preprocess every request, side by side where there are several."""
         pairs = zip(rows, arrived_s, strict=True)
@@ -212,11 +213,13 @@ class Policy:
             return [_isolated(self._inputs, afforded[0])]
         return list(self._pool.map(partial(_isolated, self._inputs), afforded))
 
-    def _open(self, row: Row, arrived_s: float) -> Observation:
-        return decode(row, self.spec, arrived_s, self._limits)
+    def _open(self, row: Row | None, arrived_s: float) -> Observation | None:
+        return None if row is None else decode(row, self.spec, arrived_s, self._limits)
 
-    def _apart(self, observation: Observation, ticket: int) -> Observation | Inputs | RequestError:
+    def _apart(self, observation: Observation | None, ticket: int) -> Observation | Inputs | RequestError:
         """Return what costs much once it was decoded beside the batches, and anything else as it is."""
+        if observation is None:
+            return self._beside.fetched(ticket)
         if not ticket or observation.cost_ms <= self._limits.apart_decode_ms:
             return observation
         return self._beside.inputs(ticket, partial(_isolated, self._preprocess, observation))

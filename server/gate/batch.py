@@ -1,6 +1,6 @@
 """Requests for TorchServe: one alone as it came, or a whole batch in one body, and the answers to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from uuid import uuid4
 
 import msgspec
@@ -10,8 +10,8 @@ from server.gate.routes import Prediction
 
 # What a worker's handler reads as a batch.
 MEDIA_TYPE = "application/vnd.vla-serve.batch"
-# The status of a reply that is none yet.
-LATER = 102
+# Statuses of a reply that is none yet: to be asked for by its ticket, or with all of the request.
+LATER, ANEW = 103, 102
 
 
 class Joined(msgspec.Struct, array_like=True, frozen=True):
@@ -24,6 +24,8 @@ class Joined(msgspec.Struct, array_like=True, frozen=True):
     body: bytes
     # By which it is asked for again.
     ticket: int
+    # Whether the worker has its body already.
+    again: bool = False
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True):
@@ -46,10 +48,18 @@ def alone(asked: Prediction) -> bytes:
     return _written(asked.path, lines, asked.body)
 
 
-def together(batch: Mapping[int, Prediction]) -> bytes:
-    """Return requests of one path, by their tickets, as one."""
+def together(batch: Mapping[int, Prediction], known: Container[int] = ()) -> bytes:
+    """Return requests of one path, by their tickets, as one; without the bodies of those that are known."""
     joined = [
-        Joined(a.content_type, a.accept, a.request_id or str(uuid4()), a.arrived_s, a.body, ticket)
+        Joined(
+            a.content_type,
+            a.accept,
+            a.request_id or str(uuid4()),
+            a.arrived_s,
+            b"" if ticket in known else a.body,
+            ticket,
+            ticket in known,
+        )
         for ticket, a in batch.items()
     ]
     path = next(iter(batch.values())).path

@@ -5,10 +5,10 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server.gate import company
-from server.gate.batch import LATER, alone, apart, together
+from server.gate.batch import ANEW, LATER, alone, apart, together
 from server.gate.company import Company
 from server.gate.counters import Counters
 from server.gate.refusal import OVERLOADED, Answer, Refusal
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 Done = Callable[[Answer | Refusal | None], None]
 
-# When one that was not ready yet is asked for again [s].
-AGAIN_S = 0.02
+# When one that was not ready yet is asked for again, the longest pause, and how much longer each one is [s].
+AGAIN_S, SELDOM_S, LONGER = 0.02, 0.1, 1.5
 # Paths whose requests are asked for in batches.
 BATCHED = "/predictions/"
 NUMBERS = itertools.count(1)
@@ -70,6 +70,14 @@ class Ticket:
     # Of all requests since the gate was started.
     number: int
     waits: bool = True
+    # Whether a worker has its body already, and when it is asked for again [s].
+    known: bool = False
+    pause_s: float = field(default_factory=lambda: AGAIN_S)
+
+    @property
+    def size(self) -> int:
+        """What a worker has to be sent [bytes]."""
+        return 0 if self.known else len(self.asked.body)
 
     def cancel(self) -> None:
         """Nobody waits for the answer any more: one that still waits is never computed."""
@@ -166,9 +174,9 @@ class FairQueue:
         batch, size = [self._take()], 0
         path = batch[0].asked.path
         while self._lines and len(batch) < most and path.startswith(BATCHED):
-            size += len(batch[-1].asked.body)
-            following = next(iter(self._lines.values()))[0].asked
-            if following.path != path or size + len(following.body) > LARGEST_BATCH:
+            size += batch[-1].size
+            following = next(iter(self._lines.values()))[0]
+            if following.asked.path != path or size + following.size > LARGEST_BATCH:
                 break
             batch.append(self._take())
         return batch
@@ -189,7 +197,10 @@ class FairQueue:
         self.computing += len(batch)
         first = batch[0].asked
         joined = self._room.largest > 1 and first.path.startswith(BATCHED)
-        request = together({ticket.number: ticket.asked for ticket in batch}) if joined else alone(first)
+        known = {ticket.number for ticket in batch if ticket.known}
+        request = (
+            together({ticket.number: ticket.asked for ticket in batch}, known) if joined else alone(first)
+        )
         began_s = self._loop.time()
         self._upstream.ask(request, lambda answer: self._finish(batch, answer, began_s))
 
@@ -200,11 +211,15 @@ class FairQueue:
         self._counters.batches.add(len(batch), took_s)
         self._batches -= 1
         self.computing -= len(batch)
-        begins = self._company.begin(len(batch), self.waiting, self._room.largest)
+        answers = apart(answer, len(batch))
+        later = [own is not None and own.status in (LATER, ANEW) for own in answers]
+        begins = self._company.begin(later.count(False), self.waiting, self._room.largest)
         self._hand_on()
-        for ticket, own in zip(batch, apart(answer, len(batch)), strict=True):
-            if own is not None and own.status == LATER:
-                self._loop.call_later(AGAIN_S, self._again, ticket)
+        for ticket, own, not_yet in zip(batch, answers, later, strict=True):
+            if own is not None and not_yet:
+                ticket.known = own.status == LATER
+                self._loop.call_later(ticket.pause_s, self._again, ticket)
+                ticket.pause_s = min(LONGER * ticket.pause_s, SELDOM_S)
             else:
                 ticket.finish(own)
         if begins:

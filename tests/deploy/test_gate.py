@@ -177,7 +177,7 @@ def test_bodies_of_empty_parts_harm_nobody(
     with Load(f"{policy_proxy.url}/predictions/vla", 4, images, fields) as load:
         load.wait_for(20)
         for index in range(count):
-            port = (policy_replica, policy_proxy)[index % 2].port
+            port = (policy_replica if index % 25 else policy_proxy).port  # which answers them late
             assert assert_refused(port, request_of(BOMB), 400)["code"] == "malformed_body"
         load.wait_for(20)
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
@@ -108,12 +109,14 @@ def test_chunked_bodies_are_refused(open_proxy: Running) -> None:
     assert refusal(answer) == (411, "length_required")
 
 
-def test_garbage_is_refused_as_json(open_proxy: Running) -> None:
-    with socket.create_connection(("127.0.0.1", open_proxy.port), timeout=10) as connection:
+def said_to_garbage(running: Running) -> bytes:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
-        said = connection.makefile("rb").read()
+        return connection.makefile("rb").read()
 
-    head, body = said.split(b"\r\n\r\n")
+
+def test_garbage_is_refused_as_json(open_proxy: Running) -> None:
+    head, body = said_to_garbage(open_proxy).split(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert json.loads(body)["error"]["code"] == "bad_request"
 
@@ -310,7 +313,8 @@ def test_bytes_are_limited(lasting_replica: Running, folder: Path) -> None:
     """The least limit holds one body of 4 MiB in a quarter of a second, and little more."""
     large = {"command": "x" * 3_900_000}
     with proxy(folder, lasting_replica.port, BYTES_PER_S=1) as running:
-        answers = [post(running.predictions_url, large) for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: post(running.predictions_url, large), range(4)))
         refused = [answer for answer in answers if answer.status_code == 429]
         time.sleep(0.3)
         again = post(running.predictions_url, large)
@@ -340,6 +344,36 @@ def test_who_does_not_heed_refusals_gets_them_late(lasting_replica: Running, fol
         other = post(running.predictions_url, headers={"X-API-Key": "second"})
         assert other.status_code == 200
         assert other.elapsed.total_seconds() < 0.9
+
+
+def test_who_sends_bad_requests_again_and_again_gets_the_answers_late(
+    lasting_replica: Running, folder: Path
+) -> None:
+    """Twenty within a second at once, the next one a second late; neither its good ones nor another's."""
+    keys = folder / "three_keys"
+    keys.write_text("first robot-1\nsecond robot-2\n")
+    with proxy(folder, lasting_replica.port, AUTH="keys", KEYS_FILE=keys) as running:
+        url, first = running.predictions_url, {"X-API-Key": "first"}
+        with requests.Session() as session:
+            answers = [session.get(url, headers=first, timeout=5)]
+            while answers[-1].elapsed.total_seconds() < 0.9 and len(answers) < 1000:
+                answers.append(session.get(url, headers=first, timeout=5))
+        assert {answer.status_code for answer in answers} == {405}
+        assert len(answers) > 20
+        assert answers[-1].elapsed.total_seconds() > 0.9
+        with ThreadPoolExecutor(30) as pool:  # each of them waits
+            held = [pool.submit(session.get, url, headers=first, timeout=5) for _ in range(30)]
+            for headers in (first, {"X-API-Key": "second"}):
+                good = post(url, headers=headers)
+                assert (good.status_code, good.elapsed.total_seconds() < 0.9) == (200, True)
+            assert sum(answer.result().elapsed.total_seconds() > 0.9 for answer in held) > 5
+        # What is no HTTP has no key: it counts by its address.
+        with ThreadPoolExecutor(4) as pool:
+            began = time.monotonic()
+            assert all(
+                said.startswith(b"HTTP/1.1 400 ") for said in pool.map(said_to_garbage, [running] * 30)
+            )
+            assert time.monotonic() - began > 0.9
 
 
 def make_certificates(folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from test_budget import NOISE, PICTURES, SMOOTH, small
 
 from vla_runtime.apart import MOST, NICE, Apart
-from vla_runtime.errors import BadImage, Later, Overloaded, RequestError
+from vla_runtime.errors import BadImage, Forgotten, Later, Overloaded, RequestError
 from vla_runtime.images import Limits
 from vla_runtime.policy import Answer
 from vla_runtime.staging import Inputs
@@ -55,6 +55,16 @@ def test_its_own_error_comes_back() -> None:
     beside = Apart()
     found = until_there(lambda: beside.inputs(1, lambda: BadImage("image", "no")))
     assert isinstance(found, BadImage)
+
+
+def test_what_is_not_known_is_forgotten() -> None:
+    beside = Apart()
+    with pytest.raises(Forgotten):
+        beside.fetched(1)
+    found = until_there(lambda: beside.inputs(1, lambda: made(1)))
+    assert isinstance(found, Inputs)
+    with pytest.raises(Forgotten):  # it was fetched
+        beside.fetched(1)
 
 
 def test_too_many_at_once_are_refused() -> None:
@@ -123,8 +133,11 @@ def test_a_dear_picture_comes_later_and_is_answered_as_without_a_ticket(tmp_path
     again = [policy.infer([dear], tickets=[1])[0]]
     while isinstance(again[-1], Later) and len(again) < 500:
         threading.Event().wait(0.01)
-        again += policy.infer([dear], tickets=[1])
+        again += policy.infer([None], tickets=[1])
     later = again[-1]
     assert isinstance(later, Answer)
     np.testing.assert_array_equal(later.chunk.actions, right.chunk.actions)
     np.testing.assert_array_equal(later.pictures[0], right.pictures[0])
+    gone, other = policy.infer([None, cheap], tickets=[1, 2])
+    assert isinstance(gone, Forgotten)
+    assert isinstance(other, Answer)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from vla_runtime import joined
-from vla_runtime.errors import InvalidValue, Later, MalformedBody, UnsupportedMediaType
+from vla_runtime.errors import Forgotten, InvalidValue, Later, MalformedBody, UnsupportedMediaType
 from vla_runtime.joined import Call, Joined, Reply, Request, join, serialised, split
 
 BODY = msgspec.msgpack.encode({"command": "go", "seed": 3})
@@ -35,6 +35,8 @@ def test_a_request_of_a_batch_is_what_its_client_sent() -> None:
     assert Request.of(PART, received_s=12.0).arrived_s == 12.0
     assert Call([request], joined=True).requests == [request]
     assert Request({}, "", "", 0.0).ticket == 0
+    later = Joined("application/msgpack", "a/b", "one", 12.5, b"", 7, again=True)
+    assert Request.of(later, received_s=20.0) == Request(None, "a/b", "one", 12.5, "predict", 7)
 
 
 def test_a_request_of_a_batch_fails_alone() -> None:
@@ -56,7 +58,8 @@ def test_answers_are_written_as_their_clients_asked() -> None:
     assert msgspec.msgpack.decode(packed.body) == {"actions": [], "request_id": "two"}
 
     assert serialised(request, b"png") == Reply(200, "image/png", "one", b"png")
-    assert serialised(request, Later(None, "no")) == Reply(102, "", "one", b"")
+    assert serialised(request, Later(None, "no")) == Reply(103, "", "one", b"")
+    assert serialised(request, Forgotten(None, "no")) == Reply(102, "", "one", b"")
 
 
 def test_errors_have_their_status_and_the_requests_name() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -91,10 +92,40 @@ def test_one_that_is_not_ready_is_asked_for_again() -> None:
     async def check(running: Running) -> None:
         slow, other = await behind_one(running, [request(b"slow 2", name=b"s"), request(b"x")])
         assert (slow[0], slow[2], other[2]) == (200, b"slow 2", b"x")
-        assert running.torchserve.seen == [b"wait", b"slow 2 + x", b"slow 2", b"slow 2"]
-        tickets = {one.ticket for batch in running.torchserve.batches[1:] for one in batch[:1]}
-        assert len(tickets) == 1
+        assert running.torchserve.seen == [b"wait", b"slow 2 + x", b"", b""]
+        asked = [(one.ticket, one.again) for batch in running.torchserve.batches[1:] for one in batch[:1]]
+        assert asked == [(asked[0][0], False), (asked[0][0], True), (asked[0][0], True)]
         assert b"vla_gate_computing 0\n" in running.hop.metrics()
+
+    gate(check, ROOM)
+
+
+def test_one_whose_ticket_is_not_known_any_more_is_sent_anew() -> None:
+    async def check(running: Running) -> None:
+        (slow,) = await behind_one(running, [request(b"slow forget 1")])
+        assert (slow[0], slow[2]) == (200, b"slow forget 1")
+        assert running.torchserve.seen == [b"wait", b"slow forget 1", b"", b"slow forget 1"]
+
+    gate(check, ROOM)
+
+
+def test_pauses_grow_up_to_a_longest_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_module, "AGAIN_S", 0.004)
+    monkeypatch.setattr(queue_module, "LONGER", 3.0)
+    monkeypatch.setattr(queue_module, "SELDOM_S", 0.05)
+
+    async def check(running: Running) -> None:
+        loop, at_s = asyncio.get_running_loop(), list[float]()
+        asked = asyncio.create_task(running.ask(request(b"slow 6")))
+        for count in range(1, 8):
+            await running.until(lambda count=count: len(running.torchserve.batches) == count)
+            at_s.append(loop.time())
+        assert (await asked)[2] == b"slow 6"
+        pauses_s = [later - sooner for sooner, later in itertools.pairwise(at_s)]
+        assert all(
+            pause_s > 0.9 * least_s
+            for pause_s, least_s in zip(pauses_s, (0.004, 0.012, 0.036, 0.05, 0.05, 0.05), strict=True)
+        )
 
     gate(check, ROOM)
 
