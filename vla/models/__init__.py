@@ -109,6 +109,9 @@ class Batch(NamedTuple):
     shown: Tensor  # bool [B], whether the pictures show the scene
     # bool [B * K, T, A], which actions the data has; None: all of them. Others are not learned from.
     valid: Tensor | None = None
+    # int64 [B * K, N], what is to be said to each command, indices of the model's pieces, filled up with the
+    # one that ends a text; None: there is nothing to say.
+    text: Tensor | None = None
 
     @property
     def commands_per_frame(self) -> int:

@@ -12,10 +12,14 @@ position it looked at.
 
 The sequence is command, pictures, state, actions. As the mask is causal, nothing that the layers make of the
 command depends on the pictures: it is computed once and cached, and a frame costs its own tokens only.
+
+Where the configuration has pieces of text, the language head generates one after the actions, word by word:
+what the pictures show and what the robot will do, or the answer to a question. The actions are the same with
+and without it.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +28,13 @@ from torch.nn import functional
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.attention import Block
 from vla.models.parts.mlp import mlp
-from vla.models.parts.read_out import Perception
+from vla.models.parts.read_out import Perception, View
+from vla.models.parts.text_decoder import Before, SceneTokens, TextDecoder
 from vla_runtime.actions import decode_bins, encode_bins
+from vla_runtime.spec import Extra
 
-# Weight of the language head's loss.
-LANGUAGE = 0.02
+# Weight of the language head's loss on commands, and on the text it generates.
+LANGUAGE, TEXT = 0.02, 1.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,19 @@ class Config:
     depth: int = 3
     queries: int = 4
     keypoints: int = 8
+    # What a text is made of: see `vla_runtime.spec.Extra`. Empty: the model has no text to say.
+    pieces: tuple[str, ...] = ()
+    # Pieces that `act` says; 0: none, which costs nothing.
+    text_tokens: int = 0
+    # Where a text looks in each picture, whatever the command.
+    looks: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pieces", tuple(self.pieces))  # JSON gives a list back
+        if self.pieces and "" not in self.pieces:
+            raise ValueError("pieces need an empty one, which ends a text")
+        if self.text_tokens and not self.pieces:
+            raise ValueError(f"text_tokens is {self.text_tokens}, and there are no pieces to say")
 
     @classmethod
     def tiny(cls) -> Self:
@@ -59,14 +78,27 @@ class Config:
         return cls(width=768, heads=12, inner=3072, layers=12, channels=64, depth=4, queries=16, keypoints=32)
 
 
+class Decoded(NamedTuple):
+    """What N commands call for, N being B frames times K commands."""
+
+    logits: Tensor  # float32 [N, T, A, bins]
+    inputs: list[Tensor]  # each layer's input: command, pictures, state, actions; float32 [N, P, width]
+    mask: Tensor  # bool [N, P], which of them are attended to
+    view: View
+
+
 class Model(PolicyModel[Config]):
     """See `vla.models` for the signature.
+
+    With `text_tokens`, `act` also returns `text` int64 [B, text_tokens], indices of pieces. A model that has
+    pieces learns from the labels `text` and `boxes`: its first looks are drawn to the boxes.
 
     Lc is Q + 1 + L: the queries, the summary, then the words; Dc is `layers` * `width`: the input of each
     layer for the words, side by side (the queries and the summary fill the first `width`).
 
     Raises:
-        ValueError: the pictures' size is no multiple of the tower's stride, or the width none of the heads.
+        ValueError: the pictures' size is no multiple of the tower's stride, or the width none of the heads,
+            or a text may be longer than a command.
     """
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
@@ -94,6 +126,24 @@ class Model(PolicyModel[Config]):
         ones = torch.ones(sizes.context_length, sizes.context_length, dtype=torch.bool)
         self.causal: Tensor
         self.register_buffer("causal", ones.tril(), persistent=False)
+        if config.pieces:
+            self._prepare_text(config, sizes)
+
+    def _prepare_text(self, config: Config, sizes: Sizes) -> None:
+        if config.text_tokens > sizes.context_length:
+            raise ValueError(f"text_tokens must be {sizes.context_length} at most, got {config.text_tokens}")
+        self.privileged = ("text", "boxes")
+        if config.text_tokens:
+            self.extras = {"text": Extra(pieces=config.pieces)}
+        self.text_decoder = TextDecoder(len(config.pieces), config.pieces.index(""), config.width)
+        self.scene = SceneTokens(
+            sizes.cameras,
+            self.perception.edge,
+            config.channels,
+            sizes.state,
+            looks=config.looks,
+            width=config.width,
+        )
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run all layers over the words: float32 [N, Q + 1 + L, layers * width], bool [N, Q + 1 + L]."""
@@ -105,25 +155,50 @@ class Model(PolicyModel[Config]):
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
-        """Return the chunk of the most probable tokens, their mean probability, and the attention."""
-        logits, attention = self._decode(images, command, command_mask, state)
-        probability, tokens = torch.softmax(logits, dim=-1).max(-1)
-        return {
+        """Return the chunk of the most probable tokens, their mean probability, attention and text."""
+        decoded = self._decode(images, command, command_mask, state)
+        probability, tokens = torch.softmax(decoded.logits, dim=-1).max(-1)
+        answer = {
             "actions": decode_bins(tokens, self.config.bins),
-            "attention": self.perception.attention_map(attention),
+            "attention": self.perception.attention_map(decoded.view.attention),
             "confidence": probability.mean((1, 2)),
         }
+        if self.config.text_tokens:
+            scene, _ = self.scene(decoded.view.features, state)
+            before = Before(decoded.inputs, decoded.mask, scene)
+            parts = self.blocks, self._language, before, self.positional_embedding
+            answer["text"] = self.text_decoder.decode(*parts, self.config.text_tokens)
+        return answer
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy of the action tokens and, weighted, that of the commands' words [nats]."""
+        """Return the cross-entropy of the action tokens and, weighted, that of the commands' words [nats].
+
+        With pieces, also the text's, and the squared distance of the looks from the objects.
+        """
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
-        logits, _ = self._decode(batch.images, command, mask, batch.per_command(batch.state))
+        decoded = self._decode(batch.images, command, mask, batch.per_command(batch.state))
         tokens = encode_bins(batch.actions, self.config.bins)
         one = slice(None, None, batch.commands_per_frame)
-        return {
-            "tokens": functional.cross_entropy(logits.flatten(0, 2), tokens.flatten()),
+        terms = {
+            "tokens": functional.cross_entropy(decoded.logits.flatten(0, 2), tokens.flatten()),
             "language": LANGUAGE * self._language_loss(batch.input_ids[one], batch.attention_mask[one]),
         }
+        return terms if batch.text is None else terms | self._text_loss(batch, batch.text, decoded)
+
+    def _text_loss(self, batch: Batch, text: Tensor, decoded: Decoded) -> dict[str, Tensor]:
+        scene, where = self.scene(decoded.view.features, batch.state)
+        before = Before(decoded.inputs, decoded.mask, batch.per_command(scene))
+        parts = self.blocks, self._language, before
+        objects = batch.boxes[:, :, : self.config.looks]
+        centres = objects[..., :2] + objects[..., 2:] - 1  # from [0, 1] to [-1, 1]
+        return {
+            "text": TEXT * self.text_decoder.loss(*parts, text, self.positional_embedding),
+            "looks": functional.mse_loss(where[:, :, : centres.shape[2]], centres),
+        }
+
+    def _language(self, output: Tensor) -> Tensor:
+        """Turn the last layer's output into what is compared with the words' embeddings."""
+        return self.language_head(self.norm(output))
 
     def _encode_words(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return each layer's input, [N, L, layers * width], and the last layer's output, [N, L, width]."""
@@ -135,8 +210,8 @@ class Model(PolicyModel[Config]):
             tokens = block(tokens, mask=self.causal[:count, :count])
         return torch.cat(cache, dim=-1), tokens
 
-    def _decode(self, images: Tensor, command: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits float32 [B * K, T, A, bins] for commands float32 [B * K, ...], and attention."""
+    def _decode(self, images: Tensor, command: Tensor, mask: Tensor, state: Tensor) -> Decoded:
+        """Decode all action tokens, for commands float32 [B * K, ...]."""
         width, text_begin = self.config.width, self.config.queries + 1
         queries, cache = command[:, :text_begin, :width], command[:, text_begin:]
         view = self.perception(images, queries)
@@ -146,10 +221,13 @@ class Model(PolicyModel[Config]):
         # Action tokens contain picture and state before they attend to anything.
         tokens = torch.cat([visual, situation, self.action_embedding + situation], dim=1)
         mask = torch.cat([mask[:, text_begin:], torch.ones_like(tokens[..., 0], dtype=torch.bool)], dim=1)
+        inputs = []
         for block, cached in zip(self.blocks, cache.split(width, dim=-1), strict=True):
+            if self.config.pieces:
+                inputs.append(torch.cat([cached, tokens], dim=1))
             tokens = block(tokens, cached, mask[:, None, None])
         logits = self.action_head(self.norm(tokens[:, -len(self.action_embedding) :]))
-        return logits.unflatten(1, (self.sizes.horizon, self.sizes.action)), view.attention
+        return Decoded(logits.unflatten(1, (self.sizes.horizon, self.sizes.action)), inputs, mask, view)
 
     def _language_loss(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the mean surprise of one word of each command, drawn at random, given those before it.
@@ -162,6 +240,6 @@ class Model(PolicyModel[Config]):
         place = (torch.rand_like(last[:, 0, 0]) * room).long().clamp_min(0)  # the word before the guessed one
         before = last.gather(1, place[:, None, None].expand(-1, 1, last.shape[-1])).squeeze(1)
         embeddings = self.perception.text_encoder.embedding.weight.detach()
-        guess = self.language_head(self.norm(before)) @ embeddings.T
+        guess = self._language(before) @ embeddings.T
         following = input_ids.gather(1, (place + 1).clamp_max(input_ids.shape[1] - 1)[:, None]).squeeze(1)
         return functional.cross_entropy(guess, following)

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from vla.checkpoint import Config, Frame
+from vla.checkpoint import CommandTokenizer, Config, Frame
 from vla.models import Batch, module_of
 from vla.tabletop.commands import GOALS, HELD_OUT, PHRASES, SKILLS, Goal, held_out, phrase
 from vla.tabletop.demonstrations import Demonstrations
@@ -19,6 +19,7 @@ from vla.tabletop.labels import TARGETS
 from vla.tabletop.language import draw
 from vla.tabletop.vocabulary import Split
 from vla.training.augmentation import disturb, foreign
+from vla.training.texts import scene_of, with_texts
 from vla_runtime.actions import normalise
 from vla_runtime.errors import SpecError
 from vla_runtime.preprocessing import normalise_pictures
@@ -98,10 +99,31 @@ class Batches:
         goals = np.where(kept, self.dataset.goal[rows, None], goals)
         wordings = random.integers(1 << 16, size=goals.shape)
         if not self.selective:
-            return self._batch(rows, goals, self._phrases[0], wordings)
+            batch = self._batch(rows, goals, self._phrases[0], wordings)
+            return self._texts(batch, rows, goals, random) if self.config.model.get("text_tokens") else batch
         commanded = np.where(random.random(goals.shape) < IMPOSSIBLE, NONE, goals)
         batch = self._batch(rows, goals, self._sentences("train"), wordings, commanded)
         return self._disturbed(batch, rows, random)
+
+    def _texts(self, batch: Batch, rows: np.ndarray, goals: np.ndarray, random: np.random.Generator) -> Batch:
+        """Ask questions in place of some commands, and add what is to be said."""
+        scenes = [scene_of(self.dataset, row) for row in rows]
+        return with_texts(batch, scenes, goals, self.still(rows), tokenizer=self._asked, random=random)
+
+    def _asked(self, question: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tokenise a question; there are few, and they come again and again."""
+        if question not in self._questions:
+            self._questions[question] = self._tokenizer(question)
+        return self._questions[question]
+
+    @cached_property
+    def _tokenizer(self) -> CommandTokenizer:
+        return self.config.command_tokenizer()
+
+    @cached_property
+    def _questions(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Tokens and mask of the questions so far."""
+        return {}
 
     @property
     def selective(self) -> bool:

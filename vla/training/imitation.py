@@ -23,6 +23,7 @@ from vla.models import AnyModel, Batch, build, module_of
 from vla.models.grounded import Model as Grounded
 from vla.tabletop.commands import parse
 from vla.tabletop.demonstrations import Demonstrations
+from vla.tabletop.texts import PIECES
 from vla.training import heads, reading, recorded
 from vla.training.batches import Batches
 from vla.training.curve import draw
@@ -148,6 +149,8 @@ def model_values(settings: Settings) -> dict[str, Any]:
         values["checkpoint"] = str(settings.pretrained)
     if settings.max_delay:
         values["max_delay"] = settings.max_delay
+    if settings.text_tokens:
+        values |= {"text_tokens": settings.text_tokens, "pieces": PIECES}
     return values
 
 

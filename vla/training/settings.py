@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vla.tabletop.commands import GOALS, parse
+from vla.tabletop.texts import LONGEST
 from vla_runtime.vectors import Normalisation
 
 
@@ -70,6 +71,9 @@ class Settings:
     # Longest delay [control steps] that the architecture flow is trained for, by delays drawn up to it:
     # requests may then say which actions are executed until the answer comes.
     max_delay: int = 0
+    # Words that the architecture rt2 answers besides, at most: what it sees and will do, or the answer to a
+    # question about the scene. 16 hold the longest such text; 0: none.
+    text_tokens: int = 0
     # Sentences of each goal that a policy that abstains is trained with.
     sentences: int = 3000
     # For each of `steps`, further ones of the heads of a `grounded` alone, and then of its reading alone;
@@ -124,6 +128,7 @@ class Settings:
             raise ValueError(f"context_length must be 0 or more, got {self.context_length}")
         if self.max_delay and self.architecture != "flow":
             raise ValueError(f"max_delay is for the architecture flow, not {self.architecture}")
+        self._check_text()
         for name in ("minutes", "heads", "reading"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -137,6 +142,12 @@ class Settings:
             raise ValueError("excluded_goals leaves no goal to train")
         if self.pretrained is not None and self.architecture != "clip":
             raise ValueError(f"pretrained is for the architecture clip, not {self.architecture}")
+
+    def _check_text(self) -> None:
+        if self.text_tokens and self.architecture != "rt2":
+            raise ValueError(f"text_tokens is for the architecture rt2, not {self.architecture}")
+        if self.text_tokens not in (0, LONGEST):
+            raise ValueError(f"text_tokens must be 0 or {LONGEST}, got {self.text_tokens}")
 
 
 def _option(name: str, value: object) -> list[str]:

@@ -39,7 +39,15 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the attended values, float32 [N, Q, D]; see `with_weights`."""
-        queries, keys, values = self._project(tokens, context)
+        return self.attend(tokens, *self.keys_values(context), mask)
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of a context, float32 [N, P, D]: each float32 [N, heads, P, D / heads]."""
+        return self._split(self.key_projection(context)), self._split(self.value_projection(context))
+
+    def attend(self, tokens: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return what tokens float32 [N, Q, D] attend to of the keys and values that are known already."""
+        queries = self._split(self.query_projection(tokens))
         attended = functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, scale=self.scale
         )
@@ -68,11 +76,7 @@ class Attention(nn.Module):
 
     def _project(self, tokens: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values: float32 [N, heads, Q or P, D / heads]."""
-        return (
-            self._split(self.query_projection(tokens)),
-            self._split(self.key_projection(context)),
-            self._split(self.value_projection(context)),
-        )
+        return self._split(self.query_projection(tokens)), *self.keys_values(context)
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, heads, Q, D / heads]
@@ -84,6 +88,13 @@ class Modulation(NamedTuple):
     shift: Tensor
     scale: Tensor
     gate: Tensor
+
+
+class KeysValues(NamedTuple):
+    """What the tokens so far are attended by: each float32 [N, heads, P, D / heads]."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class Block(nn.Module):
@@ -143,6 +154,27 @@ class Block(nn.Module):
         normed = _modulate(self.attention_norm(tokens), first)
         attended = self.attention(normed, self._attended(normed, context), mask)
         return self._add(tokens, attended, first, second)
+
+    def step(self, tokens: Tensor, past: KeysValues, mask: Tensor | None = None) -> tuple[Tensor, KeysValues]:
+        """Go on with a sequence whose keys and values are kept, in a block that attends to itself.
+
+        Args:
+            tokens: float32 [N, Q, D], which attend to the past and to each other
+            past: of the tokens before them, as this method or `remember` returned them
+            mask: bool, broadcast to [N, heads, Q, P + Q]; see `Attention`
+
+        Returns:
+            the block's tokens, and the past with these tokens
+        """
+        normed = self.attention_norm(tokens)
+        keys, values = self.attention.keys_values(normed)
+        past = KeysValues(torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2))
+        attended = self.attention.attend(normed, past.keys, past.values, mask)
+        return self._add(tokens, attended, None, None), past
+
+    def remember(self, tokens: Tensor) -> KeysValues:
+        """Return the keys and values of tokens float32 [N, P, D], as this block was given them."""
+        return KeysValues(*self.attention.keys_values(self.attention_norm(tokens)))
 
     def with_weights(
         self, tokens: Tensor, context: Tensor, mask: Tensor | None = None

@@ -151,6 +151,7 @@ class View(NamedTuple):
     queries: Tensor  # float32 [N, C * Q, 2 + channels], where each query looks, x and y, and what it sees
     keypoints: Tensor  # float32 [N, C * keypoints * 2], the same for all commands of a frame
     attention: Tensor  # float32 [B, C, K * Q, P]
+    features: Tensor  # float32 [B, C, P, channels], the map that was looked at
 
     def flat(self) -> Tensor:
         """Return all that is seen as one vector: float32 [N, V]."""
@@ -214,7 +215,7 @@ class Perception(nn.Module):
         queries = seen.transpose(1, 2).flatten(0, 1).flatten(1, 2)
         points = torch.softmax(self.keypoint_head(features), dim=2).transpose(-1, -2) @ self.positions
         keypoints = points.flatten(1).unsqueeze(1).expand(-1, commands_per_frame, -1).flatten(0, 1)
-        return View(queries, keypoints, weights)
+        return View(queries, keypoints, weights, features)
 
     def attention_map(self, weights: Tensor) -> Tensor:
         """Return the queries' mean attention, of one command a frame: float32 [B, C, h, w]."""
