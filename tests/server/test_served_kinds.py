@@ -20,12 +20,17 @@ from server.process import TorchServe
 from vla.evaluation.episodes import Recorded
 from vla_client import AheadPlayer, Observation, RemotePolicy
 
+SPOKEN = ("", " a", " b", " c", " d", " e", " f", " g", " h")
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     folder = tmp_path_factory.mktemp("kinds")
     sources = [remembering(), turning(), choosing(folder), branching(folder)]
     sources.append(make(write_checkpoint(folder / "rt2", "rt2")))
+    said = {"pieces": SPOKEN, "text_tokens": 5}
+    speaking = make(write_checkpoint(folder / "speaking", "rt2", **said))
+    sources.append(replace(speaking, name="speaking"))
     sources.append(make(write_checkpoint(folder / "flow", "flow", max_delay=2)))
     archives = []
     for source in sources:
@@ -130,6 +135,21 @@ def test_rt2_says_that_it_chose_among_bins(server: TorchServe) -> None:
     assert answer.status_code == 200
     values = (np.array(answer.json()["actions"]) / [0.03, 1.0] + 1) * 8 - 0.5  # the centres of 16 bins
     np.testing.assert_allclose(values, values.round(), atol=1e-4)
+
+
+def test_rt2_says_a_text_that_depends_on_what_it_is_told(server: TorchServe) -> None:
+    described = requests.get(f"{server.management_url}/models/speaking?customized=true", timeout=30)
+    artifact = described.json()[0]["customizedMetadata"]["artifact"]
+    assert artifact["extras"]["text"]["pieces"] == list(SPOKEN)
+
+    texts = set()
+    for command in ("push", "is the red block left of the green one?", "which block is nearest to you", "go"):
+        answer = ask(server, "speaking", {"image": grey(9, (96, 96))}, command=command, state=[0.1, 1.0])
+        assert answer.status_code == 200
+        text = answer.json()["extras"]["text"]
+        assert set(text.split()) <= set("abcdefgh")
+        texts.add(text)
+    assert len(texts) > 1
 
 
 def test_a_player_tells_what_it_executes_until_the_answer_comes(server: TorchServe) -> None:

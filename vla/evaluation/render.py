@@ -21,11 +21,11 @@ COLUMNS = 6
 # How long the animation rests on its last picture [ms].
 REST_MS = 2000
 
-_PAPER = (250, 250, 248)
-_INK = (28, 30, 34)
+PAPER = (250, 250, 248)
+INK = (28, 30, 34)
 _FAINT = (120, 124, 132)
-_GOOD = (22, 128, 60)
-_BAD = (190, 40, 40)
+GOOD = (22, 128, 60)
+BAD = (190, 40, 40)
 _PANEL = PICTURE + MARGIN
 
 
@@ -65,12 +65,12 @@ def animate(recordings: Sequence[Recording], path: Path) -> None:
 def contact_sheet(recordings: Sequence[Recording], path: Path) -> None:
     """Write a PNG: an episode a row, six moments from its first to its last picture."""
     row = HEAD + PICTURE + FOOT
-    sheet = Image.new("RGB", (COLUMNS * _PANEL + MARGIN, len(recordings) * row + MARGIN), _PAPER)
+    sheet = Image.new("RGB", (COLUMNS * _PANEL + MARGIN, len(recordings) * row + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     for index, recording in enumerate(recordings):
         top = MARGIN + index * row
         trial = recording.episode.trial
-        draw.text((MARGIN, top + 4), f"“{trial.command}”", _INK, _font(20))
+        draw.text((MARGIN, top + 4), f"“{trial.command}”", INK, font(20))
         for column, moment in enumerate(np.linspace(0, len(recording.frames) - 1, COLUMNS).round()):
             left = MARGIN + column * _PANEL
             sheet.paste(recording.frames[int(moment)], (left, top + HEAD - 6))
@@ -80,15 +80,15 @@ def contact_sheet(recordings: Sequence[Recording], path: Path) -> None:
 
 def _moment(recordings: Sequence[Recording], step: int) -> Image.Image:
     """Draw all episodes at one step, side by side, the command above each."""
-    sheet = Image.new("RGB", (len(recordings) * _PANEL + MARGIN, HEAD + PICTURE + FOOT + MARGIN), _PAPER)
+    sheet = Image.new("RGB", (len(recordings) * _PANEL + MARGIN, HEAD + PICTURE + FOOT + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     for index, recording in enumerate(recordings):
         left, moment = MARGIN + index * _PANEL, min(step, len(recording.frames) - 1)
         draw.multiline_text(
             (left, HEAD - 3),
             _wrapped(f"“{recording.episode.trial.command}”"),
-            _INK,
-            _font(14),
+            INK,
+            font(14),
             anchor="ld",
             spacing=2,
         )
@@ -99,23 +99,23 @@ def _moment(recordings: Sequence[Recording], step: int) -> Image.Image:
 
 def _caption(draw: ImageDraw.ImageDraw, recording: Recording, moment: int, left: int, top: int) -> None:
     """Write the step on the left and, once the episode is over, its outcome on the right."""
-    draw.text((left, top), f"step {moment}", _FAINT, _font(14))
+    draw.text((left, top), f"step {moment}", _FAINT, font(14))
     if moment == len(recording.frames) - 1:
         text, colour = _outcome(recording)
-        draw.text((left + PICTURE, top), text, colour, _font(14), anchor="ra")
+        draw.text((left + PICTURE, top), text, colour, font(14), anchor="ra")
 
 
 def _outcome(recording: Recording) -> tuple[str, tuple[int, int, int]]:
     episode = recording.episode
     if recording.acted_on:
-        return "was to be held", _BAD
+        return "was to be held", BAD
     if episode.success:
-        return f"{episode.trial.goal.task}: success", _GOOD
+        return f"{episode.trial.goal.task}: success", GOOD
     if episode.error is not None:
-        return f"refused: {episode.error}", _BAD
+        return f"refused: {episode.error}", BAD
     if episode.outcome is not None:
-        return f"{episode.trial.goal.task}: wrong block, {episode.outcome}", _BAD
-    return f"not within {EPISODE_STEPS} steps", _BAD
+        return f"{episode.trial.goal.task}: wrong block, {episode.outcome}", BAD
+    return f"not within {EPISODE_STEPS} steps", BAD
 
 
 def _wrapped(text: str) -> str:
@@ -123,12 +123,13 @@ def _wrapped(text: str) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if _font(14).getlength(longer) <= PICTURE:
+        if font(14).getlength(longer) <= PICTURE:
             lines[-1] = longer
         else:
             lines.append(word)
     return "\n".join(lines)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the sheets' font in this size [pixels]."""
     return ImageFont.load_default(size)

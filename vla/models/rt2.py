@@ -19,7 +19,7 @@ and without it.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -166,7 +166,7 @@ class Model(PolicyModel[Config]):
         if self.config.text_tokens:
             scene, _ = self.scene(decoded.view.features, state)
             before = Before(decoded.inputs, decoded.mask, scene)
-            parts = self.blocks, self._language, before, self.positional_embedding
+            parts = cast("list[Block]", self.blocks), self._language, before, self.positional_embedding
             answer["text"] = self.text_decoder.decode(*parts, self.config.text_tokens)
         return answer
 
@@ -188,7 +188,7 @@ class Model(PolicyModel[Config]):
     def _text_loss(self, batch: Batch, text: Tensor, decoded: Decoded) -> dict[str, Tensor]:
         scene, where = self.scene(decoded.view.features, batch.state)
         before = Before(decoded.inputs, decoded.mask, batch.per_command(scene))
-        parts = self.blocks, self._language, before
+        parts = cast("list[Block]", self.blocks), self._language, before
         objects = batch.boxes[:, :, : self.config.looks]
         centres = objects[..., :2] + objects[..., 2:] - 1  # from [0, 1] to [-1, 1]
         return {

@@ -90,6 +90,8 @@ def _demonstrated(settings: Settings) -> Batches:
 
 def _recorded(settings: Settings) -> RecordedBatches:
     """Return what draws batches of recorded data; every picture is read first."""
+    if settings.text_tokens:
+        raise ValueError("text_tokens is for demonstrations of the tabletop: recorded data has no texts")
     options, recipe = settings.recorded, read_recipe(settings.data)
     mixture = Mixture(
         recipe,

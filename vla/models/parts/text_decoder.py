@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models.parts.attention import KeysValues
+from vla.models.parts.attention import Block, KeysValues
 from vla.models.parts.mlp import mlp
 from vla.models.parts.read_out import position_grid, soft_argmax
 
@@ -88,7 +88,9 @@ class TextDecoder(nn.Module):
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.begin = nn.Parameter(0.02 * torch.randn(1, width))
 
-    def loss(self, blocks: nn.ModuleList, head: Head, before: Before, text: Tensor, places: Tensor) -> Tensor:
+    def loss(
+        self, blocks: Sequence[Block], head: Head, before: Before, text: Tensor, places: Tensor
+    ) -> Tensor:
         """Return the mean surprise of a text's words and its end, each text weighing the same [nats].
 
         Args:
@@ -113,7 +115,9 @@ class TextDecoder(nn.Module):
         said = torch.cat([torch.ones_like(text[:, :1]), (text[:, :-1] != self.end).long()], dim=1)
         return ((surprise.view_as(text) * said).sum(1) / said.sum(1)).mean()
 
-    def decode(self, blocks: nn.ModuleList, head: Head, before: Before, places: Tensor, count: int) -> Tensor:
+    def decode(
+        self, blocks: Sequence[Block], head: Head, before: Before, places: Tensor, count: int
+    ) -> Tensor:
         """Return the most probable words, one after the other: int64 [N, count]; see `loss`."""
         kept, mask, tokens = [], before.mask, before.scene
         for block, past in zip(blocks, before.tokens, strict=True):
@@ -134,7 +138,7 @@ class TextDecoder(nn.Module):
         return torch.stack(said, dim=1)
 
     def _step(
-        self, blocks: nn.ModuleList, tokens: Tensor, kept: list[KeysValues], mask: Tensor
+        self, blocks: Sequence[Block], tokens: Tensor, kept: list[KeysValues], mask: Tensor
     ) -> tuple[Tensor, list[KeysValues]]:
         """Run all layers over further tokens, which see each other; returns what is kept then, too."""
         after = []

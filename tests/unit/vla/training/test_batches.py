@@ -9,10 +9,11 @@ import torch
 
 from vla.models import END_ID
 from vla.tabletop.collection import Collection, collect
-from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, Goal, held_out
+from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, Goal, held_out, phrase
 from vla.tabletop.demonstrations import Demonstrations
 from vla.tabletop.labels import boxes as blocks_in_the_picture
 from vla.tabletop.labels import points
+from vla.tabletop.texts import PIECES
 from vla.training.batches import Batches
 from vla.training.imitation import describe
 from vla.training.settings import Settings
@@ -59,9 +60,17 @@ def test_batch_gives_each_frame_the_action_of_each_of_its_commands(settings):
         np.testing.assert_allclose(physical[index], dataset.actions[row, goal], atol=1e-6)
 
 
+def equal(one, two):
+    """Whether two batches hold the same."""
+    return all(
+        mine is its if mine is None or its is None else torch.equal(mine, its)
+        for mine, its in zip(one, two, strict=True)
+    )
+
+
 def test_batches_depend_on_seed_and_step_alone(settings):
     one, two = batches(settings).train(7, 4, 2), batches(settings).train(7, 4, 2)
-    assert all(torch.equal(*pair) for pair in zip(one[:-1], two[:-1], strict=True))
+    assert equal(one, two)
     assert not torch.equal(one.actions, batches(settings).train(8, 4, 2).actions)
     assert not torch.equal(one.actions, batches(settings, seed=1).train(7, 4, 2).actions)
 
@@ -150,7 +159,7 @@ def test_impossible_commands_and_foreign_pictures_call_for_standing_still(settin
 
 def test_a_selective_batch_depends_on_seed_and_step_alone(settings):
     one, two = selective(settings).train(7, 4, 2), selective(settings).train(7, 4, 2)
-    assert all(torch.equal(*pair) for pair in zip(one[:-1], two[:-1], strict=True))
+    assert equal(one, two)
 
 
 def test_validation_of_a_selective_policy_says_the_test_split(settings):
@@ -167,3 +176,43 @@ def full(ids):
     padded = np.full(77, END_ID)
     padded[: len(ids)] = ids
     return padded.tobytes()
+
+
+def spoken(settings):
+    told = replace(settings, architecture="rt2", text_tokens=16)
+    dataset = Demonstrations.load(settings.data)
+    return Batches(dataset, describe(told, dataset), 0, 0.3, 0.8)
+
+
+def words(indices):
+    """Return the text that indices of pieces spell."""
+    return "".join(PIECES[index] for index in indices.tolist()).strip()
+
+
+def test_questions_are_answered_in_words_and_held_and_commands_are_captioned(settings):
+    drawn = spoken(settings)
+    batch = drawn.train(0, 12, 8)
+    assert batch.text is not None
+    texts = [words(row) for row in batch.text]
+    captions = torch.tensor([text.startswith("the ") for text in texts])
+    assert 20 < captions.sum() < 76
+    assert {text for text, said in zip(texts, captions, strict=True) if not said} > {"yes", "no", "two"}
+    whole = torch.full((96, 77), END_ID)
+    whole[:, : batch.input_ids.shape[1]] = batch.input_ids
+    tokenizer = drawn.config.command_tokenizer()
+    forms = [(goal, index) for goal in GOALS for index in range(len(PHRASES[goal.task]))]
+    known = {tuple(tokenizer(phrase(*form))[0].tolist()) for form in forms}
+    assert [tuple(ids) in known for ids in whole.tolist()] == captions.tolist()
+    physical = unnormalise(batch.actions.numpy(), drawn.space)
+    np.testing.assert_allclose(physical[~captions][..., :3], 0, atol=1e-7)
+    assert np.abs(physical[captions][..., :3]).max() > 0.01
+    for text, goal in zip(texts, goals(batch).tolist(), strict=True):
+        if text.startswith("the "):
+            assert text.endswith(f"I {GOALS[goal].task} the {GOALS[goal].colour} block")
+
+
+def test_a_batch_without_texts_is_as_ever(settings):
+    silent = batches(replace(settings, architecture="rt2"))
+    assert silent.train(0, 4, 2).text is None
+    assert silent.validation(4, 2).text is None
+    assert equal(spoken(settings).train(3, 4, 2), spoken(settings).train(3, 4, 2))
