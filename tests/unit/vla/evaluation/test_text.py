@@ -26,7 +26,8 @@ class Constant:
         self.text = text
 
     def infer(self, observation: Observation) -> ActionChunk:
-        action = np.array([[0.0, 0.0, 0.0, 1.0 if observation.state[3] < 0.85 else -1.0]], np.float32)
+        opening = np.asarray(observation.state)[3]
+        action = np.array([[0.0, 0.0, 0.0, 1.0 if opening < 0.85 else -1.0]], np.float32)
         names = ("delta_x", "delta_y", "delta_z", "gripper")
         extras = {"text": self.text}
         return ActionChunk(

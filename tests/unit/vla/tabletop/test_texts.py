@@ -5,6 +5,7 @@ import pytest
 
 from vla.tabletop.commands import COLOURS, GOALS, Goal
 from vla.tabletop.texts import KINDS, LONGEST, PATTERNS, PIECES, Scene, ask, beside, caption, encode, held
+from vla.tabletop.vocabulary import Split
 
 # Along the picture from left to right: blue, red, yellow, green; red is the furthest from the camera.
 BLOCKS = np.array([[-0.1, -0.05, 0.025], [0.04, 0.15, 0.025], [0.02, -0.17, 0.025], [0.0, 0.05, 0.025]])
@@ -12,7 +13,7 @@ SCENE = Scene(BLOCKS, np.array([0.03, 0.14, 0.15, 1.0]))
 HOLDING = Scene(BLOCKS, np.array([0.021, -0.169, 0.024, 0.625]))
 
 
-def asked(kind, scene=SCENE, count=200, split="test"):
+def asked(kind, scene=SCENE, count=200, split: Split = "test"):
     found = [ask(np.random.default_rng(seed), kind, scene, split) for seed in range(count)]
     return {each.question.rstrip("?"): each.answer for each in found if each}
 
