@@ -40,7 +40,7 @@ from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Statistics
 NAMES = ("x", "y", "z", "gripper")
 WARM_UP_S = 5.0
 # Of the policy's picture [pixels]. Small: normalising it is a GPU's work, and here the processor's.
-SIDE = 96
+SIDE = 32
 # What other programs may take in a measurement that counts [cores].
 UNDISTURBED = 0.1
 
