@@ -39,6 +39,7 @@ class Preprocessor:
             observation.previous,
             observation.deadline_s,
             observation.prefix,
+            observation.command,
         )
 
     def blank(self, grey: int) -> Inputs:

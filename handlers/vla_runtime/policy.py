@@ -46,8 +46,8 @@ class Answer:
     timing_ms: dict[str, float]
     # Requests that were computed together.
     batch_size: int
-    # The newest picture a camera, as the policy saw it: uint8 [3, H, W].
-    pictures: tuple[np.ndarray, ...] = ()
+    # What it was computed from.
+    inputs: Inputs | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Policy:
         timing_ms = dict(zip(STAGES, (np.diff(laps) * 1000).tolist(), strict=True))
         size = sum(isinstance(item, Computed) for item in outputs)
         return [
-            chunk if isinstance(chunk, RequestError) else Answer(chunk, timing_ms, size, self._seen(computed))
+            chunk if isinstance(chunk, RequestError) else Answer(chunk, timing_ms, size, _inputs_of(computed))
             for chunk, computed in zip(chunks, outputs, strict=True)
         ]
 
@@ -236,13 +236,6 @@ class Policy:
         error = "decoding its pictures would delay others: send smaller ones, or baseline JPEGs, or try again"
         return [Overloaded(None, error) if place in refused else item for place, item in enumerate(opened)]
 
-    def _seen(self, computed: Computed | RequestError) -> tuple[np.ndarray, ...]:
-        """Return the newest picture a camera, as it was computed."""
-        if isinstance(computed, RequestError):
-            return ()
-        pictures = [computed.inputs.tensors[f"image.{camera.name}"] for camera in self.spec.cameras]
-        return tuple(picture if self.spec.history == 1 else picture[-1] for picture in pictures)
-
     def _compute(
         self, inputs: Sequence[Inputs | RequestError], *, attention: bool
     ) -> list[Computed | RequestError]:
@@ -295,6 +288,10 @@ def _isolated(step: Callable[[In], Out], item: In | RequestError) -> Out | Reque
     except Exception:
         logger.exception("a request failed")
         return PolicyFailed(None, "the server failed on this request")
+
+
+def _inputs_of(computed: Computed | RequestError) -> Inputs | None:
+    return computed.inputs if isinstance(computed, Computed) else None
 
 
 def _fresh(inputs: Inputs) -> Inputs:

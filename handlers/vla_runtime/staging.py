@@ -32,6 +32,8 @@ class Inputs:
     deadline_s: float
     # float32 [delay, A], physical units, what the robot executes of this chunk's time before it is there
     prefix: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    # As it was sent; empty for a policy without a command.
+    command: str = ""
 
 
 class Staging:

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from vla_runtime import record
 from vla_runtime.actions import ActionChunk
-from vla_runtime.errors import InvalidValue, MalformedBody, RequestError, TooLarge, UnsupportedMediaType
-from vla_runtime.explanation import overlay
+from vla_runtime.errors import MalformedBody, RequestError, TooLarge, UnsupportedMediaType
+from vla_runtime.explanation import box_of, overlay
 from vla_runtime.observation import Row
 from vla_runtime.policy import Answer
 from vla_runtime.safety import SafetyReport
@@ -197,20 +198,23 @@ def _rounded(table: np.ndarray, digits: int) -> list[list[float]]:
     return [[float(f"{value:.{digits}g}") for value in row] for row in table.tolist()]
 
 
-def explanation(answer: Answer, spec: PolicySpec, accept: str) -> dict[str, Any] | bytes | RequestError:
-    """Return the answer of `/explanations`: where the command looks in each camera's cropped picture.
+def explanation(answer: Answer, spec: PolicySpec, accept: str) -> dict[str, Any] | bytes:
+    """Return the answer of `/explanations`: why the policy did that.
 
     Returns:
-        the maps by camera, or a PNG picture of them where the client asks for one
+        the record of its decision, or a PNG picture of it where the client asks for one
     """
-    attention = answer.chunk.attention
-    if attention is None:
-        return InvalidValue(None, f"policy {spec.name} gives no attention map")
+    chunk, inputs = answer.chunk, answer.inputs
+    assert inputs is not None, "an answer of `Policy.infer` has them"
     if PNG in accept:
-        return overlay(answer.pictures, attention)
-    maps = zip(spec.cameras, attention, strict=True)
-    rounded = {camera.name: _rounded(lines, 4) for camera, lines in maps}
-    return {"attention": rounded, "policy": spec.name, "version": spec.version}
+        said = f"{spec.name} {spec.version}. {record.sentence(chunk, spec.artifact.extras)}"
+        return overlay(record.pictures(inputs, spec), chunk.attention, box_of(chunk.extras), said)
+    body = record.record(chunk, inputs, spec)
+    body |= {"limited": _safety(chunk.safety), "policy": spec.name, "version": spec.version}
+    if chunk.attention is not None:
+        maps = zip(spec.cameras, chunk.attention, strict=True)
+        body["attention"] = {camera.name: _rounded(lines, 4) for camera, lines in maps}
+    return body
 
 
 def serialise(body: Mapping[str, object], accept: str) -> tuple[bytes, str]:

@@ -249,13 +249,14 @@ def test_queue_time_counts_towards_the_deadline(
     assert in_time.json()["timing_ms"]["queue"] >= 200
 
 
-def test_explanation_shows_where_the_command_looks(
+def test_explanation_is_the_record_of_the_decision(
     served_policy: TorchServe, example: dict[str, object]
 ) -> None:
     url = served_policy.predictions_url.replace("/predictions/", "/explanations/")
     files = {"image": ("image", example["image"]), "command": (None, example["command"])}
     files["state"] = (None, example["state"])
 
+    answer = requests.post(served_policy.predictions_url, files=files, timeout=TIMEOUT_S).json()
     body = requests.post(url, files=files, timeout=TIMEOUT_S).json()
     picture = requests.post(url, files=files, headers={"Accept": "image/png"}, timeout=TIMEOUT_S)
 
@@ -263,7 +264,16 @@ def test_explanation_shows_where_the_command_looks(
     assert attention.shape == (24, 24)
     assert attention.sum() == pytest.approx(1, abs=1e-3)
     assert picture.headers["content-type"] == "image/png"
-    assert Image.open(io.BytesIO(picture.content)).size == (384, 384)
+    width, height = Image.open(io.BytesIO(picture.content)).size
+    assert (width, height > 384) == (384, True)
+    assert body["seen"]["command"] == example["command"]
+    assert body["seen"]["cameras"]["front"]["width"] == 96
+    assert list(body["seen"]["state"]) == ["hand_x", "hand_y", "hand_z", "gripper_opening"]
+    assert body["understood"] == {"confidence": answer["confidence"], **answer["extras"]}
+    first = dict(zip(answer["action_names"], answer["actions"][0], strict=True))
+    assert body["decided"]["first"] == pytest.approx(first, rel=1e-4)
+    assert (body["limited"], body["version"]) == (answer["safety"], answer["version"])
+    assert body["sentence"].startswith(f"It is {100 * answer['confidence']:.0f} % sure. It understood: box ")
 
 
 def test_management_describes_the_policy(served_policy: TorchServe, policy: Policy) -> None:

@@ -137,7 +137,10 @@ def test_a_dear_picture_comes_later_and_is_answered_as_without_a_ticket(tmp_path
     later = again[-1]
     assert isinstance(later, Answer)
     np.testing.assert_array_equal(later.chunk.actions, right.chunk.actions)
-    np.testing.assert_array_equal(later.pictures[0], right.pictures[0])
+    assert later.inputs is not None
+    assert right.inputs is not None
+    for name, picture in right.inputs.tensors.items():
+        np.testing.assert_array_equal(later.inputs.tensors[name], picture)
     gone, other = policy.infer([None, cheap], tickets=[1, 2])
     assert isinstance(gone, Forgotten)
     assert isinstance(other, Answer)

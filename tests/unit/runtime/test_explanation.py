@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vla_runtime.explanation import EDGE, overlay
+from vla_runtime.explanation import EDGE, LINE, Box, box_of, overlay
 
 
 def drawn(pictures: list[np.ndarray], attention: np.ndarray) -> np.ndarray:
@@ -36,6 +36,46 @@ def test_where_the_command_looks_most_it_is_seven_tenths_warm(strength: float) -
     assert image[200, 0].tolist() == [208, 75, 76]
     assert image[200, EDGE // 2].tolist() == pytest.approx([154, 87, 166], abs=1)
     assert image[200, -1].tolist() == [100, 100, 255]
+
+
+def test_without_attention_the_pictures_are_as_they_are() -> None:
+    image = np.asarray(Image.open(io.BytesIO(overlay([np.full((3, 4, 4), 7, np.uint8)], None))))
+    assert (image == 7).all()
+
+
+def test_the_box_is_framed_in_its_cameras_picture() -> None:
+    grey = [np.full((3, 4, 4), 100, np.uint8)] * 2
+    box = box_of({"box": [0.25, 0.5, 2.0, 0.75], "box_camera": 1.0})
+    assert box == Box(1, 0.25, 0.5, 2.0, 0.75)
+    image = np.asarray(Image.open(io.BytesIO(overlay(grey, None, box))))
+
+    green = (image == [0, 255, 0]).all(-1)
+    assert not green[:, :EDGE].any()
+    rows, columns = np.nonzero(green)
+    assert (rows.min(), rows.max()) == (EDGE // 2, 3 * EDGE // 4)
+    assert (columns.min(), columns.max()) == (EDGE + EDGE // 4, 2 * EDGE - 1)
+    assert not green[rows.min() + 2 : rows.max() - 1, EDGE + EDGE // 4 + 2 : 2 * EDGE - 2].any()
+
+
+@pytest.mark.parametrize("box", [Box(2, 0, 0, 1, 1), Box(-1, 0, 0, 1, 1), Box(0, 0.7, 0, 0.2, 1)])
+def test_a_box_that_is_none_is_not_framed(box: Box) -> None:
+    assert np.asarray(Image.open(io.BytesIO(overlay([np.zeros((3, 4, 4), np.uint8)], None, box)))).max() == 0
+
+
+@pytest.mark.parametrize("extras", [{}, {"box": "left"}, {"box": [0.1, 0.2, 0.3]}])
+def test_no_box(extras: dict[str, object]) -> None:
+    assert box_of(extras) is None
+
+
+def test_what_is_said_stands_below() -> None:
+    image = np.asarray(
+        Image.open(io.BytesIO(overlay([np.zeros((3, 4, 4), np.uint8)], None, None, "lifts " * 20)))
+    )
+
+    assert image.shape == (EDGE + 3 * LINE + LINE // 2, EDGE, 3)
+    below = image[EDGE:]
+    assert below.max() == 255
+    assert all((below[LINE * line + 3 : LINE * (line + 1)] == 0).any() for line in range(3))
 
 
 def test_pictures_keep_their_orientation_and_colours() -> None:

@@ -15,6 +15,7 @@ from vla_runtime.errors import RequestError
 from vla_runtime.images import Limits
 from vla_runtime.observation import decode
 from vla_runtime.policy import Answer, Policy
+from vla_runtime.record import pictures
 from vla_runtime.spec import Extra, PolicySpec
 from vla_runtime.staging import Inputs
 
@@ -156,7 +157,8 @@ def test_the_newest_picture_is_shown(tmp_path: Path) -> None:
     (answer,) = two_steps(tmp_path).infer([{"image.front.0": raw(10), "image.front.1": raw(20)}])
 
     assert isinstance(answer, Answer), answer
-    (shown,) = answer.pictures
+    assert answer.inputs is not None
+    (shown,) = pictures(answer.inputs, two_steps(tmp_path).spec)
     assert shown.tolist() == np.full((3, 4, 4), 20).tolist()
 
 
