@@ -5,6 +5,11 @@ teach both, and what follows gets the chosen entries of two tables, not the word
 were never commanded together are still two known choices. One more entry of the skills is none, for commands
 that call for nothing that can be done.
 
+What a word names is read from its letters alone. The sentence is then read with one and the same vector in
+place of every word that names an object, and the object is copied from the words that the sentence points at,
+as in See et al. 2017, "Get To The Point: Summarization with Pointer-Generator Networks". So whether something
+can be done does not depend on which object is named, and what is learnt of one carries over to the others.
+
 Every position of a feature map proposes an object, as in the one-stage detectors of Tian et al. 2019, "FCOS:
 Fully Convolutional One-Stage Object Detection", and Zhou et al. 2019, "Objects as Points": how much it is
 one, its box, and a vector to match with. Its likeness to the chosen object, with the score, says which
@@ -22,6 +27,7 @@ There are as many proposals as positions, and the match is a distribution over t
 depends on the picture, which a trace would freeze.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -52,6 +58,10 @@ NEAR_IN_PICTURE = 0.1
 SEEN = 0.03
 # Added to the spread of a picture's values before it divides them: a blank picture stays blank.
 FAINT = 0.05
+# The least probability of a name that is told from 0.
+FAINTEST = 1e-9
+# Reading costs as much as looking and acting: one command in so many is read in training.
+COMMANDS_PER_READ = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,8 @@ class Config:
     # Entries for skills and objects; those that no label names stay unused.
     skill_codes: int = 8
     object_codes: int = 8
+    # Whether the object is copied from a word that names it. Else both choices are read off the same words.
+    copied: bool = True
     # Channels and 3 x 3 convolutions of the detector's map.
     channels: int = 32
     depth: int = 3
@@ -96,9 +108,11 @@ class Command(NamedTuple):
 
     # float32 [N, 3, word_width]: what to look for, what to do, and how sure that is anything, in each entry.
     rows: Tensor
-    # Logits: float32 [N, skill_codes + 1], the first one for none, and float32 [N, object_codes].
+    # Logits: float32 [N, skill_codes + 1] and float32 [N, object_codes + 1], each the first one for none.
     skills: Tensor
     objects: Tensor
+    # float32 [N], how unlikely it is of a command's words that they name nothing: mean of - log p.
+    naming: Tensor
 
 
 class Scene(NamedTuple):
@@ -172,7 +186,12 @@ class Model(PolicyModel[Config]):
         )
         self.skill_pooling, self.object_pooling = AttentionPooling(width), AttentionPooling(width)
         self.skill_head = mlp(width, 2 * width, 1, config.skill_codes + 1)
-        self.object_head = mlp(width, 2 * width, 1, config.object_codes)
+        if config.copied:
+            self.name_head = mlp(width, 2 * width, 1, config.object_codes + 1)
+            # Stands in the sentence for every word that names an object.
+            self.named_word = nn.Parameter(torch.randn(width))
+        else:
+            self.object_head = mlp(width, 2 * width, 1, config.object_codes)
         self.skill_table = nn.Parameter(torch.randn(config.skill_codes + 1, width))
         self.object_table = nn.Parameter(torch.randn(config.object_codes, width))
         self.tower = Convolutions(channels, STRIDE, config.depth)
@@ -252,21 +271,26 @@ class Model(PolicyModel[Config]):
         """Return the chunk's squared error, normalised, and what reading, finding and abstaining learn.
 
         Commands that are not possible and pictures that do not show the scene teach to abstain, and the
-        actions that the batch gives them.
+        actions that the batch gives them. What acts learns from the choices that are meant, not from those
+        that are read, and reading from one command in `COMMANDS_PER_READ`.
         """
-        command = self.read(batch.input_ids, batch.attention_mask)
+        read = slice(math.ceil(len(batch.target) / COMMANDS_PER_READ))
+        command = self.read(batch.input_ids[read], batch.attention_mask[read])
         scene = self._look(batch.images)
-        log_match = self._match(scene, command.rows[:, 0].unflatten(0, (-1, batch.commands_per_frame)))
+        skills = torch.where(batch.possible, batch.skill + 1, 0)
+        wanted = self.object_table[batch.target].unflatten(0, (-1, batch.commands_per_frame))
+        log_match = self._match(scene, wanted)
         state = batch.per_command(batch.state)
-        decision = self._decode(log_match.exp(), scene, command.rows, state)
+        view = self._view(log_match.exp(), scene).flatten(0, 1)
+        decision = self.decide(view, state, self.skill_table[skills])
         possible, shown = batch.possible, batch.per_command(batch.shown)
         boxes = _of_target(batch.boxes.transpose(1, 2), batch)  # [B * K, C, 4]
         inside = ((boxes[..., 2:] - boxes[..., :2]).amin(-1) > SEEN).any(-1)
         hand = batch.per_command(batch.hand) / REACH
         offset = _of_target(batch.objects, batch) / REACH - hand
         named = possible & shown & inside
-        skill = functional.cross_entropy(command.skills, torch.where(possible, batch.skill + 1, 0))
-        chosen = functional.cross_entropy(command.objects, batch.target, reduction="none")
+        skill = functional.cross_entropy(command.skills, skills[read])
+        chosen = functional.cross_entropy(command.objects, batch.target[read] + 1, reduction="none")
         seeing = functional.binary_cross_entropy_with_logits(
             decision.sight, (shown & inside).float(), reduction="none"
         )
@@ -282,7 +306,9 @@ class Model(PolicyModel[Config]):
             "offset": _mean(off, named),
             "hand": functional.mse_loss(decision.hand, hand),
             "skill": 0.2 * skill,
-            "object": 0.2 * _mean(chosen, possible),
+            "object": 0.2 * _mean(chosen, possible[read]),
+            # Most words name nothing. Before letters are told apart, all would: no order were left to read.
+            "naming": 0.4 * command.naming.mean(),
             "sight": 0.1 * _mean(seeing, possible),
             "done": 0.1 * _mean(done, named),
             "match": 0.1 * _mean(self._missed(log_match, batch), named),
@@ -322,13 +348,34 @@ class Model(PolicyModel[Config]):
 
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> Command:
         """Read commands: int64 [N, L] twice, letters and mask; see `Command`."""
-        tokens, mask = self.text_encoder(input_ids, attention_mask)
+        words, mask = self.text_encoder.spell(input_ids, attention_mask)
+        names = self.name(words) if self.config.copied else None  # [N, W, object_codes + 1]
+        tokens = self.text_encoder.mix(words if names is None else self._unnamed(words, names), mask)
         skills = self.skill_head(self.skill_pooling(tokens, mask)[0])
-        objects = self.object_head(self.object_pooling(tokens, mask)[0])
-        chances = torch.softmax(skills, dim=-1)
-        look_for, to_do = torch.softmax(objects, dim=-1) @ self.object_table, chances @ self.skill_table
-        possible = (1 - chances[:, :1]).expand_as(to_do)
-        return Command(torch.stack([look_for, to_do, possible], dim=1), skills, objects)
+        pooled, weights = self.object_pooling(tokens, mask)
+        if names is None:
+            objects = functional.pad(torch.softmax(self.object_head(pooled), dim=-1), (1, 0))
+        else:
+            objects = (weights.unsqueeze(1) @ names).squeeze(1)
+        chances, named = torch.softmax(skills, dim=-1), objects[:, 1:]
+        look_for = named / named.sum(1, keepdim=True).clamp_min(FAINTEST) @ self.object_table
+        possible = (1 - chances[:, :1]).expand_as(look_for)
+        rows = torch.stack([look_for, chances @ self.skill_table, possible], dim=1)
+        naming = torch.zeros_like(possible[:, 0])
+        if names is not None:
+            naming = -(names[..., 0].clamp_min(FAINTEST).log() * mask).sum(1) / mask.sum(1).clamp_min(1)
+        return Command(rows, skills, objects.clamp_min(FAINTEST).log(), naming)
+
+    def name(self, words: Tensor) -> Tensor:
+        """Return which object each word names, none first: [..., D] to float32 [..., object_codes + 1]."""
+        return torch.softmax(self.name_head(words), dim=-1)
+
+    def _unnamed(self, words: Tensor, names: Tensor) -> Tensor:
+        """Return the words with one vector in place of all that name an object, whichever it is."""
+        named = 1 - names[..., :1]
+        # A word names an object or does not; the gradient is that of the probability.
+        share = (named > 0.5).to(named.dtype) + (named - named.detach())
+        return share * self.named_word + (1 - share) * words
 
     def _look(self, images: Tensor) -> Scene:
         """Look at frames, float32 [B, C, 3, H, W], whatever their light."""

@@ -19,6 +19,8 @@ COLOUR_NAMES = json.loads(Path(__file__).with_name("colours.json").read_text())
 _VOCABULARY = Path(__file__).parents[1] / "assets" / "clip" / "tokenizer.json"
 # Share of the typing errors of training that are any letter, and no neighbour of the right one.
 ANY_LETTER = 0.3
+# Share of the unknown words of training that are a colour within other letters.
+COMPOUND = 0.15
 
 
 class Words(NamedTuple):
@@ -130,7 +132,9 @@ def _never_words() -> frozenset[str]:
 
 
 def unknown(words: Words) -> str:
-    """Return a word that means nothing here: a real one, or letters."""
+    """Return a word that means nothing here: a real one, or letters; in training now and then a compound."""
+    if words.split == "train" and words.chance(COMPOUND):
+        return compound(words)
     if words.chance(0.75):
         return words.choose(unknown_words(words.split))
     count = int(words.random.integers(3, 9))
@@ -139,6 +143,44 @@ def unknown(words: Words) -> str:
     ]
     word = "".join(words.choose(list(letter)) for letter in letters)
     return f"{word}x" if word in _known() or word in real_words() or _near(word) else word
+
+
+def compound(words: Words) -> str:
+    """Return a colour within a word that means nothing here: letters or a real word before it or after it."""
+    while True:
+        colour = words.choose(COLOURS)
+        other = words.choose(unknown_words(words.split))[: int(words.random.integers(3, 8))]
+        word = colour + other if words.chance(0.4) else other + colour
+        if word not in _known() and word not in _misspellings():
+            return word
+
+
+def word(words: Words) -> tuple[str, int]:
+    """Return a word and the block whose colour it names: an index into `COLOURS`, or -1 for none."""
+    index = int(words.random.integers(-len(COLOURS), len(COLOURS)))
+    if index < 0:
+        kind = words.random.random()
+        if kind < 0.4:
+            return words.choose(_other_words()), -1
+        return (words.choose(_single("absent")) if kind < 0.6 else unknown(words)), -1
+    colour = COLOURS[index]
+    kind = words.random.random()
+    if kind < 0.4:
+        return typo(words, colour), index
+    return colour if kind < 0.6 else words.choose(_single(colour)), index
+
+
+@functools.cache
+def _single(colour: str) -> list[str]:
+    """Return the names of a block's colour, or the absent colours, that are one word."""
+    return [name for name in names(colour, "train", "plain") if " " not in name]
+
+
+@functools.cache
+def _other_words() -> list[str]:
+    """Return the words of the phrasebook and of colours' names that name no block's colour alone."""
+    known = {name for colour in COLOURS for name in (colour, *_single(colour))}
+    return sorted(each for each in _known() - known - _never_words() if len(each) > 1)
 
 
 def slip(words: Words, word: str) -> str:

@@ -59,7 +59,10 @@ def read(folder: Path, said: list[Sentence]) -> list[str]:
     command = model.eval().read(ids, mask)
     chances = command.skills.softmax(-1)
     acts = 1 - chances[:, 0] >= (config.safety.min_confidence or 0)
-    skills, objects = chances[:, 1 : 1 + len(TASKS)].argmax(-1), command.objects[:, : len(COLOURS)].argmax(-1)
+    skills, objects = (
+        chances[:, 1 : 1 + len(TASKS)].argmax(-1),
+        command.objects[:, 1 : 1 + len(COLOURS)].argmax(-1),
+    )
     return [
         f"{TASKS[skill]} {COLOURS[colour]}" if act else HELD
         for act, skill, colour in zip(acts.tolist(), skills.tolist(), objects.tolist(), strict=True)

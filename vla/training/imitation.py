@@ -62,7 +62,7 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    batches = _recorded(settings) if is_recorded(settings.data) else _demonstrated(settings)
+    batches = _recorded(settings) if is_recorded(settings.data) else demonstrated(settings)
     config = batches.config
     model = build(settings.architecture, config.model, config.sizes())
     if settings.start is not None:
@@ -82,7 +82,7 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     return config
 
 
-def _demonstrated(settings: Settings) -> Batches:
+def demonstrated(settings: Settings) -> Batches:
     """Return what draws batches of the tabletop's demonstrations."""
     dataset = Demonstrations.load(settings.data)
     return batches_of(settings, dataset, describe(settings, dataset))

@@ -10,10 +10,11 @@ from torch.nn import functional
 from torch.optim import AdamW
 from tqdm import tqdm
 
-from vla.models.grounded import Model
+from vla.models.grounded import FAINTEST, Model
 from vla.tabletop.commands import GOALS, TASKS
 from vla.tabletop.labels import TARGETS
 from vla.tabletop.language import draw
+from vla.tabletop.vocabulary import Words, word
 from vla.training.batches import READ, Batches
 from vla.training.schedule import one_cycle
 
@@ -21,6 +22,9 @@ from vla.training.schedule import one_cycle
 BATCH, IMPOSSIBLE = 256, 0.4
 # Share of a word's features that is dropped after each layer, so that no sentence is known by heart.
 DROPOUT = 0.1
+# Words in a batch, and how they are written.
+WORDS = 128
+SIGNS = ("{}", "{}", "{}", "{},", "{}.", "{}!", "{}?", "{}:", "{};", "({}", "{})", "{}-coloured")
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 2e-3, 0.05, 1.0
 # What each goal means: int64 [G], the entry of the skills, whose first one is none, and the object.
 SKILL = torch.tensor([1 + TASKS.index(goal.task) for goal in GOALS])
@@ -34,9 +38,9 @@ def train(batches: Batches, model: Model, steps: int) -> None:
         model.skill_pooling,
         model.object_pooling,
         model.skill_head,
-        model.object_head,
+        model.name_head,
     )
-    trained = [parameter for part in parts for parameter in part.parameters()]
+    trained = [parameter for part in parts for parameter in part.parameters()] + [model.named_word]
     optimiser = AdamW(trained, weight_decay=WEIGHT_DECAY)
     random = np.random.default_rng([batches.seed, READ])
     torch.manual_seed(batches.seed)  # what is dropped
@@ -67,4 +71,18 @@ def _loss(batches: Batches, model: Model, random: np.random.Generator) -> torch.
     command = model.read(ids[:, :longest], mask[:, :longest])
     wanted, can = torch.from_numpy(goals), torch.from_numpy(possible)
     skill = functional.cross_entropy(command.skills, torch.where(can, SKILL[wanted], 0))
-    return skill + functional.cross_entropy(command.objects[can], OBJECT[wanted[can]])
+    meant = functional.cross_entropy(command.objects[can], 1 + OBJECT[wanted[can]])
+    return skill + meant + _naming(batches, model, random)
+
+
+def _naming(batches: Batches, model: Model, random: np.random.Generator) -> torch.Tensor:
+    """Return the cross entropy of what new words name, each alone and written as in a sentence."""
+    drawn = [word(Words(random, "train")) for _ in range(WORDS)]
+    tokenizer = batches.config.command_tokenizer()
+    signs = random.choice(SIGNS, WORDS)
+    said = [tokenizer(str(sign).format(each)) for sign, (each, _) in zip(signs, drawn, strict=True)]
+    ids, mask = (torch.from_numpy(np.stack(part)) for part in zip(*said, strict=True))
+    longest = int(mask.sum(1).max())
+    words, _ = model.text_encoder.spell(ids[:, :longest], mask[:, :longest])
+    named = torch.tensor([1 + index for _, index in drawn])
+    return functional.nll_loss(model.name(words[:, 0]).clamp_min(FAINTEST).log(), named)

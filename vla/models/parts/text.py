@@ -128,12 +128,21 @@ class SpelledWords(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode int64 [N, L] to float32 [N, W, D] and the bool mask [N, W] of the words there are."""
+        words, mask = self.spell(input_ids, attention_mask)
+        return self.mix(words, mask), mask
+
+    def spell(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode each word by its letters alone: int64 [N, L] to float32 [N, W, D] and the words' mask."""
         spelled, mask = self._spell(input_ids, attention_mask.bool())
-        tokens = self._words(spelled) + self.positional_embedding[: spelled.shape[1]]
+        return self._words(spelled), mask
+
+    def mix(self, words: Tensor, mask: Tensor) -> Tensor:
+        """Read words float32 [N, W, D] in their order, each beside all others: float32 [N, W, D]."""
+        tokens = words + self.positional_embedding[: words.shape[1]]
         attended = (mask | ~mask.any(1, keepdim=True))[:, None, None]
         for block in self.blocks:
             tokens = functional.dropout(block(tokens, mask=attended), self.dropout, self.training)
-        return self.norm(tokens), mask
+        return self.norm(tokens)
 
     def _spell(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Lay the letters out by words: int64 [N, W, LONGEST], bool [N, W]."""

@@ -65,6 +65,32 @@ def test_the_matched_box_lies_in_the_picture_and_tells_its_score():
     assert answer["box_camera"].max() < SIZES.cameras
 
 
+def test_a_grounded_reads_a_sentence_alike_whichever_object_it_names():
+    torch.manual_seed(0)
+    model: Any = build("grounded", asdict(module_of("grounded").Config.tiny()), SIZES).eval()
+    ids, mask = commands(2)
+    ids[:, 0] = model.config.separator
+    for names, alike in ((10.0, True), (-10.0, False)):
+        with torch.inference_mode():
+            model.name_head[-1].bias[1:] = names  # every word names an object, or none does
+            read = model.read(ids[:, :6], torch.ones_like(mask[:, :6]))
+        assert torch.equal(read.skills[0], read.skills[1]) is alike
+        assert not torch.equal(read.objects[0], read.objects[1])
+
+
+def test_a_grounded_learns_to_act_on_what_is_meant():
+    torch.manual_seed(0)
+    model: Any = build("grounded", asdict(module_of("grounded").Config.tiny()), SIZES).eval()
+    images, state, noise = observations(model, 6)
+    batch = batch_of(images, state, *commands(6), torch.randn(6, SIZES.horizon, SIZES.action))
+    with torch.inference_mode():
+        meant = model.skill_table[(batch.skill + 1) * batch.possible]
+        rows = torch.stack([model.object_table[batch.target], meant, torch.ones_like(meant)], dim=1)
+        answer = model.act(images, rows, torch.ones(6, 3, dtype=torch.bool), state, noise)["actions"]
+        loss = model.loss(batch)
+    torch.testing.assert_close(loss["actions"], (answer - batch.actions).square().mean())
+
+
 def test_rt2_learns_action_tokens_that_decode_to_the_actions():
     torch.manual_seed(0)
     module = module_of("rt2")

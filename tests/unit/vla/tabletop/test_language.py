@@ -8,7 +8,7 @@ import pytest
 from vla.tabletop.commands import COLOURS, GOALS
 from vla.tabletop.language import IMPOSSIBLE, KINDS, command, draw, impossible
 from vla.tabletop.phrasebook import BOOK, Patterns
-from vla.tabletop.vocabulary import Words, names, typo, unknown_words
+from vla.tabletop.vocabulary import Words, compound, names, typo, unknown, unknown_words, word
 
 PATTERNS = {
     **{name: value for name in BOOK.__struct_fields__ if isinstance(value := getattr(BOOK, name), Patterns)},
@@ -67,6 +67,27 @@ def test_typing_errors_are_split_too_and_are_no_words() -> None:
         tested = {typo(Words(random, "test"), colour) for _ in range(500)}
         assert not trained & tested
         assert not (trained | tested) & {colour, *BOOK.near, *unknown_words("train"), *unknown_words("test")}
+
+
+def test_colours_within_other_letters_mean_nothing_and_only_training_makes_them_up() -> None:
+    random = np.random.default_rng(0)
+    known = {name for colour in COLOURS for name in names(colour, "train", "plain")}
+    kept = {name for group in BOOK.never.values() for name in group}
+    made = {compound(Words(random, "train")) for _ in range(500)}
+    assert not made & (known | kept)
+    assert all(any(colour in each for colour in COLOURS) for each in made)
+    drawn = [unknown(Words(random, "test")) for _ in range(2000)]
+    assert not any(colour in each for each in drawn for colour in COLOURS if len(colour) > 3)
+
+
+def test_words_alone_name_what_they_name_in_sentences() -> None:
+    random = np.random.default_rng(0)
+    kept = {name for group in BOOK.never.values() for name in group}
+    drawn = dict(word(Words(random, "train")) for _ in range(4000))
+    assert not kept & set(drawn)
+    for index, colour in enumerate(COLOURS):
+        assert all(drawn[each] == index for each in names(colour, "train", "plain") if each in drawn)
+    assert {drawn[each] for each in ("purple", "block", "lift") if each in drawn} == {-1}
 
 
 def test_sentences_name_the_colour_that_is_meant() -> None:

@@ -65,7 +65,7 @@ def test_reading_alone_learns(settings):
     batches, model = loaded(settings)
     old = weights(model)
     reading.train(batches, model, 3)
-    parts = {"text_encoder", "skill_pooling", "object_pooling", "skill_head", "object_head"}
+    parts = {"text_encoder", "skill_pooling", "object_pooling", "skill_head", "name_head", "named_word"}
     assert changed(model, old) == parts
     assert not model.training
     _, twin = loaded(settings)
