@@ -112,6 +112,9 @@ class Batch(NamedTuple):
     # int64 [B * K, N], what is to be said to each command, indices of the model's pieces, filled up with the
     # one that ends a text; None: there is nothing to say.
     text: Tensor | None = None
+    # int64 [B * K, k], the steps that each command still needs, indices into the model's `steps`, the last of
+    # which fills what is left; None: the data says nothing of steps.
+    plan: Tensor | None = None
 
     @property
     def commands_per_frame(self) -> int:

@@ -7,6 +7,10 @@ where, as a point in the robot's frame; the controller of that skill turns point
 actions. In labels name the skill that is demonstrated and the point, and each controller
 learns from its own skill's samples alone; when served the most probable skill acts.
 
+Where the data says which steps a command still needs, `steps` of the configuration name them. A transformer
+then answers all of them, and the first one takes the command's place for everything below it. It is answered
+anew for every frame, so that the server keeps nothing and a step that failed is planned again.
+
 The library's weights are stacked along a skill axis and each sample takes the answer of its own skill. Skills
 may differ within a batch, and a trace keeps all of them: a Python branch on the chosen skill would be frozen
 to that of the traced example.
@@ -22,6 +26,7 @@ from torch.nn import functional
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import mlp
 from vla.models.parts.read_out import Perception
+from vla.models.parts.steps import StepPlanner
 from vla_runtime.spec import Extra
 
 # Length of a planned point's unit [m]: about what the arm reaches.
@@ -45,9 +50,22 @@ class Config:
     plan: int = 32
     # Width of the controllers' two hidden layers.
     hidden: int = 128
+    # Names of the steps, each of which begins with its skill; the last one means that nothing remains. Empty:
+    # a command calls for one skill.
+    steps: tuple[str, ...] = ()
+    # The most steps of a plan; blocks and heads of the transformer that answers it.
+    longest: int = 3
+    layers: int = 3
+    heads: int = 4
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "skills", tuple(self.skills))  # JSON gives a list back
+        for name in ("skills", "steps"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON gives a list back
+        unknown = [step for step in self.steps if step.split()[0] not in self.skills]
+        if unknown:
+            raise ValueError(
+                f"steps must begin with one of the skills {', '.join(self.skills)}, got {unknown}"
+            )
 
     @classmethod
     def tiny(cls) -> Self:
@@ -73,7 +91,8 @@ class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
 
     `act` also returns `skill` int64 [B], `skill_probability` float32 [B] and `target` float32 [B, 3], the
-    point in the robot's frame [m].
+    point in the robot's frame [m]. With `steps` Lc is L, and it returns `plan` int64 [B, longest] and
+    `plan_probability` float32 [B, longest] as well.
 
     Raises:
         ValueError: the pictures' size is no multiple of the tower's stride.
@@ -103,17 +122,35 @@ class Model(PolicyModel[Config]):
         self.skill_head = mlp(config.word_width, config.hidden, 1, skills)
         inputs = situation + 3 + config.plan
         self.controllers = Controllers(skills, inputs, config.hidden, sizes.horizon * sizes.action)
+        self.steps = Steps(config, sizes, self.perception.edge) if config.steps else None
+        if self.steps is not None:
+            labels = Extra(labels=config.steps)
+            self.extras |= {"plan": labels, "plan_probability": Extra()}
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn words into queries: float32 [N, queries + 1, word_width], bool [N, queries + 1]."""
+        """Turn words into queries: float32 [N, queries + 1, word_width], bool [N, queries + 1].
+
+        With `steps`, into tokens: float32 [N, L, word_width], bool [N, L].
+        """
+        if self.steps is not None:
+            words = self.perception.text_encoder.embedding(input_ids)
+            return self.steps.planner.read(words), attention_mask.bool()
         return self.perception.encode_command(input_ids, attention_mask)
 
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """Return the chunk of the most probable skill, the plan, and the queries' mean attention."""
-        situation, plan, attention = self._plan(images, command, state)
-        probability, skill = torch.softmax(self.skill_head(command[:, -1]), dim=-1).max(-1)
+        features, more = self.perception.features(images), {}
+        if self.steps is not None:
+            scores = self.steps.planner(self.steps.planner.look(features), command, command_mask, state)
+            probabilities, steps = torch.softmax(scores, dim=-1).max(-1)
+            more = {"plan": steps, "plan_probability": probabilities}
+            command = self._commanded(self.steps, steps[:, 0])
+            probability, skill = probabilities[:, 0], self.steps.skill[steps[:, 0]]
+        else:
+            probability, skill = torch.softmax(self.skill_head(command[:, -1]), dim=-1).max(-1)
+        situation, plan, attention = self._plan(features, command, state)
         return {
             "actions": self._control(situation, plan, skill),
             "attention": self.perception.attention_map(attention),
@@ -121,6 +158,7 @@ class Model(PolicyModel[Config]):
             "skill": skill,
             "skill_probability": probability,
             "target": plan[:, :3] * REACH,
+            **more,
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -128,26 +166,63 @@ class Model(PolicyModel[Config]):
 
         The chunk's and the point's losses are squared distances, normalised; the skill's is in nats.
         """
-        command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        situation, plan, _ = self._plan(batch.images, command, batch.per_command(batch.state))
+        command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
+        features, state = self.perception.features(batch.images), batch.per_command(batch.state)
+        if self.steps is not None and batch.plan is not None:
+            picture = batch.per_command(self.steps.planner.look(features))
+            scores = self.steps.planner(picture, command, mask, state)
+            chosen = {"plan": functional.cross_entropy(scores.flatten(0, 1), batch.plan.flatten())}
+            command = self._commanded(self.steps, batch.plan[:, 0])
+        else:
+            chosen = {"skill": 0.1 * functional.cross_entropy(self.skill_head(command[:, -1]), batch.skill)}
+        situation, plan, _ = self._plan(features, command, state)
         which = batch.target[:, None, None].expand(-1, 1, 3)
         target = batch.per_command(batch.objects).gather(1, which).squeeze(1)  # [B * K, 3]
         return {
             "motion": functional.mse_loss(self._control(situation, plan, batch.skill), batch.actions),
             "target": functional.mse_loss(plan[:, :3], target / REACH),
-            "skill": 0.1 * functional.cross_entropy(self.skill_head(command[:, -1]), batch.skill),
+            **chosen,
         }
 
-    def _plan(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _plan(self, features: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what is seen and the state, [B * K, V + S], the plan, [B * K, 3 + plan], and attention."""
-        view = self.perception(images, command)
+        view = self.perception.view(features, command)
         situation = torch.cat([view.flat(), state], dim=-1)
         return situation, self.planner(torch.cat([situation, command[:, -1]], dim=-1)), view.attention
+
+    def _commanded(self, steps: "Steps", step: Tensor) -> Tensor:
+        """Return what stands for steps int64 [N] in a command's place: float32 [N, queries + 1, width]."""
+        queries = self.perception.command_head(steps.embedding(step))
+        return queries.unflatten(-1, (-1, self.perception.width))
 
     def _control(self, situation: Tensor, plan: Tensor, skill: Tensor) -> Tensor:
         """Return the chunks float32 [N, T, A] of the skills' controllers, which do not get the command."""
         chunk = self.controllers(torch.cat([situation, plan], dim=-1), skill)
         return chunk.unflatten(-1, (self.sizes.horizon, self.sizes.action))
+
+
+class Steps(nn.Module):
+    """The planner of the steps that remain, and what stands for each step below it."""
+
+    def __init__(self, config: Config, sizes: Sizes, edge: int) -> None:
+        """Make them; `edge` is that of the feature map."""
+        super().__init__()
+        count = len(config.steps)
+        self.planner = StepPlanner(
+            sizes,
+            width=config.word_width,
+            channels=config.channels,
+            edge=edge,
+            layers=config.layers,
+            heads=config.heads,
+            steps=count,
+            longest=config.longest,
+        )
+        self.embedding = nn.Embedding(count, config.word_width)
+        # The skill that each step begins with: int64 [steps].
+        skills = [config.skills.index(step.split()[0]) for step in config.steps]
+        self.skill: Tensor
+        self.register_buffer("skill", torch.tensor(skills), persistent=False)
 
 
 class Controllers(nn.Module):

@@ -1,15 +1,16 @@
 """Collect demonstrations: the expert at work, its answers for every goal written down at every frame."""
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,6 +24,8 @@ from vla.tabletop.expert import OPENED, expert_action, expert_chunk
 from vla.tabletop.labels import boxes, points
 from vla.tabletop.looks import PLAIN, draw_look
 from vla.tabletop.simulator import ACTION, ACTION_HIGH, CAMERA, CONTROL_HZ, STATE, Tabletop
+
+E = TypeVar("E")
 
 # Standard deviation of the noise on the executed action, as a share of the action bound: a third of the
 # episodes each. The labels stay the expert's own.
@@ -99,18 +102,25 @@ def collect(config: Collection) -> Demonstrations:
     if config.out.exists() and not config.overwrite:
         raise FileExistsError(f"{config.out} exists; choose another --out or pass --overwrite")
     episodes = list(tqdm(_episodes(config), total=config.episodes, unit="episode", desc=str(config.out)))
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{config.out.name}-", dir=config.out.parent))
+    with whole(config.out) as folder:
+        _write(folder, episodes, config)
+    return Demonstrations.load(config.out)
+
+
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Give a folder to write into, which becomes `out` when all is written; else nothing is left."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _write(temporary, episodes, config)
+        yield temporary
         temporary.chmod(0o755)
-        if config.out.exists():
-            shutil.rmtree(config.out)
-        temporary.rename(config.out)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return Demonstrations.load(config.out)
 
 
 def demonstrate(
@@ -129,7 +139,7 @@ def demonstrate(
     goal = GOALS[index % len(GOALS)]
     env.reset(FIRST_SCENE + seed * SEED_STRIDE + index, goal)
     images, state, actions, blocks, frames, hands, goals = [], [], [], [], [], [], []
-    fingers = _Fingers(random, early)
+    fingers = Fingers(random, early)
     while len(images) < EPISODE_FRAMES:
         blocks.append(env.blocks())
         env.look = draw_look(looks, blocks[-1]) if looks.random() < varied else PLAIN
@@ -160,7 +170,7 @@ def demonstrate(
     )
 
 
-class _Fingers:
+class Fingers:
     """What the fingers are commanded while the expert demonstrates: what it wants, late or too early."""
 
     def __init__(self, random: np.random.Generator, early: float) -> None:
@@ -170,7 +180,7 @@ class _Fingers:
         self._closed, self._steps = 0.0, 0
 
     def command(self, wanted: float, state: NDArray[np.float32], blocks: NDArray[np.float32]) -> float:
-        """Return the next command; state as in `STATE`, the blocks' centres float32 [4, 3] [m]."""
+        """Return the next command; state as in `STATE`, the blocks' centres float32 [N, 3] [m]."""
         if self._random.random() >= STICKY:
             self._last = wanted
         may = self._early > 0 and not self._steps and _above_a_block(state, blocks)
@@ -205,10 +215,15 @@ def _episodes(config: Collection) -> Iterator[Episode]:
         varied=config.varied,
         early=config.early,
     )
+    return in_processes(task, config.episodes, config.workers)
+
+
+def in_processes(task: Callable[[int], E], count: int, workers: int) -> Iterator[E]:
+    """Return what a task makes of 0 to `count` - 1, in order."""
     # Rendering contexts do not survive a fork.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(config.workers, config.episodes), mp_context=spawn) as pool:
-        yield from pool.map(task, range(config.episodes))
+    with ProcessPoolExecutor(min(workers, count), mp_context=spawn) as pool:
+        yield from pool.map(task, range(count))
 
 
 def _write(folder: Path, episodes: list[Episode], config: Collection) -> None:

@@ -20,6 +20,7 @@ goal.npy      int32 [N]                  index of the goal that the episode purs
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -29,6 +30,7 @@ from vla_runtime.spec import Dimension
 
 FORMAT_VERSION = 3
 DESCRIPTION = "dataset.json"
+D = TypeVar("D")
 
 
 class DatasetError(ValueError):
@@ -106,7 +108,7 @@ class Demonstrations:
         folder = Path(folder)
         description = read_description(folder)
         arrays = {
-            name: _map(folder / f"{name}.npy", dtype, shape)
+            name: map_array(folder / f"{name}.npy", dtype, shape)
             for name, (dtype, shape) in description.arrays().items()
         }
         return cls(description, **arrays)
@@ -115,14 +117,7 @@ class Demonstrations:
 def read_description(folder: Path) -> Description:
     """Parse ``dataset.json``; raises ``DatasetError`` if it is missing, malformed or of another version."""
     path = folder / DESCRIPTION
-    try:
-        description = msgspec.json.decode(path.read_bytes(), type=Description)
-    except FileNotFoundError:
-        raise DatasetError(
-            f"{path} is missing: not a data set; make one with python -m vla.tabletop"
-        ) from None
-    except msgspec.DecodeError as error:
-        raise DatasetError(f"{path}: {error}") from error
+    description = decode(path, Description, "python -m vla.tabletop")
     if description.format_version != FORMAT_VERSION:
         raise DatasetError(
             f"{path}: format_version is {description.format_version}, expected {FORMAT_VERSION}"
@@ -130,7 +125,17 @@ def read_description(folder: Path) -> Description:
     return description
 
 
-def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray:
+def decode(path: Path, kind: type[D], maker: str) -> D:
+    """Read a description; raises ``DatasetError``, which names the maker, if it is missing or malformed."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise DatasetError(f"{path} is missing: not a data set; make one with {maker}") from None
+    except msgspec.DecodeError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray:
     """Memory-map one array and check it against what the description promises."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -140,6 +145,6 @@ def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray:
         raise DatasetError(f"{path} is not a readable array: {error}") from error
     if (str(array.dtype), array.shape) != (dtype, shape):
         raise DatasetError(
-            f"{path}: found {array.dtype} {list(array.shape)}, {DESCRIPTION} says {dtype} {list(shape)}"
+            f"{path}: found {array.dtype} {list(array.shape)}, its description says {dtype} {list(shape)}"
         )
     return array

@@ -24,7 +24,7 @@ from vla.models.grounded import Model as Grounded
 from vla.tabletop.commands import parse
 from vla.tabletop.demonstrations import Demonstrations
 from vla.tabletop.texts import PIECES
-from vla.training import heads, reading, recorded
+from vla.training import heads, reading, recorded, workbench
 from vla.training.batches import Batches
 from vla.training.curve import draw
 from vla.training.distillation import Teacher
@@ -33,9 +33,10 @@ from vla.training.recorded import RecordedBatches
 from vla.training.schedule import one_cycle
 from vla.training.settings import Settings
 from vla.training.statistics import Statistics, Summary
+from vla.training.workbench import WorkbenchBatches
 from vla_runtime import spec
 
-AnyBatches: TypeAlias = Batches | RecordedBatches
+AnyBatches: TypeAlias = Batches | RecordedBatches | WorkbenchBatches
 
 # Frames, and commands of each, in a validation during the run and in the one after it.
 VALIDATION, LAST_VALIDATION = (256, 2), (1024, 4)
@@ -62,7 +63,7 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    batches = _recorded(settings) if is_recorded(settings.data) else demonstrated(settings)
+    batches = _batches(settings)
     config = batches.config
     model = build(settings.architecture, config.model, config.sizes())
     if settings.start is not None:
@@ -82,10 +83,27 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     return config
 
 
+def _batches(settings: Settings) -> AnyBatches:
+    """Return what draws batches of the data, whatever it is of."""
+    if is_recorded(settings.data):
+        return _recorded(settings)
+    if (settings.data / workbench.DESCRIPTION).is_file():
+        return _at_workbench(settings)
+    return demonstrated(settings)
+
+
 def demonstrated(settings: Settings) -> Batches:
     """Return what draws batches of the tabletop's demonstrations."""
     dataset = Demonstrations.load(settings.data)
     return batches_of(settings, dataset, describe(settings, dataset))
+
+
+def _at_workbench(settings: Settings) -> WorkbenchBatches:
+    """Return what draws batches of the workbench's demonstrations."""
+    dataset = workbench.Demonstrations.load(settings.data)
+    config = describe(settings, dataset)
+    config = msgspec.structs.replace(config, model=config.model | workbench.model_values())
+    return WorkbenchBatches(dataset, config, settings.seed, settings.validation_share)
 
 
 def _recorded(settings: Settings) -> RecordedBatches:
@@ -122,7 +140,7 @@ def batches_of(settings: Settings, dataset: Demonstrations, config: checkpoint.C
     )
 
 
-def describe(settings: Settings, dataset: Demonstrations) -> checkpoint.Config:
+def describe(settings: Settings, dataset: Demonstrations | workbench.Demonstrations) -> checkpoint.Config:
     """Return what the policy will be, with the statistics of the data set's labels and states."""
     about, statistics = dataset.description, Statistics.compute(dataset)
     tokenizer = checkpoint.tokenizer_of(settings.architecture)

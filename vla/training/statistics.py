@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.tabletop.demonstrations import Demonstrations
+from vla.workbench import demonstrations as workbench
 
 
 class StatisticsError(ValueError):
@@ -58,7 +59,7 @@ class Statistics:
     action: Summary
 
     @classmethod
-    def compute(cls, dataset: Demonstrations) -> "Statistics":
+    def compute(cls, dataset: Demonstrations | workbench.Demonstrations) -> "Statistics":
         """Summarise every frame; raises ``StatisticsError`` for a constant dimension."""
         about = dataset.description
         return cls(

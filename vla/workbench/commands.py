@@ -118,6 +118,12 @@ def phrasings(task: Task, *, held_out: bool = False) -> list[str]:
     return [form.format(*parts) for form in joined for parts in itertools.product(*forms)]
 
 
+def kind(aim: Aim) -> str:
+    """Return what an aim is about: a skill, or `tray`, `drawer` or `stack` for where a block is put."""
+    if aim.verb != "put":
+        return aim.verb
+    return aim.place if aim.place in ("tray", "drawer") else "stack"
+
+
 def _forms(aim: Aim, *, held_out: bool) -> tuple[str, ...]:
-    kind = aim.verb if aim.verb != "put" else aim.place if aim.place in ("tray", "drawer") else "stack"
-    return _PHRASES[kind][-1:] if held_out else _PHRASES[kind][:-1]
+    return _PHRASES[kind(aim)][-1:] if held_out else _PHRASES[kind(aim)][:-1]

@@ -116,6 +116,11 @@ class Workbench(Robot):
         self._move(action)
         self._steps += 1
 
+    @property
+    def start(self) -> NDArray[np.float64]:
+        """Where the blocks lay at reset: float64 [3, 3] [m]."""
+        return self._start
+
     def opening(self) -> float:
         """How far the drawer is open [m]."""
         return float(self._data.qpos[self._drawer])
@@ -181,8 +186,20 @@ class Workbench(Robot):
 
     def remaining(self, task: Task | None = None) -> tuple[Step, ...]:
         """Return the steps that a task, or this episode's, still needs from here; none when it is done."""
-        left = [aim for aim in task or self._task if not self.achieved(aim)]
-        return tuple(step for aim in left for step in self._steps_of(aim))
+        return tuple(step for aim in task or self._task for step in self.needed(aim))
+
+    def needed(self, aim: Aim) -> tuple[Step, ...]:
+        """Return the steps that an aim still needs from here; none when it is achieved."""
+        if self.achieved(aim):
+            return ()
+        if aim.verb != "put":
+            return (Step(aim.verb, aim.thing),)
+        steps = (Step("place", aim.place),)
+        if not self._carried(aim):
+            steps = (Step("pick", aim.thing), *steps)
+        if aim.place == "drawer" and not self.happens(Step("open", "drawer")):
+            steps = (Step("open", "drawer"), *steps)
+        return steps
 
     def snapshot(self) -> Snapshot:
         """Keep this moment, to ``restore`` it later, as often as wanted."""
@@ -192,16 +209,6 @@ class Workbench(Robot):
         """Return to the moment of ``snapshot``, bit for bit."""
         self._return_to(snapshot.physics)
         _, self._start, self._task, self._steps = snapshot
-
-    def _steps_of(self, aim: Aim) -> list[Step]:
-        if aim.verb != "put":
-            return [Step(aim.verb, aim.thing)]
-        steps = [Step("place", aim.place)]
-        if not self._carried(aim):
-            steps.insert(0, Step("pick", aim.thing))
-        if aim.place == "drawer" and not self.happens(Step("open", "drawer")):
-            steps.insert(0, Step("open", "drawer"))
-        return steps
 
     def _carried(self, aim: Aim) -> bool:
         """Whether the block is in the air, held or just let go above its place."""

@@ -207,9 +207,16 @@ class Perception(nn.Module):
             images: float32 [B, C, 3, H, W]
             command: float32 [B * K, Q + 1, width], from `encode_command`
         """
-        command = command.unflatten(0, (images.shape[0], -1))  # [B, K, Q + 1, width]
+        return self.view(self.features(images), command)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the feature maps of float32 [B, C, 3, H, W]: float32 [B, C, P, channels]."""
+        return encode_images(self.tower, images)
+
+    def view(self, features: Tensor, command: Tensor) -> View:
+        """Look at feature maps under the commands of their frames; see `forward`."""
+        command = command.unflatten(0, (features.shape[0], -1))  # [B, K, Q + 1, width]
         commands_per_frame = command.shape[1]
-        features = encode_images(self.tower, images)  # [B, C, P, channels]
         weights = attend(command[:, :, :-1].flatten(1, 2), self.key_projection(features))  # [B, C, K * Q, P]
         seen = soft_argmax(weights, features, self.positions).unflatten(2, (commands_per_frame, -1))
         queries = seen.transpose(1, 2).flatten(0, 1).flatten(1, 2)
