@@ -69,10 +69,11 @@ RULES = {
 PARTS = {
     "vla/models": set(),
     "vla/tabletop": set(),
+    "vla/workbench": {"tabletop"},
     "vla/checkpoint.py": {"models"},
     "vla/data": {"tabletop"},
-    "vla/training": {"data", "models", "tabletop", "checkpoint", "provenance"},
-    "vla/evaluation": {"tabletop", "provenance"},
+    "vla/training": {"data", "models", "tabletop", "workbench", "checkpoint", "provenance"},
+    "vla/evaluation": {"tabletop", "workbench", "provenance"},
 }
 
 
@@ -145,6 +146,8 @@ def test_boundaries_inside_vla_hold() -> None:
         ("vla/models/parts/text.py", "def f():\n    from vla import tabletop", "tabletop"),
         ("vla/models/rt2.py", "import vla.checkpoint", "checkpoint"),
         ("vla/tabletop/labels.py", "from vla.models import Batch", "models"),
+        ("vla/workbench/expert.py", "from vla.training.batches import Batches", "training"),
+        ("vla/tabletop/expert.py", "from vla.workbench.commands import TASKS", "workbench"),
         ("vla/checkpoint.py", "from vla.training.settings import Settings", "training"),
         ("vla/training/batches.py", "import vla.evaluation.report", "evaluation"),
         ("vla/evaluation/report.py", "from vla.models import ARCHITECTURES", "models"),

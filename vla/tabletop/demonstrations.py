@@ -135,8 +135,8 @@ def decode(path: Path, kind: type[D], maker: str) -> D:
         raise DatasetError(f"{path}: {error}") from error
 
 
-def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray:
-    """Memory-map one array and check it against what the description promises."""
+def map_array(path: Path, dtype: str, shape: tuple[int, ...], says: str = DESCRIPTION) -> NDArray:
+    """Memory-map one array and check it against what the description, the file `says`, promises."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -145,6 +145,6 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray:
         raise DatasetError(f"{path} is not a readable array: {error}") from error
     if (str(array.dtype), array.shape) != (dtype, shape):
         raise DatasetError(
-            f"{path}: found {array.dtype} {list(array.shape)}, its description says {dtype} {list(shape)}"
+            f"{path}: found {array.dtype} {list(array.shape)}, {says} says {dtype} {list(shape)}"
         )
     return array

@@ -94,8 +94,8 @@ class Demonstrations:
             raise DatasetError(
                 f"{folder}: its steps and tasks are not those of vla.workbench: collect it again"
             )
-        arrays = about.arrays().items()
-        return cls(
-            about,
-            **{name: map_array(folder / f"{name}.npy", dtype, shape) for name, (dtype, shape) in arrays},
-        )
+        arrays = {
+            name: map_array(folder / f"{name}.npy", dtype, shape, DESCRIPTION)
+            for name, (dtype, shape) in about.arrays().items()
+        }
+        return cls(about, **arrays)
