@@ -24,7 +24,7 @@ from vla.models.grounded import Model as Grounded
 from vla.tabletop.commands import parse
 from vla.tabletop.demonstrations import Demonstrations
 from vla.tabletop.texts import PIECES
-from vla.training import heads, reading, recorded, workbench
+from vla.training import heads, lora, reading, recorded, workbench
 from vla.training.batches import Batches
 from vla.training.curve import draw
 from vla.training.distillation import Teacher
@@ -65,31 +65,44 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
     torch.manual_seed(settings.seed)
     batches = _batches(settings)
     config = batches.config
-    model = build(settings.architecture, config.model, config.sizes())
-    if settings.start is not None:
-        checkpoint.load_weights(model, settings.start / checkpoint.WEIGHTS)
-    model.to(settings.device)
+    model = _model(settings, config)
     config = msgspec.structs.replace(config, model=asdict(model.config))
     batches = replace(batches, config=config)
     progress = _optimise(settings, batches, model, stop_after)
     if stop_after is None:
         begin_s = time.monotonic()
         model.cpu()
-        if isinstance(batches, Batches) and isinstance(model, Grounded) and not settings.minutes:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        if settings.lora:
+            lora.merge(model)
+        elif isinstance(batches, Batches) and isinstance(model, Grounded) and not settings.minutes:
             heads.train(batches, model, round(settings.heads * settings.steps))
             reading.train(batches, model, round(settings.reading * settings.steps))
         wall_s = progress.wall_s + time.monotonic() - begin_s
-        _finish(settings, batches, model, msgspec.structs.replace(progress, wall_s=wall_s))
+        _finish(settings, batches, model, msgspec.structs.replace(progress, wall_s=wall_s), trained)
     return config
 
 
 def _batches(settings: Settings) -> AnyBatches:
     """Return what draws batches of the data, whatever it is of."""
-    if is_recorded(settings.data):
+    recorded_data, at_workbench = is_recorded(settings.data), (settings.data / workbench.DESCRIPTION).is_file()
+    if settings.text_tokens and (recorded_data or at_workbench):
+        raise ValueError("text_tokens is for demonstrations of the tabletop: no other data has texts")
+    if recorded_data:
         return _recorded(settings)
-    if (settings.data / workbench.DESCRIPTION).is_file():
+    if at_workbench:
         return _at_workbench(settings)
     return demonstrated(settings)
+
+
+def _model(settings: Settings, config: checkpoint.Config) -> AnyModel:
+    """Return the model that the run begins with, on the run's device."""
+    model = build(settings.architecture, config.model, config.sizes())
+    if settings.start is not None:
+        checkpoint.load_weights(model, settings.start / checkpoint.WEIGHTS)
+    if settings.lora:
+        lora.adapt(model, settings.lora)
+    return model.to(settings.device)
 
 
 def demonstrated(settings: Settings) -> Batches:
@@ -108,8 +121,6 @@ def _at_workbench(settings: Settings) -> WorkbenchBatches:
 
 def _recorded(settings: Settings) -> RecordedBatches:
     """Return what draws batches of recorded data; every picture is read first."""
-    if settings.text_tokens:
-        raise ValueError("text_tokens is for demonstrations of the tabletop: recorded data has no texts")
     options, recipe = settings.recorded, read_recipe(settings.data)
     mixture = Mixture(
         recipe,
@@ -284,7 +295,9 @@ def _answered(model: AnyModel, batch: Batch, noise: torch.Tensor, output: str) -
     return torch.cat(answers)
 
 
-def _finish(settings: Settings, batches: AnyBatches, model: AnyModel, progress: Progress) -> None:
+def _finish(
+    settings: Settings, batches: AnyBatches, model: AnyModel, progress: Progress, trained: int
+) -> None:
     """Write the checkpoint, measure it as it was written, draw the curve."""
     config, example, out = batches.config, batches.example(), settings.out
     last = progress.points[-1]
@@ -299,6 +312,7 @@ def _finish(settings: Settings, batches: AnyBatches, model: AnyModel, progress: 
         "steps": last.step,
         "wall_s": round(progress.wall_s, 1),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": trained,
         "torch": str(torch.__version__),
     }
     checkpoint.save(out, config, model, example, about, half=settings.half)

@@ -98,6 +98,9 @@ class Settings:
     teacher_share: float = 0.5
     # Folder of a checkpoint of the same architecture and sizes, whose weights the run starts from.
     start: Path | None = None
+    # Rank of the adapters by which alone the transformers of `start` learn on, merged at the end; 0: all
+    # weights are trained.
+    lora: int = 0
     # Write the weights in float16, half the size.
     half: bool = False
     # How recorded data is learned from; nothing of it is for demonstrations of the tabletop.
@@ -129,6 +132,8 @@ class Settings:
         if self.max_delay and self.architecture != "flow":
             raise ValueError(f"max_delay is for the architecture flow, not {self.architecture}")
         self._check_text()
+        if self.lora < 0 or (self.lora and self.start is None):
+            raise ValueError(f"lora must be 0, or a rank with a --start to learn on from, got {self.lora}")
         for name in ("minutes", "heads", "reading"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
