@@ -85,7 +85,10 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
 
 def _batches(settings: Settings) -> AnyBatches:
     """Return what draws batches of the data, whatever it is of."""
-    recorded_data, at_workbench = is_recorded(settings.data), (settings.data / workbench.DESCRIPTION).is_file()
+    recorded_data, at_workbench = (
+        is_recorded(settings.data),
+        (settings.data / workbench.DESCRIPTION).is_file(),
+    )
     if settings.text_tokens and (recorded_data or at_workbench):
         raise ValueError("text_tokens is for demonstrations of the tabletop: no other data has texts")
     if recorded_data:
