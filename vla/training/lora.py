@@ -4,6 +4,7 @@ After Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", by t
 """
 
 import importlib
+from typing import Any
 
 from torch import nn
 
@@ -53,7 +54,9 @@ def transformer_layers(model: nn.Module) -> list[str]:
 def merge(model: nn.Module) -> None:
     """Add every adapter to its layer's weights, and take it out: the model is an ordinary one again."""
     tuner = importlib.import_module("peft.tuners.tuners_utils").BaseTunerLayer
-    adapted = {name: module for name, module in model.named_modules() if isinstance(module, tuner)}
+    adapted: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if isinstance(module, tuner)
+    }
     for name, module in adapted.items():
         module.merge(safe_merge=True)
         parent, _, last = name.rpartition(".")
