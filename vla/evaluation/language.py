@@ -103,13 +103,13 @@ def _run(
 ) -> tuple[Episode, NDArray[np.float32]]:
     """Run one episode; returns it and how the robot's state changed: float32 [4]."""
     trial = cell.trial(index, first_seed + index)
-    _dress(env, cell, trial)
+    dress(env, cell, trial)
     before = env.state()
     episode = run_episode(env, policy, trial, cell.setup(Setup()))
     return episode, env.state() - before
 
 
-def _dress(env: Tabletop, cell: Cell, trial: Trial) -> None:
+def dress(env: Tabletop, cell: Cell, trial: Trial) -> None:
     """Give the scene of a trial its look."""
     env.reset(trial.seed, trial.goal)
     env.look = cell.look(np.random.default_rng([trial.seed, 2]), env.blocks())
@@ -237,7 +237,7 @@ def _examples(
 
 
 def _record(env: Tabletop, policy: Policy, cell: Cell, trial: Trial) -> Recording:
-    _dress(env, cell, trial)
+    dress(env, cell, trial)
     made = record(env, policy, trial, cell.setup(Setup()))
     return replace(made, acted_on=not cell.acts and made.episode.held < len(made.episode.latency_ms))
 
