@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -27,6 +28,11 @@ _FAINT = (120, 124, 132)
 GOOD = (22, 128, 60)
 BAD = (190, 40, 40)
 _PANEL = PICTURE + MARGIN
+
+# At the last moment the outcome, and whether it is good.
+End: TypeAlias = tuple[str, bool] | None
+# A picture, 240 x 240 RGB, and what is written below it on the left and on the right.
+Panel: TypeAlias = tuple[Image.Image, str, End]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,19 +68,41 @@ def animate(recordings: Sequence[Recording], path: Path) -> None:
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)
 
 
+class Strip(NamedTuple):
+    """A row of a contact sheet: a command and six moments."""
+
+    command: str
+    panels: Sequence[Panel]
+
+
 def contact_sheet(recordings: Sequence[Recording], path: Path) -> None:
     """Write a PNG: an episode a row, six moments from its first to its last picture."""
+    strips = []
+    for recording in recordings:
+        frames, panels = recording.frames, list[Panel]()
+        for moment in spread(len(frames)):
+            panels.append((frames[moment], f"step {moment}", _end(recording, moment)))
+        strips.append(Strip(recording.episode.trial.command, panels))
+    write_sheet(strips, path)
+
+
+def spread(count: int) -> list[int]:
+    """Return the indices of six moments, from the first of `count` to the last."""
+    return [int(moment) for moment in np.linspace(0, count - 1, COLUMNS).round()]
+
+
+def write_sheet(strips: Sequence[Strip], path: Path) -> None:
+    """Write the strips below each other as a PNG."""
     row = HEAD + PICTURE + FOOT
-    sheet = Image.new("RGB", (COLUMNS * _PANEL + MARGIN, len(recordings) * row + MARGIN), PAPER)
+    sheet = Image.new("RGB", (COLUMNS * _PANEL + MARGIN, len(strips) * row + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for index, recording in enumerate(recordings):
+    for index, strip in enumerate(strips):
         top = MARGIN + index * row
-        trial = recording.episode.trial
-        draw.text((MARGIN, top + 4), f"“{trial.command}”", INK, font(20))
-        for column, moment in enumerate(np.linspace(0, len(recording.frames) - 1, COLUMNS).round()):
+        draw.text((MARGIN, top + 4), f"“{strip.command}”", INK, font(20))
+        for column, (picture, text, end) in enumerate(strip.panels):
             left = MARGIN + column * _PANEL
-            sheet.paste(recording.frames[int(moment)], (left, top + HEAD - 6))
-            _caption(draw, recording, int(moment), left, top + HEAD + PICTURE - 4)
+            sheet.paste(picture, (left, top + HEAD - 6))
+            _write(draw, text, end, left, top + HEAD + PICTURE - 4)
     sheet.save(path, optimize=True)
 
 
@@ -99,23 +127,28 @@ def _moment(recordings: Sequence[Recording], step: int) -> Image.Image:
 
 def _caption(draw: ImageDraw.ImageDraw, recording: Recording, moment: int, left: int, top: int) -> None:
     """Write the step on the left and, once the episode is over, its outcome on the right."""
-    draw.text((left, top), f"step {moment}", _FAINT, font(14))
-    if moment == len(recording.frames) - 1:
-        text, colour = _outcome(recording)
-        draw.text((left + PICTURE, top), text, colour, font(14), anchor="ra")
+    _write(draw, f"step {moment}", _end(recording, moment), left, top)
 
 
-def _outcome(recording: Recording) -> tuple[str, tuple[int, int, int]]:
+def _write(draw: ImageDraw.ImageDraw, text: str, end: End, left: int, top: int) -> None:
+    draw.text((left, top), text, _FAINT, font(14))
+    if end is not None:
+        draw.text((left + PICTURE, top), end[0], GOOD if end[1] else BAD, font(14), anchor="ra")
+
+
+def _end(recording: Recording, moment: int) -> End:
     episode = recording.episode
+    if moment < len(recording.frames) - 1:
+        return None
     if recording.acted_on:
-        return "was to be held", BAD
+        return "was to be held", False
     if episode.success:
-        return f"{episode.trial.goal.task}: success", GOOD
+        return f"{episode.trial.goal.task}: success", True
     if episode.error is not None:
-        return f"refused: {episode.error}", BAD
+        return f"refused: {episode.error}", False
     if episode.outcome is not None:
-        return f"{episode.trial.goal.task}: wrong block, {episode.outcome}", BAD
-    return f"not within {EPISODE_STEPS} steps", BAD
+        return f"{episode.trial.goal.task}: wrong block, {episode.outcome}", False
+    return f"not within {EPISODE_STEPS} steps", False
 
 
 def _wrapped(text: str) -> str:
