@@ -21,8 +21,8 @@ class Tabletop:
 
     A demonstration pursues one goal after the other; each of them is an episode here, in a phrasing of
     training's. Its action is the expert's answer for that goal, not the noisy one that was executed. It
-    succeeded where another goal followed, or where it was a push that ended the demonstration; the last one
-    of a demonstration was cut short by its length and counts as failed.
+    succeeded where another goal followed, or where it was a push that ended the demonstration, as pushes once
+    did; the last one of a demonstration was cut short by its length and counts as failed.
     """
 
     def __init__(self, demonstrations: Demonstrations) -> None:

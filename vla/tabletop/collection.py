@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from vla.tabletop.commands import COLOURS, GOALS
 from vla.tabletop.demonstrations import DESCRIPTION, FORMAT_VERSION, Demonstrations, Description
-from vla.tabletop.expert import OPENED, expert_action, expert_chunk
+from vla.tabletop.expert import OPENED, ended, expert_action, expert_chunk
 from vla.tabletop.labels import boxes, points
 from vla.tabletop.looks import PLAIN, draw_look
 from vla.tabletop.simulator import ACTION, ACTION_HIGH, CAMERA, CONTROL_HZ, STATE, Tabletop
@@ -129,9 +129,9 @@ def demonstrate(
     """Collect episode `index` of the data set `seed`; depends on nothing but its arguments.
 
     A goal that is reached is followed by another one, for half of the time with the same block: so the data
-    set shows hands at, on and around blocks, where grasps are decided. Of single goals it would show few. A
-    push ends the episode, since how far its block was pushed can't be seen. Every frame has a look of its
-    own: a policy without memory learns most from looks that differ most.
+    set shows hands at, on and around blocks, where grasps are decided, and what is to be seen at the end of a
+    task. Of single goals it would show few. Every frame has a look of its own: a policy without memory learns
+    most from looks that differ most.
     """
     env = _simulator()
     level = NOISE_LEVELS[index // len(GOALS) % len(NOISE_LEVELS)]
@@ -152,9 +152,7 @@ def demonstrate(
         action = expert_action(env, goal)
         gripper = fingers.command(action[3], state[-1], blocks[-1])
         env.step(np.append(action[:3], gripper) + random.normal(0, level, 4) * ACTION_HIGH)
-        if env.happens(goal):
-            if goal.task == "push":
-                break
+        if ended(env, goal):
             same = [each for each in GOALS if each.colour == goal.colour and each.task != goal.task]
             choices = same if random.random() < SAME_BLOCK else GOALS
             goal = choices[random.integers(len(choices))]

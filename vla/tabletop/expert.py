@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.tabletop.commands import Goal
-from vla.tabletop.simulator import ACTION_HIGH, ACTION_LOW, Tabletop
+from vla.tabletop.simulator import ACTION_HIGH, ACTION_LOW, BLOCK_X, PUSH_DISTANCE, Tabletop
 
 # Share of the distance to the target covered in one control step.
 GAIN = 0.5
@@ -46,6 +46,9 @@ PUSH_HEIGHT = 0.016
 PUSH_STRIDE = 0.04
 # From this far behind the block's centre forward the fingers would come down on the block [m].
 PUSH_CLEAR = 0.040
+# A push goes on until its block is here [m]: wherever it began, it was pushed far enough. A policy without
+# memory does not see where it began, and could not tell from any place before that the push is done.
+PUSH_END = BLOCK_X[1] + PUSH_DISTANCE
 
 # Three coordinates [m]; and with them the gripper's opening, or a command to it.
 Point: TypeAlias = tuple[float, float, float]
@@ -74,9 +77,14 @@ def expert_action(env: Tabletop, goal: Goal) -> NDArray[np.float32]:
     """
     hand, block = env.hand(), env.block(goal.colour)
     x, y, z, gripper = {"reach": reach, "lift": lift, "push": push}[goal.task](hand, block)
-    if env.happens(goal):
+    if ended(env, goal):
         return np.array([0, 0, 0, gripper], np.float32)
     return towards((x, y, z, gripper))
+
+
+def ended(env: Tabletop, goal: Goal) -> bool:
+    """Return whether a goal is reached, and can be seen to be."""
+    return env.block(goal.colour)[0] >= PUSH_END if goal.task == "push" else env.happens(goal)
 
 
 def towards(aim: Hand) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vla.tabletop.commands import COLOURS, GOALS, HELD_OUT, PHRASES, TASKS, Goal, held_out, phrase
-from vla.tabletop.expert import expert_action, expert_chunk
+from vla.tabletop.expert import ended, expert_action, expert_chunk
 from vla.tabletop.labels import boxes
 from vla.tabletop.looks import PLAIN, draw_look
 from vla.tabletop.simulator import ACTION_HIGH, BLOCK_LANE, EPISODE_STEPS, STATE, Tabletop
@@ -194,7 +194,11 @@ def test_an_idle_episode_runs_out(env: Tabletop) -> None:
 def test_the_expert_holds_still_when_done(env: Tabletop, task: str) -> None:
     goal = Goal(task, "green")
     env.reset(21, goal)
-    finish(env, goal)
+    after = finish(env, goal)
+    while not ended(env, goal):
+        env.step(expert_action(env, goal))
+    # A push goes on to where no block begins.
+    assert (env.steps > after) is (task == "push")
     gripper = -1 if task == "reach" else 1
     for _ in range(10):
         assert expert_action(env, goal).tolist() == [0, 0, 0, gripper]
