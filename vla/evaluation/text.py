@@ -219,7 +219,7 @@ def _percent(rate: Rate) -> str:
 def draw(config: TextEvaluation, found: Sequence[Said], path: Path) -> None:
     """Write a PNG of the first scenes: picture, what the policy was told and what it said; errors in red."""
     height, count = PICTURE + MARGIN, min(SHOWN, config.scenes)
-    sheet = Image.new("RGB", (PICTURE + 820, count * height + MARGIN), PAPER)
+    sheet = Image.new("RGB", (PICTURE + 1060, count * height + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     with closing(Tabletop()) as env:
         for index in range(count):
