@@ -47,7 +47,6 @@ def answer(model):
 
 @pytest.mark.parametrize("architecture", WITH_TRANSFORMERS)
 def test_merging_changes_no_answer_and_leaves_an_ordinary_model(architecture):
-    pytest.importorskip("peft")
     model = made(architecture)
     names, before = set(model.state_dict()), answer(model)
     trained = lora.adapt(model, 2)
@@ -82,7 +81,6 @@ def test_a_rank_needs_a_start(values):
 
 
 def test_a_run_trains_adapters_alone_and_goes_on_where_it_was_interrupted(tmp_path):
-    pytest.importorskip("peft")
     data = tmp_path / "tabletop"
     collect(Collection(out=data, episodes=6, horizon=2, image_size=32, workers=1))
     common = {"architecture": "rt2", "preset": "tiny", "data": data, "batch": 4, "commands": 2, "threads": 1}
