@@ -12,7 +12,7 @@ from vla.tabletop.language import IMPOSSIBLE, KINDS, command, impossible
 from vla.training import imitation, reading
 from vla.training.settings import Settings
 
-STEPS, SENTENCES = 1500, 120
+STEPS, SENTENCES = 3000, 120
 # A command below this is held.
 LIMIT = 0.15
 
