@@ -127,10 +127,13 @@ def markdown(config: Calibration, asked: Sequence[Asked], shipped: float | None)
     bins = binned(even)
     thresholds = sorted(THRESHOLDS if shipped is None else {*THRESHOLDS, shipped})
     rows = [
-        (f"**{at:g}** (shipped)" if at == shipped else f"{at:g}", *map(_percent, mistakes(asked, at)))
+        (
+            f"**{at:g}** (shipped)" if at == shipped else f"{at:g}",
+            *(rate.percent(1) for rate in mistakes(asked, at)),
+        )
         for at in thresholds
     ]
-    steps = [(f"{one.confidence:.3f}", _percent(one.possible), str(one.possible.episodes)) for one in bins]
+    steps = [(f"{one.confidence:.3f}", one.possible.percent(1), str(one.possible.episodes)) for one in bins]
     return "\n".join(
         [
             f"By `python -m vla.evaluation.calibration`, {datetime.date.today()}, commit {commit()[:10]}, "
@@ -148,11 +151,6 @@ def markdown(config: Calibration, asked: Sequence[Asked], shipped: float | None)
             "",
         ]
     )
-
-
-def _percent(rate: Rate) -> str:
-    low, high = rate.interval
-    return f"{100 * rate.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def plot(asked: Sequence[Asked], shipped: float | None, path: Path) -> None:

@@ -59,12 +59,11 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    low, high = row.success.interval
     (mean, p95), apart = row.jumps, row.disagreement
     return [
         str(row.delay),
         row.way,
-        f"{100 * row.success.value:.0f} [{100 * low:.0f}, {100 * high:.0f}]",
+        row.success.percent(),
         f"{mean:.1f} / {p95:.1f}",
         "-" if apart is None else f"{apart:.1f}",
         f"{row.within:.1f}",

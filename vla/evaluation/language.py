@@ -192,9 +192,7 @@ def _percent(count: int, of: int) -> str:
 
 
 def _share(outcome: Outcome) -> str:
-    rate = Rate(sum(outcome.good), len(outcome.good))
-    low, high = rate.interval
-    return f"{100 * rate.value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+    return Rate(sum(outcome.good), len(outcome.good)).percent()
 
 
 def _target(cell: Cell, outcome: Outcome) -> str:

@@ -247,9 +247,7 @@ def markdown(config: Looking, found: Sequence[Look]) -> str:
 
 
 def _percent(hit: Sequence[bool]) -> str:
-    rate = Rate(sum(hit), len(hit))
-    low, high = rate.interval
-    return f"{100 * rate.value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+    return Rate(sum(hit), len(hit)).percent()
 
 
 def main() -> int:

@@ -37,6 +37,11 @@ class Rate:
         centre, scale = self.value + _Z**2 / (2 * n), 1 + _Z**2 / n
         return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
+    def percent(self, digits: int = 0) -> str:
+        """Say the share in percent, with its interval in brackets."""
+        low, high = self.interval
+        return f"{100 * self.value:.{digits}f} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+
 
 @dataclass(frozen=True)
 class Summary:

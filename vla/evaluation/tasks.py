@@ -131,20 +131,17 @@ def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:
     return (
         name,
         str(steps),
-        _share(Rate(len(good), len(results))),
+        Rate(len(good), len(results)).percent(),
         *(
-            _share(Rate(sum(each.done >= count for each in results), len(results))) if steps > count else "-"
+            Rate(sum(each.done >= count for each in results), len(results)).percent()
+            if steps > count
+            else "-"
             for count in (1, 2)
         ),
         f"{100 * sum(each.plans for each in results) / max(1, requests):.0f}",
         f"{100 * sum(each.firsts for each in results) / max(1, requests):.0f}",
         f"{sum(each.steps for each in good) / len(good):.0f}" if good else "-",
     )
-
-
-def _share(rate: Rate) -> str:
-    low, high = rate.interval
-    return f"{100 * rate.value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _shown(results: Sequence[Result]) -> list[Result]:

@@ -198,8 +198,8 @@ def markdown(config: TextEvaluation, found: Sequence[Said]) -> str:
             "",
             table([("fact of a caption", "captions", "true", "most frequent value"), *facts]),
             "",
-            f"Questions to which the robot holds still: {_percent(held)}. Commands to which it does not: "
-            f"{_percent(moved)} (some tasks are done already).",
+            f"Questions to which the robot holds still: {held.percent()}. Commands to which it does not: "
+            f"{moved.percent()} (some tasks are done already).",
             "",
         ]
     )
@@ -208,12 +208,7 @@ def markdown(config: TextEvaluation, found: Sequence[Said]) -> str:
 def _row(name: str, answers: Sequence[tuple[bool, str]]) -> tuple[str, ...]:
     common = Counter(value for _, value in answers).most_common(1)
     rate, baseline = Rate(sum(true for true, _ in answers), len(answers)), common[0][1] if common else 0
-    return name, str(len(answers)), _percent(rate), f"{100 * Rate(baseline, len(answers)).value:.0f}"
-
-
-def _percent(rate: Rate) -> str:
-    low, high = rate.interval
-    return f"{100 * rate.value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+    return name, str(len(answers)), rate.percent(), f"{100 * Rate(baseline, len(answers)).value:.0f}"
 
 
 def draw(config: TextEvaluation, found: Sequence[Said], path: Path) -> None:

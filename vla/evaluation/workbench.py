@@ -1,6 +1,6 @@
 """Episodes at the workbench: skills alone and chains of them, pursued to the end by a policy that plans."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vla.workbench.commands import NOTHING, TASKS, Task, kind, phrasings
@@ -57,7 +57,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Moment:
-    """What was seen and answered when the answered plan changed."""
+    """One answer, and what was seen then."""
 
     step: int
     # The steps that the policy answers, and those that remain in truth; without what fills the plan.
@@ -81,6 +81,7 @@ class Result:
     requests: int
     plans: int
     firsts: int
+    # The answers whose plan is not that of the one before.
     moments: tuple[Moment, ...]
     # Code of the refusal that ended the episode; None: no request was refused.
     error: str | None = None
@@ -115,10 +116,8 @@ def run(
     Raises:
         PolicyUnavailable, InvalidAnswer: the evaluation can't go on.
     """
-    command, seed, moments = begin(env, row, *place), place[1], list[Moment]()
-    begun = env.steps
-    done = plans = firsts = requests = 0
-    error = None
+    command, seed, answers = begin(env, row, *place), place[1], list[Moment]()
+    begun, done, error = env.steps, 0, None
     while (remaining := env.remaining()) and env.steps - begun < STEP_LIMIT * row.steps:
         done = max(done, row.steps - len(remaining))
         picture = encode(env.render(PICTURE), "png")
@@ -127,30 +126,24 @@ def run(
         except (PolicyError, RequestError) as refusal:
             error = refusal.code
             break
-        plan, requests = planned(chunk), requests + 1
-        wanted = tuple(map(str, remaining))
-        plans, firsts = plans + (plan == wanted), firsts + (plan[:1] == wanted[:1])
-        if not moments or moments[-1].plan != plan:
-            moments.append(Moment(env.steps - begun, plan, wanted))
+        answers.append(Moment(env.steps - begun, planned(chunk), tuple(map(str, remaining))))
         if on_step:
             on_step(chunk)
         env.step(chunk.actions[0])
     if on_step:
         on_step(None)
-    done = row.steps if not env.remaining() else done
-    return Result(
-        row.name,
-        command,
-        seed,
-        row.steps,
-        done,
-        env.steps - begun,
-        requests,
-        plans,
-        firsts,
-        tuple(moments),
-        error,
-    )
+    done = done if env.remaining() else row.steps
+    return Result(row.name, command, seed, row.steps, done, env.steps - begun, *_judged(answers), error)
+
+
+def _judged(answers: Sequence[Moment]) -> tuple[int, int, int, tuple[Moment, ...]]:
+    """Return how many answers, right plans and right first steps there were, and where the plan changed."""
+    changed = [
+        one for last, one in zip([None, *answers], answers, strict=False) if not last or last.plan != one.plan
+    ]
+    plans = sum(one.plan == one.remaining for one in answers)
+    firsts = sum(one.plan[:1] == one.remaining[:1] for one in answers)
+    return len(answers), plans, firsts, tuple(changed)
 
 
 def planned(chunk: ActionChunk) -> tuple[str, ...]:

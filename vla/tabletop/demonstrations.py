@@ -107,11 +107,7 @@ class Demonstrations:
         """
         folder = Path(folder)
         description = read_description(folder)
-        arrays = {
-            name: map_array(folder / f"{name}.npy", dtype, shape)
-            for name, (dtype, shape) in description.arrays().items()
-        }
-        return cls(description, **arrays)
+        return cls(description, **map_arrays(folder, description.arrays()))
 
 
 def read_description(folder: Path) -> Description:
@@ -133,6 +129,15 @@ def decode(path: Path, kind: type[D], maker: str) -> D:
         raise DatasetError(f"{path} is missing: not a data set; make one with {maker}") from None
     except msgspec.DecodeError as error:
         raise DatasetError(f"{path}: {error}") from error
+
+
+def map_arrays(
+    folder: Path, arrays: dict[str, tuple[str, tuple[int, ...]]], says: str = DESCRIPTION
+) -> dict[str, NDArray]:
+    """Memory-map a data set's arrays, given by their files' stems as dtype and shape; see `map_array`."""
+    return {
+        name: map_array(folder / f"{name}.npy", dtype, shape, says) for name, (dtype, shape) in arrays.items()
+    }
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...], says: str = DESCRIPTION) -> NDArray:

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.tabletop.demonstrations import DatasetError, decode, map_array
+from vla.tabletop.demonstrations import DatasetError, decode, map_arrays
 from vla.workbench.commands import STEPS, TASKS
 from vla_runtime.spec import Dimension
 
@@ -94,8 +94,4 @@ class Demonstrations:
             raise DatasetError(
                 f"{folder}: its steps and tasks are not those of vla.workbench: collect it again"
             )
-        arrays = {
-            name: map_array(folder / f"{name}.npy", dtype, shape, DESCRIPTION)
-            for name, (dtype, shape) in about.arrays().items()
-        }
-        return cls(about, **arrays)
+        return cls(about, **map_arrays(folder, about.arrays(), DESCRIPTION))
