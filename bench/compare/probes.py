@@ -10,7 +10,7 @@ from vla.models import Batch
 from vla.tabletop.commands import parse
 from vla.tabletop.demonstrations import Demonstrations
 from vla.training.batches import Batches
-from vla.training.imitation import action_error
+from vla.training.validation import action_error
 from vla_runtime.preprocessing import normalise_pictures
 
 # held_out: the trained goals in held-out phrasings; excluded: the goals that training excluded;

@@ -6,8 +6,7 @@ from typing import Any
 import msgspec
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from vla_runtime.errors import SpecError
 from vla_runtime.spec import Part, dumps, load
@@ -45,23 +44,19 @@ class Progress(Part, frozen=True):
         return Progress(settings=self.settings, points=(*self.points, point), wall_s=wall_s)
 
 
-def store(folder: Path, progress: Progress, model: nn.Module, optimiser: Optimizer) -> None:
+def store(folder: Path, progress: Progress, tensors: dict[str, Tensor]) -> None:
     """Write the run's state; an interruption leaves the state before it or this one, never a mixture."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"weight.{name}": value for name, value in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimiser.state[parameter].items():
-            tensors[f"{key}.{name}"] = value
     # The tensors name their step, so that a state and tensors of different steps are noticed.
-    tensors["step"] = torch.tensor(progress.step)
+    tensors = {"step": torch.tensor(progress.step), **tensors}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{TENSORS}.new")
     (folder / f"{STATE}.new").write_bytes(dumps(progress))
     for name in (TENSORS, STATE):
         (folder / f"{name}.new").replace(folder / name)
 
 
-def restore(folder: Path, settings: dict[str, Any], model: nn.Module, optimiser: Optimizer) -> Progress:
-    """Fill model and optimiser with the state of an interrupted run.
+def restore(folder: Path, settings: dict[str, Any]) -> tuple[Progress, dict[str, Tensor]]:
+    """Read the state of an interrupted run.
 
     Raises:
         SpecError: there is no such run, or it has other settings.
@@ -73,19 +68,9 @@ def restore(folder: Path, settings: dict[str, Any], model: nn.Module, optimiser:
     tensors = load_file(folder / TENSORS)
     if int(tensors.pop("step")) != progress.step:
         raise SpecError(f"{folder}: {TENSORS} and {STATE} are of different steps: start again")
-    model.load_state_dict(_named(tensors, "weight."))
-    for name, parameter in model.named_parameters():
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        optimiser.state[parameter] = {
-            key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors
-        }
-    return progress
+    return progress, tensors
 
 
 def plain(settings: Any) -> dict[str, Any]:
     """Return settings as JSON gives them back, so that they can be compared."""
     return msgspec.json.decode(msgspec.json.encode(settings, enc_hook=str))
-
-
-def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

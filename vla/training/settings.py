@@ -103,6 +103,16 @@ class Settings:
     lora: int = 0
     # Write the weights in float16, half the size.
     half: bool = False
+    # Parts that a process computes a batch in, one after another, to need less memory.
+    accumulate: int = 1
+    # Precision that the loss is computed in; weights and gradients are fp32 in any case. In fp16 the loss is
+    # scaled, so that small gradients are not lost.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # Decay of a moving average of the weights, 0.999 for instance, which is then what is validated and
+    # written; 0: the weights themselves.
+    ema: float = 0.0
+    # Write loss, learning rate and validation errors for TensorBoard, into `out`/tensorboard.
+    tensorboard: bool = False
     # How recorded data is learned from; nothing of it is for demonstrations of the tabletop.
     recorded: Recorded = field(default_factory=Recorded)
     # Continue the run in `out`, which must have the same settings: to the same weights, or to the end of its
@@ -124,7 +134,7 @@ class Settings:
         return shlex.join(words)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "commands", "sentences", "validate_every"):
+        for name in ("steps", "batch", "commands", "sentences", "validate_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.context_length < 0:
@@ -137,16 +147,21 @@ class Settings:
         for name in ("minutes", "heads", "reading"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        self._check_shares()
+        if len({parse(goal) for goal in self.excluded_goals}) == len(GOALS):
+            raise ValueError("excluded_goals leaves no goal to train")
+        if self.pretrained is not None and self.architecture != "clip":
+            raise ValueError(f"pretrained is for the architecture clip, not {self.architecture}")
+
+    def _check_shares(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be from 0 to below 1, got {self.ema}")
         if not 0 <= self.counterfactual <= 1:
             raise ValueError(f"counterfactual must be from 0 to 1, got {self.counterfactual}")
         if not 0 <= self.teacher_share <= 1:
             raise ValueError(f"teacher_share must be from 0 to 1, got {self.teacher_share}")
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share}")
-        if len({parse(goal) for goal in self.excluded_goals}) == len(GOALS):
-            raise ValueError("excluded_goals leaves no goal to train")
-        if self.pretrained is not None and self.architecture != "clip":
-            raise ValueError(f"pretrained is for the architecture clip, not {self.architecture}")
 
     def _check_text(self) -> None:
         if self.text_tokens and self.architecture != "rt2":

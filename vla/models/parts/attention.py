@@ -15,6 +15,9 @@ from vla.models.parts.mlp import mlp
 # What the tokens of a block attend to: each other; the context; the context and each other.
 Attends = Literal["self", "context", "both"]
 
+# Score of what is not attended to: a softmax makes 0 of it, and float16 can hold it.
+MASKED = -6e4
+
 
 class Attention(nn.Module):
     """Scaled dot-product attention of several heads.
@@ -70,7 +73,7 @@ class Attention(nn.Module):
         queries, keys, values = self._project(tokens, context)
         scores = queries @ keys.transpose(-1, -2) * self.scale
         if mask is not None:
-            scores = scores.masked_fill(~mask, -1e9)
+            scores = scores.masked_fill(~mask, MASKED)
         weights = torch.softmax(scores, dim=-1)
         return self.output_projection((weights @ values).transpose(1, 2).flatten(2)), weights
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vla.models.parts.attention import Block
+from vla.models.parts.attention import MASKED, Block
 from vla.models.parts.mlp import mlp
 
 # Small enough that a norm lifts word embeddings to unit scale as soon as they leave zero.
@@ -56,8 +56,12 @@ class Lstm(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode int64 [N, L] to float32 [N, D]; padding comes last, so that no state before it reads it."""
-        states, _ = self.lstm(self.embedding_norm(self.embedding(input_ids)))
-        return self.norm(mean(states, attention_mask))
+        words = self.embedding_norm(self.embedding(input_ids))
+        if not self.training:
+            return self.norm(mean(self.lstm(words)[0], attention_mask))
+        # In float32 whatever else is trained in: on many processors torch has no other LSTM.
+        with torch.autocast(words.device.type, enabled=False):
+            return self.norm(mean(self.lstm(words.float())[0], attention_mask))
 
 
 class TextTransformer(nn.Module):
@@ -195,7 +199,7 @@ class AttentionPooling(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean of float32 [N, L, D] under a bool mask [N, L], and the weights [N, L]."""
-        scores = self.score(tokens).masked_fill(~mask.unsqueeze(-1), -1e9)  # [N, L, 1]
+        scores = self.score(tokens).masked_fill(~mask.unsqueeze(-1), MASKED)  # [N, L, 1]
         weights = torch.softmax(scores, dim=1)
         return (weights * tokens.masked_fill(~mask.unsqueeze(-1), 0)).sum(1), weights.squeeze(-1)
 

@@ -15,8 +15,8 @@ from vla.tabletop.labels import boxes as blocks_in_the_picture
 from vla.tabletop.labels import points
 from vla.tabletop.texts import PIECES
 from vla.training.batches import Batches
-from vla.training.imitation import describe
 from vla.training.settings import Settings
+from vla.training.setup import describe
 from vla_runtime.actions import unnormalise
 from vla_runtime.errors import SpecError
 

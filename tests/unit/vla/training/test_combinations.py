@@ -9,7 +9,7 @@ from vla.models.grounded import Model
 from vla.tabletop.collection import Collection, collect
 from vla.tabletop.commands import COLOURS, TASKS, Goal, parse
 from vla.tabletop.language import IMPOSSIBLE, KINDS, command, impossible
-from vla.training import imitation, reading
+from vla.training import reading, setup
 from vla.training.settings import Settings
 
 STEPS, SENTENCES = 3000, 120
@@ -29,7 +29,7 @@ LIMIT = 0.15
 def test_combinations_never_commanded_are_understood_and_what_means_none_is_held(tmp_path, excluded):
     collect(Collection(out=tmp_path / "data", episodes=6, horizon=2, image_size=32, workers=1))
     settings = Settings(data=tmp_path / "data", excluded_goals=excluded, validation_share=0.3)
-    batches = imitation.demonstrated(settings)
+    batches = setup.demonstrated(settings)
     torch.manual_seed(0)
     model = build("grounded", batches.config.model, batches.config.sizes())
     assert isinstance(model, Model)

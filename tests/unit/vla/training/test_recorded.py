@@ -23,9 +23,10 @@ from vla.data.mixture import Mixture, load
 from vla.data.recipe import read_recipe
 from vla.models import build
 from vla.training import recorded
-from vla.training.imitation import model_values, train
+from vla.training.imitation import train
 from vla.training.recorded import RecordedBatches
 from vla.training.settings import Recorded, Settings
+from vla.training.setup import model_values
 from vla_runtime.actions import unnormalise
 from vla_runtime.errors import SpecError
 from vla_runtime.observation import Row

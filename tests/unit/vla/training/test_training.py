@@ -25,9 +25,10 @@ from vla.tabletop.collection import Collection, collect
 from vla.tabletop.demonstrations import Demonstrations
 from vla.training.batches import Batches
 from vla.training.distillation import Teacher
-from vla.training.imitation import describe, train
+from vla.training.imitation import train
 from vla.training.schedule import one_cycle
 from vla.training.settings import Settings
+from vla.training.setup import describe
 from vla_runtime.errors import SpecError
 
 

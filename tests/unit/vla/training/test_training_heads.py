@@ -9,7 +9,7 @@ from vla import checkpoint
 from vla.models.grounded import Model
 from vla.tabletop.collection import Collection, collect
 from vla.tabletop.demonstrations import Demonstrations
-from vla.training import heads, imitation, reading
+from vla.training import heads, imitation, reading, setup
 from vla.training.settings import Settings
 
 
@@ -39,7 +39,7 @@ def settings(tmp_path_factory):
 def loaded(settings):
     config, model = checkpoint.load(settings.out)
     assert isinstance(model, Model)
-    return imitation.batches_of(settings, Demonstrations.load(settings.data), config), model
+    return setup.batches_of(settings, Demonstrations.load(settings.data), config), model
 
 
 def weights(model):

@@ -9,8 +9,9 @@ import torch
 
 from vla import checkpoint
 from vla.tabletop.demonstrations import DatasetError
-from vla.training.imitation import describe, train
+from vla.training.imitation import train
 from vla.training.settings import Settings
+from vla.training.setup import describe
 from vla.training.workbench import WorkbenchBatches
 from vla.workbench.collection import LABELLED, Collection, collect, demonstrate
 from vla.workbench.commands import LONGEST, NOTHING, STEPS, TASKS, phrasings

@@ -1,0 +1,89 @@
+"""The loop that every architecture is trained by: steps, validations, and a state to resume from."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+from vla.models import AnyModel, Batch
+from vla.training.distillation import Teacher
+from vla.training.events import Events
+from vla.training.learner import Learner
+from vla.training.progress import Point, Progress, restore, store
+from vla.training.ranks import Ranks
+from vla.training.schedule import one_cycle
+from vla.training.settings import Settings
+from vla.training.setup import AnyBatches, written
+from vla.training.validation import short, validate
+
+# Frames, and commands of each, in a validation.
+VALIDATION = (256, 2)
+
+
+def optimise(
+    settings: Settings, batches: AnyBatches, model: AnyModel, ranks: Ranks, stop_after: int | None
+) -> tuple[Progress, AnyModel]:
+    """Run until the steps or the time are spent; the first process saves the run at every validation.
+
+    Returns:
+        how far the run came, and the model to write: another one than was given where weights are averaged
+
+    Raises:
+        SpecError: the teacher does not fit, or the run to resume is missing or has other settings.
+        ValueError: a batch can't be divided alike.
+    """
+    learner = Learner(settings, model, ranks)
+    progress = Progress(settings=_comparable(settings))
+    if settings.resume:
+        progress, tensors = restore(settings.out, progress.settings)
+        learner.restore(tensors)
+    mix = _targets(settings, batches)
+    begin_s, losses, step = time.monotonic() - progress.wall_s, [], progress.step
+    share = _share(settings, ranks, step, progress.wall_s)
+    total = None if settings.minutes else settings.steps
+    events = Events(settings.out if settings.tensorboard and ranks.first else None, step)
+    with tqdm(initial=step, total=total, unit="step", disable=not ranks.first) as bar, events:
+        while share < 1 and step != stop_after:
+            rate = one_cycle(share) * settings.learning_rate
+            batch = batches.train(step, settings.batch, settings.commands)
+            loss, terms = learner.step(batch, step, rate, mix)
+            losses.append(loss)
+            step += 1
+            bar.update()
+            events.step(step, rate, loss, terms)
+            wall_s = time.monotonic() - begin_s
+            share = _share(settings, ranks, step, wall_s)
+            if ranks.first and (step % settings.validate_every == 0 or share == 1):
+                error = validate(batches, learner.result, settings.device, *VALIDATION)
+                point = Point(step=step, loss=sum(losses) / len(losses), learning_rate=rate, error=error)
+                losses = []
+                progress = progress.extended(point, wall_s)
+                store(settings.out, progress, learner.state())
+                events.validation(point, batches.space.names)
+                bar.set_postfix(loss=f"{point.loss:.4f}", rate=f"{rate:.1e}", error=short(error))
+    return progress, learner.result
+
+
+def _share(settings: Settings, ranks: Ranks, step: int, wall_s: float) -> float:
+    """Return how much of the run is done, in [0, 1]: of its time where that is limited, else of its steps."""
+    if settings.minutes:
+        return ranks.of_first(min(1.0, wall_s / (60 * settings.minutes)))
+    return step / settings.steps
+
+
+def _targets(settings: Settings, batches: AnyBatches) -> Callable[[Batch], Batch]:
+    """Return what makes of a batch's actions what is learned: the teacher, where there is one."""
+    if settings.teacher is None:
+        return _as_demonstrated
+    return Teacher(settings.teacher, batches.config, settings.teacher_share, settings.device).mix
+
+
+def _as_demonstrated(batch: Batch) -> Batch:
+    return batch
+
+
+def _comparable(settings: Settings) -> dict[str, Any]:
+    """Return the settings that a resumed run must share."""
+    free = ("out", "resume", "threads", "device", "half", "tensorboard")
+    return {name: value for name, value in written(settings).items() if name not in free}

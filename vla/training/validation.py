@@ -1,0 +1,54 @@
+"""How far a policy's answers are from what was demonstrated, on frames that training does not see."""
+
+import torch
+
+from vla.models import AnyModel, Batch
+from vla.training.setup import AnyBatches
+
+
+def validate(
+    batches: AnyBatches, model: AnyModel, device: str, frames: int, commands: int
+) -> tuple[float, ...]:
+    """Return the mean absolute error on held-out episodes, with commands in held-out phrasings.
+
+    Returns:
+        one number a dimension, mean over the chunk [action unit]
+    """
+    return action_error(batches, model, device, batches.validation(frames, commands))
+
+
+@torch.inference_mode()
+def action_error(batches: AnyBatches, model: AnyModel, device: str, batch: Batch) -> tuple[float, ...]:
+    """Return the mean absolute error on a batch: one number a dimension [action unit]."""
+    model.eval()
+    batch = moved(batch, device)
+    # Drawn as the server draws it: what a stochastic model answers is not what it answers to zeros.
+    noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    missed = (answered(model, batch, noise, "actions") - batch.actions).abs()
+    if batch.valid is None:
+        error = missed.mean((0, 1))
+    else:
+        error = (missed * batch.valid).sum((0, 1)) / batch.valid.sum((0, 1)).clamp_min(1)
+    return tuple((error.cpu() * torch.from_numpy(batches.space.scale)).tolist())
+
+
+def answered(model: AnyModel, batch: Batch, noise: torch.Tensor, output: str) -> torch.Tensor:
+    """Return one output of `act` for each command of a batch, computed 256 at a time."""
+    command, mask = model.encode_command(batch.input_ids, batch.attention_mask)
+    answers = []
+    for rows in torch.arange(len(command), device=command.device).split(256):
+        frame = rows // batch.commands_per_frame
+        answer = model.act(batch.images[frame], command[rows], mask[rows], batch.state[frame], noise[rows])
+        answers.append(answer[output])
+    return torch.cat(answers)
+
+
+def moved(batch: Batch, device: str) -> Batch:
+    """Return the batch on a device."""
+    fields = {name: part.to(device) for name, part in batch._asdict().items() if part is not None}
+    return batch._replace(**fields)
+
+
+def short(error: tuple[float, ...]) -> str:
+    """Write an error as a line has room for it."""
+    return " ".join(f"{value:.4f}" for value in error)
