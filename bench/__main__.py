@@ -7,6 +7,7 @@ from loadtest.extra import needed
 
 PROGRAMS = {
     "compare": "bench.compare.comparison",
+    "compress": "bench.compress.command",
     "faults": "bench.faults.command",
     "formats": "bench.formats",
     "gpu": "bench.gpu.check",

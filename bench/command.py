@@ -1,7 +1,8 @@
 """How close the served policy comes to the policy alone; writes a report with plots.
 
-Instead of it, `python -m bench gpu` checks a GPU host, `compare` compares architectures, `formats` the
-formats of an archive, `overlap` one worker and two on a device that sleeps.
+Instead of it, `python -m bench gpu` checks a GPU host, `compare` compares architectures, `compress` what
+makes a policy smaller, `formats` the formats of an archive, `overlap` one worker and two on a device that
+sleeps.
 """
 
 import dataclasses

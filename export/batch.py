@@ -1,6 +1,6 @@
 """Inputs of a policy's module, to trace with and to compare on: random ones, and a source's example."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from export.source import Source
+from export.source import Observation, Source
 from vla_runtime.actions import normalise
 from vla_runtime.module import Module
 from vla_runtime.preprocessing import normalise_picture, picture, state_bins
@@ -102,25 +102,38 @@ class Batch:
     @classmethod
     def example(cls, source: Source, layout: Layout, device: str) -> Self:
         """Return a source's example as one observation, preprocessed as the server does it."""
-        example, tensors = source.example, {}
+        return cls.observed(source, layout, [source.example], device)
+
+    @classmethod
+    def observed(
+        cls, source: Source, layout: Layout, observations: Sequence[Observation], device: str = "cpu"
+    ) -> Self:
+        """Return observations, preprocessed as the server does it; commands of one length in tokens."""
+        count, tensors = len(observations), {}
         for camera in source.cameras:
-            shown = example.images[camera.name]
-            made = [
-                picture(Image.fromarray(p), camera) for p in (shown if isinstance(shown, tuple) else (shown,))
-            ]
-            pixels = torch.from_numpy(np.stack(made) if len(made) > 1 else np.array(made[0]))
-            tensors[f"image.{camera.name}"] = normalise_picture(pixels, camera)[None]
-        measured = np.array(example.state, np.float32).reshape(*layout.steps, -1)
-        state = normalise(measured, source.state) if source.state else measured
-        tensors["state"] = torch.from_numpy(state)[None]
+            pixels = [_pixels(each, camera) for each in observations]
+            tensors[f"image.{camera.name}"] = normalise_picture(torch.from_numpy(np.stack(pixels)), camera)
+        measured = [np.array(each.state, np.float32).reshape(*layout.steps, -1) for each in observations]
+        states = [normalise(state, source.state) if source.state else state for state in measured]
+        tensors["state"] = torch.from_numpy(np.stack(states))
         generator = torch.Generator().manual_seed(0)
-        tensors["noise"] = torch.randn(1, *(layout.noise or (0, 0)), generator=generator)
-        tensors["prefix"] = torch.zeros(1, layout.horizon, layout.action)
-        tensors["delay"] = torch.zeros(1, dtype=torch.int64)
+        tensors["noise"] = torch.randn(count, *(layout.noise or (0, 0)), generator=generator)
+        tensors["prefix"] = torch.zeros(count, layout.horizon, layout.action)
+        tensors["delay"] = torch.zeros(count, dtype=torch.int64)
         reader, none = source.command_tokenizer(), np.zeros(0, np.int64)
-        bins = state_bins(measured, source.state, source.tokenizer)
-        ids, mask = reader(example.command, bins) if reader else (none, none)
-        return cls(layout, torch.from_numpy(ids)[None], torch.from_numpy(mask)[None], tensors).to(device)
+        read = [
+            reader(each.command, state_bins(state, source.state, source.tokenizer))
+            if reader
+            else (none, none)
+            for each, state in zip(observations, measured, strict=True)
+        ]
+        ids, mask = (torch.from_numpy(np.stack(part)) for part in zip(*read, strict=True))
+        return cls(layout, ids, mask, tensors).to(device)
+
+    def part(self, rows: slice | Tensor) -> Self:
+        """Return some of the observations."""
+        tensors = {name: value[rows] for name, value in self.tensors.items()}
+        return type(self)(self.layout, self.ids[rows], self.mask[rows], tensors)
 
     def to(self, device: str) -> Self:
         """Copy the inputs to a device."""
@@ -145,3 +158,10 @@ class Batch:
         if "images" in self.layout.inputs:
             given["images"] = torch.stack([given[f"image.{c.name}"] for c in self.layout.cameras], dim=1)
         return [given[name] for name in self.layout.inputs]
+
+
+def _pixels(observation: Observation, camera: Camera) -> np.ndarray:
+    """Return what one camera shows, uint8 [3, H, W], or [n, 3, H, W] with a history."""
+    shown = observation.images[camera.name]
+    made = [picture(Image.fromarray(p), camera) for p in (shown if isinstance(shown, tuple) else (shown,))]
+    return np.stack(made) if len(made) > 1 else np.array(made[0])

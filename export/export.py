@@ -6,6 +6,7 @@ import gc
 import platform
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import nn
 
 from archive.digest import digest
 from archive.read import unpack
-from export import eager, onnx_file
+from export import eager, onnx_file, onnx_quantise
 from export.archive import Model, Timeouts, model_config, write_archive
 from export.batch import Batch
 from export.errors import ExportError
@@ -52,6 +53,8 @@ from vla_runtime.spec import (
 )
 
 NOTHING_PRUNED = Pruning()
+# Precisions that one format has.
+ONNX_ONLY = ("int8_static", "int8_weights", "int4_weights")
 FILES: dict[Format, str] = {
     "torchscript": "policy.ts",
     "pt2": "policy.pt2",
@@ -80,7 +83,9 @@ class Options:
     # which must be installed here and there.
     format: Format = "torchscript"
     # Of the matrix products and their weights; bfloat16 halves the weights and rounds to 0.4 %. int8 is for
-    # torchscript on a CPU: a quarter of the weights' size. An eager module is served as it is built.
+    # torchscript on a CPU, and onnx: a quarter of the weights' size. int8_weights and int4_weights are for
+    # onnx; so is int8_static, which needs observations that only `python -m bench compress` gives. An eager
+    # module is served as it is built.
     precision: Precision = "float32"
     # What is taken out of the model before it is compiled. The archive is compared with what is left.
     prune: Pruning = NOTHING_PRUNED
@@ -91,7 +96,7 @@ class Options:
     # Where a pt2 runs: it is compiled for the device of this machine.
     device: Literal["cpu", "cuda"] = "cpu"
     # Allowed difference of model and artifact, in normalised units: the largest in float32 (default 1e-4),
-    # the root mean square in bfloat16 and int8 (default 0.05).
+    # the root mean square in what rounds (default 0.05; int8_static 0.1, int4_weights 0.2).
     tolerance: float | None = None
     # A batch that takes longer is given up, and its worker replaced [s]; by default 5, or four times what the
     # largest batch takes here, where that is more.
@@ -117,17 +122,28 @@ def export(options: Options) -> PolicySpec:
     return archived(source, options, release=True)
 
 
-def archived(source: Source, options: Options, *, release: bool = False) -> PolicySpec:
+def archived(
+    source: Source,
+    options: Options,
+    *,
+    release: bool = False,
+    observations: Sequence[Batch] = (),
+    converted: Path | None = None,
+) -> PolicySpec:
     """Compile, verify, describe and archive one source; see `export`.
 
     `release` frees the source's weights as soon as they are written, so that memory never holds two copies.
+    What `observations` show sets the scales of int8_static. With `converted`, the folder of the source's ONNX
+    files in float32, the model is not converted again.
     """
     if options.prune:
         facts = source.provenance | {"pruned": asdict(options.prune)}
         source = dataclasses.replace(source, model=pruned(source.model, options.prune), provenance=facts)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        artifact, parity, found = _compile(source, options, folder, release=release)
+        for file in converted.glob("*.onnx") if converted else ():
+            shutil.copy(file, folder)
+        artifact, parity, found = _compile(source, options, folder, observations, release=release)
         spec = _describe(source, options, folder, artifact, found)
         largest, size = max(options.buckets), (folder / artifact.file).stat().st_size
         timeouts = Timeouts.of(options.response_timeout_s, options.buckets, parity.took_s, size)
@@ -142,7 +158,7 @@ def archived(source: Source, options: Options, *, release: bool = False) -> Poli
 
 
 def _compile(
-    source: Source, options: Options, folder: Path, *, release: bool
+    source: Source, options: Options, folder: Path, observations: Sequence[Batch], *, release: bool
 ) -> tuple[ArtifactSpec, Parity, dict[str, Any]]:
     """Make the artifact in a folder, and compare it with the model.
 
@@ -157,8 +173,10 @@ def _compile(
     example = Batch.example(source, layout, target.device)
     with Exact() if source.lowered else contextlib.nullcontext():
         answers = answered(model, layout, target, [example], say=_say)
-    lowered = _in_precision(model, target, in_place=release)
+    lowered: Any = _in_precision(model, target, in_place=release)
     outputs = makers[target.format](lowered, layout, folder / FILES[target.format], target)
+    if target.precision in ONNX_ONLY or (target.format == "onnx" and target.precision == "int8"):
+        onnx_quantise.quantise(folder / FILES["onnx"], target.precision, lowered, observations)
     if release:
         lowered.to("meta")
     artifact = ArtifactSpec(
@@ -191,8 +209,10 @@ def _target(source: Source, options: Options) -> Target:
         )
     if options.format == "onnx" and (options.precision == "bfloat16" or options.device != "cpu"):
         raise ExportError(
-            "format 'onnx' is exported in float32 or int8 on device 'cpu'; GPUs compute it all the same"
+            "format 'onnx' is exported on device 'cpu', and not in bfloat16; GPUs compute it all the same"
         )
+    if options.precision in ONNX_ONLY and options.format != "onnx":
+        raise ExportError(f"precision {options.precision!r} is of format 'onnx', got {options.format!r}")
     if options.compile and options.format != "eager":
         raise ExportError(f"--compile is for format 'eager' alone, got {options.format!r}")
     return Target(
@@ -206,7 +226,9 @@ def _target(source: Source, options: Options) -> Target:
 
 def _in_precision(model: nn.Module, target: Target, *, in_place: bool) -> nn.Module:
     """Return the model to compile: the same one in float32, else one in the target's precision."""
-    if target.precision == "int8" and target.format != "onnx":  # whose file is quantised, not the model
+    if target.format == "onnx":  # whose file is quantised, not the model
+        return model
+    if target.precision == "int8":
         return quantised(model, target)
     if target.precision == "bfloat16":
         return Lowered(model, target.device, in_place=in_place)

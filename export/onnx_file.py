@@ -5,7 +5,6 @@ ONNX Runtime computes the files wherever it is installed; torch's code is not in
 bytes: the paths of the sources that the converter notes are left out.
 """
 
-import importlib
 import importlib.util
 import logging
 import warnings
@@ -32,6 +31,8 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 def save(model: Any, layout: Layout, path: Path, target: Target) -> tuple[str, ...]:
     """Capture and write both methods of a `torch.nn.Module` in evaluation mode; takes some seconds each.
 
+    A method whose file is there already is left as it is.
+
     Returns:
         the names of the values that `act` returns, sorted
 
@@ -47,11 +48,11 @@ def save(model: Any, layout: Layout, path: Path, target: Target) -> tuple[str, .
         outputs = tuple(sorted(model.act(*calls["act"])))
         names = {"act": (layout.inputs, outputs), "encode_command": (("ids", "mask"), layout.command)}
         for name, inputs in calls.items():
+            if onnx_file(path, name).is_file():
+                continue
             method = Method(model, name, outputs if name == "act" else ())
             program = captured(method, inputs, target.largest_batch)
             _write(program, onnx_file(path, name), *names[name], what=f"{type(model).__name__}.{name}")
-            if target.precision == "int8":
-                _quantise(onnx_file(path, name))
     return outputs
 
 
@@ -82,25 +83,6 @@ def _converted(program: torch.export.ExportedProgram, inputs: Sequence[str], out
     )
     _forget_sources(converted.model)
     return converted
-
-
-def _quantise(path: Path) -> None:
-    """Round a file's weights to 8 bits, each output channel on its own scale, and its inputs as they come."""
-    quantization: Any = importlib.import_module("onnxruntime.quantization")
-    whole = path.with_suffix(".float32")
-    path.rename(whole)
-    log, level = logging.getLogger(), logging.getLogger().level
-    log.setLevel(logging.ERROR)  # it advises to preprocess what torch has optimised already
-    try:
-        kinds, weight = ["MatMul", "Gemm"], quantization.QuantType.QInt8
-        quantization.quantize_dynamic(
-            whole, path, per_channel=True, op_types_to_quantize=kinds, weight_type=weight
-        )
-    except Exception as error:
-        raise ExportError(f"{path.name} can't be quantised: {str(error).strip()[:300]}") from error
-    finally:
-        log.setLevel(level)
-        whole.unlink()
 
 
 def _cummax(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:

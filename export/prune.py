@@ -1,7 +1,8 @@
 """Smaller models before they are compiled: weights set to zero, or hidden units taken out.
 
 Zeros save space in an archive and nothing else: neither torch nor ONNX Runtime multiplies them any faster.
-Units that are taken out shrink both matrices around them, and what multiplies with them.
+Units and channels that are taken out shrink both layers around them, and what multiplies with them, as in Li
+et al. 2016, "Pruning Filters for Efficient ConvNets", arXiv 1608.08710.
 """
 
 import copy
@@ -13,6 +14,7 @@ from torch import nn
 
 from export.errors import ExportError
 
+Layer = nn.Linear | nn.Conv2d
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # What may stand between two linear layers whose units are taken out: it treats every unit alike.
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Dropout, nn.Identity)
@@ -25,7 +27,8 @@ class Pruning:
     # Of the weights of linear layers and convolutions: the smallest become zero (Han et al. 2015,
     # arXiv 1506.02626).
     prune_weights: float = 0.0
-    # Of the hidden units between two linear layers that follow each other: those of the least norms go.
+    # Of the hidden units between two linear layers that follow each other, and of the channels between two
+    # convolutions: those of the least norms go.
     prune_units: float = 0.0
 
     def __post_init__(self) -> None:
@@ -47,7 +50,8 @@ def pruned(model: nn.Module, pruning: Pruning) -> nn.Module:
     model = copy.deepcopy(model)
     if pruning.prune_units and not _take_units(model, pruning.prune_units):
         raise ExportError(
-            "prune_units takes units between two nn.Linear of one nn.Sequential: there are none"
+            "prune_units takes units between two nn.Linear, or two nn.Conv2d, of one nn.Sequential, or "
+            "between fc1 and fc2: there are none"
         )
     if pruning.prune_weights:
         _zero_weights(model, pruning.prune_weights)
@@ -68,25 +72,36 @@ def _zero_weights(model: nn.Module, share: float) -> None:
 
 def _take_units(model: nn.Module, share: float) -> int:
     """Take the units out, and return how many."""
-    taken = 0
-    for sequence in model.modules():
-        if not isinstance(sequence, nn.Sequential):
-            continue
-        layers = [layer for layer in sequence if not isinstance(layer, ELEMENTWISE)]
+    return sum(_shrink(first, second, share) for first, second in _pairs(model))
+
+
+def _pairs(model: nn.Module) -> list[tuple[Layer, Layer]]:
+    """Return layers between which units are hidden from all others: in a sequence, or fc1 and fc2."""
+    found: list[tuple[Layer, Layer]] = []
+    for module in model.modules():
+        if isinstance(module, nn.Sequential):
+            layers = [layer for layer in module if not isinstance(layer, ELEMENTWISE)]
+        else:  # transformers' name for a perceptron's two layers
+            layers = [getattr(module, name, None) for name in ("fc1", "fc2")]
         for first, second in pairwise(layers):
             if isinstance(first, nn.Linear) and isinstance(second, nn.Linear):
-                taken += _shrink(first, second, share)
-    return taken
+                found.append((first, second))
+            elif isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d):
+                found += [(first, second)] if first.groups == second.groups == 1 else []
+    return found
 
 
-def _shrink(first: nn.Linear, second: nn.Linear, share: float) -> int:
+def _shrink(first: Layer, second: Layer, share: float) -> int:
     """Take the units with the least product of norms, in and out, out of two layers."""
-    norms = first.weight.norm(dim=1) * second.weight.norm(dim=0)
+    norms = first.weight.flatten(1).norm(dim=1) * second.weight.transpose(0, 1).flatten(1).norm(dim=1)
     count = int(share * len(norms))
     kept = norms.argsort(descending=True, stable=True)[: len(norms) - count].sort().values
     first.weight = nn.Parameter(first.weight[kept], requires_grad=False)
     if first.bias is not None:
         first.bias = nn.Parameter(first.bias[kept], requires_grad=False)
     second.weight = nn.Parameter(second.weight[:, kept], requires_grad=False)
-    first.out_features = second.in_features = len(kept)
+    if isinstance(first, nn.Linear) and isinstance(second, nn.Linear):
+        first.out_features = second.in_features = len(kept)
+    elif isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d):
+        first.out_channels = second.in_channels = len(kept)
     return count

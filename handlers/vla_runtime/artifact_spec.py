@@ -7,7 +7,8 @@ import msgspec
 from vla_runtime.vectors import Part, require
 
 Format = Literal["torchscript", "pt2", "eager", "onnx"]
-Precision = Literal["float32", "bfloat16", "int8"]
+# int8_static, int8_weights and int4_weights are of `onnx` alone, see `export.onnx_quantise`.
+Precision = Literal["float32", "bfloat16", "int8", "int8_static", "int8_weights", "int4_weights"]
 
 # What `act` may return besides the chunk; every other output is declared in the artifact's `extras`.
 KNOWN_OUTPUTS = ("actions", "logits", "confidence", "attention")

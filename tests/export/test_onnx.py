@@ -118,7 +118,7 @@ def test_equal_models_give_equal_bytes_without_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"precision": "bfloat16"}, r"^format 'onnx' is exported in float32 or int8 on device 'cpu'"),
+        ({"precision": "bfloat16"}, r"^format 'onnx' is exported on device 'cpu', and not in bfloat16"),
         ({"compile": True}, r"^--compile is for format 'eager' alone, got 'onnx'"),
     ],
 )

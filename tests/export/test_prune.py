@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPMLP
 
 from archive.read import unpack
 from export.errors import ExportError
@@ -48,6 +50,37 @@ def test_units_that_matter_least_go_and_the_tensors_shrink() -> None:
     smaller: Any = pruned(dense, Pruning(prune_units=0.5))
     assert smaller[0].weight.shape == (4, 6)
     assert not torch.allclose(smaller(given), dense(given))
+
+
+def test_channels_between_two_convolutions_go() -> None:
+    torch.manual_seed(0)
+    dense: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        for channel in (1, 6):
+            dense[0].weight[channel], dense[0].bias[channel] = 0.0, 0.0
+    given = torch.randn(2, 3, 9, 9)
+
+    small: Any = pruned(dense, Pruning(prune_units=0.25))
+
+    assert [tuple(small[i].weight.shape) for i in (0, 2)] == [(6, 3, 3, 3), (4, 6, 3, 3)]
+    assert (small[0].out_channels, small[2].in_channels) == (6, 6)
+    torch.testing.assert_close(small(given), dense(given))  # the two did nothing
+
+
+def test_channels_of_grouped_convolutions_stay() -> None:
+    grouped = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2))
+    with pytest.raises(ExportError, match=r"^prune_units takes units between"):
+        pruned(grouped, Pruning(prune_units=0.5))
+
+
+def test_units_of_a_transformers_perceptron_go() -> None:
+    torch.manual_seed(0)
+    dense = CLIPMLP(CLIPVisionConfig(hidden_size=4, intermediate_size=8, hidden_act="quick_gelu")).eval()
+
+    small: Any = pruned(dense, Pruning(prune_units=0.5))
+
+    assert small.fc1.weight.shape == small.fc2.weight.T.shape == (4, 4)
+    assert small(torch.randn(2, 4)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(

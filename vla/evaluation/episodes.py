@@ -46,6 +46,12 @@ class Setup:
     disturb: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
     # Longest episode [control steps].
     steps: int = EPISODE_STEPS
+    # How long what is done must stay done, the policy being asked on: at most ENDING_STEPS [control steps].
+    dwell: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dwell <= ENDING_STEPS:
+            raise ValueError(f"dwell must be from 0 to {ENDING_STEPS} steps, got {self.dwell}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +81,10 @@ class Episode:
     # Control steps after which it was first said, as players take it; a success is followed by ENDING_STEPS
     # more, which count nowhere else. None: never.
     done_at: int | None = None
+    # Whether it succeeded, and the goal stayed fulfilled for the setup's `dwell`.
+    stayed: bool = False
+    # Blocks that the goal was not about, and that lie elsewhere at the end.
+    disturbed: int = 0
 
     @property
     def done_early(self) -> bool:
@@ -147,9 +157,10 @@ def run_episode(
     if on_step:
         on_step()
     episode = _summarised(env, trial, recorded, error, done_at)
-    if episode.success and episode.says_done and done_at is None:
-        return replace(episode, done_at=_ending(env, player, trial, setup))
-    return episode
+    if episode.success:
+        done_at, stayed = _ending(env, player, trial, setup, episode)
+        episode = replace(episode, done_at=done_at, stayed=stayed)
+    return replace(episode, disturbed=len(env.disturbed()))
 
 
 def _summarised(
@@ -173,16 +184,28 @@ def _summarised(
     )
 
 
-def _ending(env: Tabletop, player: ChunkPlayer, trial: Trial, setup: Setup) -> int | None:
-    """Go on after a success, until the policy calls it done; returns after how many steps of the episode."""
-    last = env.steps + ENDING_STEPS
+def _ending(
+    env: Tabletop, player: ChunkPlayer, trial: Trial, setup: Setup, episode: Episode
+) -> tuple[int | None, bool]:
+    """Go on after a success, for the dwell and until the policy calls it done.
+
+    Returns:
+        after how many steps of the episode it was called done, and whether it stayed done for the dwell
+    """
+    begun, done_at, kept = env.steps, episode.done_at, 0
     with contextlib.suppress(PolicyError, RequestError):
-        while env.steps <= last:
+        while env.steps - begun <= ENDING_STEPS:
+            waits = env.steps - begun < setup.dwell
+            if not waits and (done_at is not None or not episode.says_done):
+                break
             action = player.action(lambda: observe(env, trial, setup))
-            if player.done:
-                return env.steps
+            if player.done and done_at is None:
+                done_at = env.steps
+                if not waits:
+                    break
             env.step(action)
-    return None
+            kept += waits and env.happens(trial.goal)
+    return done_at, kept == setup.dwell
 
 
 def run_all(

@@ -52,6 +52,8 @@ class Evaluation:
     robots: int = 8
     # Actions of a chunk that are executed before the next observation [control steps].
     replan: int = 1
+    # How long what is done must stay done to count as that too [control steps, at most 10].
+    dwell: int = 0
     # Width and height of the picture that is sent [pixels].
     image_size: int = 96
     # How pictures are encoded: png is lossless, jpeg is of quality 95.
@@ -77,6 +79,7 @@ class Evaluation:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for goal in self.goals:
             parse(goal)
+        _ = self.setup  # checks the dwell
         if self.first_seed < FIRST_UNSEEN_SEED:
             raise ValueError(f"first_seed must be at least {FIRST_UNSEEN_SEED}, which training never uses")
         if self.first_seed + self.episodes > FIRST_SCENE:
@@ -97,7 +100,7 @@ class Evaluation:
     @property
     def setup(self) -> Setup:
         """How the robots observe and act."""
-        return Setup(self.replan, self.image_size, self.encoding)
+        return Setup(self.replan, self.image_size, self.encoding, dwell=self.dwell)
 
     @staticmethod
     def thresholds(texts: Sequence[str]) -> list[Threshold]:
@@ -177,6 +180,12 @@ def write(config: Evaluation, results: tuple[list[Summary], list[Episode], dict[
             f"Done: percent of each task's successes that the policy calls done within {ENDING_STEPS} steps; "
             "of all episodes, those that it calls done before a success or without one."
         )
+    if config.dwell:
+        lines += [
+            f"{each.condition} ({each.source}): success that stays for {config.dwell} steps "
+            f"{each.stayed.percent(1)} %; other blocks moved in {each.disturbed.percent(1)} % of episodes."
+            for each in summaries
+        ]
     lines += [
         f"{condition}: the first chunks over HTTP and in-process differ by at most {difference:.2g}."
         for condition, difference in differences.items()

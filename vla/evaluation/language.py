@@ -1,20 +1,20 @@
 """`python -m vla.evaluation.language`: measure what an archived policy understands, and write the report."""
 
 import datetime
-import json
 import multiprocessing
 import os
 import platform
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from archive.digest import digest
 from vla.evaluation.conditions import Trial
@@ -22,7 +22,7 @@ from vla.evaluation.episodes import ENDING_STEPS, Episode, Setup, run_episode
 from vla.evaluation.policies import ArchivedPolicy
 from vla.evaluation.render import Recording, contact_sheet, record
 from vla.evaluation.report import Rate, table
-from vla.evaluation.understanding import Cell, Outcome, cells
+from vla.evaluation.understanding import Cell, Outcome, Run, cells
 from vla.provenance import commit
 from vla.tabletop.looks import PLAIN
 from vla.tabletop.simulator import Tabletop
@@ -31,8 +31,10 @@ from vla_runtime.errors import SpecError
 
 SHEETS = {"successes": 5, "failures": 8}
 # Heads of the report's tables.
-ACTING = ("", "success", "target", "held by mistake", "done", "done too early")
+ACTING = ("", "success", "target", "held by mistake", "done", "done too early", "stays", "others moved")
 STANDING = ("", "held", "target", "hand moved at most [mm]", "gripper [%]", "called done")
+# What is done must stay done for so long [control steps].
+DWELL = 5
 # A hold may move the fingers so far [share of their opening].
 GRIPPER_STAYS = 0.1
 
@@ -49,7 +51,8 @@ class LanguageEvaluation:
     first_seed: int = 5_000_000
     # Worker processes.
     workers: int = 2
-    # The Markdown that is written; its stem names the sheets and the JSON beside it.
+    # The Markdown that is written; its stem names the sheets and the JSON beside it, which a run that was
+    # interrupted goes on from.
     report: Path = Path("runs/language.md")
     # What the report calls the policy; empty: as its archive is called.
     name: str = ""
@@ -95,6 +98,8 @@ def run_cell(config: LanguageEvaluation, index: int) -> Outcome:
         gripped=tuple(gripped),
         done_in_time=tuple(episode.done_in_time for episode, _ in found if says_done),
         done_early=tuple(episode.done_early for episode, _ in found if says_done),
+        stayed=tuple(episode.stayed for episode, _ in found),
+        disturbed=tuple(episode.disturbed > 0 for episode, _ in found),
     )
 
 
@@ -105,7 +110,7 @@ def _run(
     trial = cell.trial(index, first_seed + index)
     dress(env, cell, trial)
     before = env.state()
-    episode = run_episode(env, policy, trial, cell.setup(Setup()))
+    episode = run_episode(env, policy, trial, cell.setup(Setup(dwell=DWELL)))
     return episode, env.state() - before
 
 
@@ -122,15 +127,24 @@ def _good(cell: Cell, episode: Episode, gripped: float) -> bool:
 
 
 def evaluate(config: LanguageEvaluation) -> list[Outcome]:
-    """Run all cells on the workers; they come back in the table's order."""
+    """Run the cells on the workers; those that the JSON has already, of the same settings, are not run again.
+
+    They come back in the table's order.
+    """
+    path = config.report.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = Run(config.name or config.archive.stem, digest(config.archive), config.episodes, config.first_seed)
+    run = run.resumed(path)
+    todo = [index for index, cell in config.chosen if cell.name not in run.outcomes]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(config.workers, mp_context=spawn) as pool:
-        tasks = [pool.submit(run_cell, config, index) for index, _ in config.chosen]
-        found = []
-        for task in tasks:
-            found.append(task.result())
-            print(f"{found[-1].cell}: {100 * found[-1].rate:.0f} %", file=sys.stderr, flush=True)
-    return found
+        tasks = [pool.submit(run_cell, config, index) for index in todo]
+        for task in tqdm(as_completed(tasks), total=len(tasks), unit="cell", disable=None):
+            found = task.result()
+            run.outcomes[found.cell] = found
+            run.save(path)
+            print(f"{found.cell}: {100 * found.rate:.0f} %", file=sys.stderr, flush=True)
+    return [run.outcomes[cell.name] for _, cell in config.chosen]
 
 
 def markdown(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> str:
@@ -153,7 +167,8 @@ def markdown(config: LanguageEvaluation, outcomes: Sequence[Outcome]) -> str:
         "",
         "Held by mistake: episodes with at least one answer held. Done: of the successes, those that the "
         f"policy calls done within {ENDING_STEPS} steps; too early: episodes that it calls done before a "
-        "success, or without one.",
+        f"success, or without one. Stays: episodes that succeed, and are still done in each of {DWELL} more "
+        "steps that the policy takes; others moved: episodes in which a block moved that was not meant.",
         "",
         "## What can't be done",
         "",
@@ -175,6 +190,7 @@ def _acting(cell: Cell, outcome: Outcome) -> tuple[str, ...]:
         f"{100 * wrong:.0f}",
         _percent(sum(outcome.done_in_time), sum(outcome.good)) if outcome.done_early else "-",
         _early(outcome),
+        *(_percent(sum(each), len(each)) for each in (outcome.stayed, outcome.disturbed)),
     )
 
 
@@ -248,12 +264,9 @@ def main() -> int:
     except (SpecError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    config.report.parent.mkdir(parents=True, exist_ok=True)
     text = markdown(config, outcomes)
     sheets = [f"![{path.stem.split('_')[-1].capitalize()}]({path.name})\n" for path in draw(config, outcomes)]
     config.report.write_text("\n".join([text, *sheets]))
-    path = config.report.with_suffix(".json")
-    path.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     print(text)
     return 0
 

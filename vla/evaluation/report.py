@@ -43,6 +43,26 @@ class Rate:
         return f"{100 * self.value:.{digits}f} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
 
 
+def ratio(unseen: Rate, seen: Rate) -> tuple[float, float, float]:
+    """Return the ratio of two independent shares, and its 95 % interval, infinite where `seen` may be 0.
+
+    Of the Wilson intervals of both, by the method of variance estimates recovery: Donner & Zou 2012,
+    "Closed-form confidence intervals for functions of the normal mean and standard deviation".
+    """
+    p, q = unseen.value, seen.value
+    (low, high), (least, most) = unseen.interval, seen.interval
+    if q == 0:
+        return math.inf, 0.0, math.inf
+    below = (p * q) ** 2 - low * most * (2 * p - low) * (2 * q - most)
+    above = (p * q) ** 2 - high * least * (2 * p - high) * (2 * q - least)
+    bottom, top = most * (2 * q - most), least * (2 * q - least)
+    return (
+        p / q,
+        max(0.0, (p * q - math.sqrt(max(0.0, below))) / bottom) if bottom > 0 else 0.0,
+        (p * q + math.sqrt(max(0.0, above))) / top if top > 0 else math.inf,
+    )
+
+
 @dataclass(frozen=True)
 class Summary:
     """One condition with one policy."""
@@ -71,6 +91,9 @@ class Summary:
     # calls done before a success or without one. Empty and None where the policy says nothing of it.
     done_in_time: dict[str, Rate] = field(default_factory=dict)
     done_early: Rate | None = None
+    # Of all episodes: success that stayed for the dwell; and those in which other blocks were moved.
+    stayed: Rate = field(default_factory=lambda: Rate(0, 0))
+    disturbed: Rate = field(default_factory=lambda: Rate(0, 0))
 
 
 @dataclass(frozen=True)
@@ -122,6 +145,8 @@ def summarise(source: str, episodes: Sequence[Episode]) -> Summary:
         errors=dict(Counter(episode.error for episode in episodes if episode.error is not None)),
         done_in_time={task: _in_time(successes, task) for task in TASKS} if says_done else {},
         done_early=Rate(sum(e.done_early for e in episodes), len(episodes)) if says_done else None,
+        stayed=Rate(sum(e.stayed for e in episodes), len(episodes)),
+        disturbed=Rate(sum(e.disturbed > 0 for e in episodes), len(episodes)),
     )
 
 

@@ -4,11 +4,13 @@ A cell is a kind of command or of picture. Its episodes run in scenes that train
 commands are of the split `test` of `vla.tabletop.language`, whose patterns training never uses.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
@@ -80,11 +82,53 @@ class Outcome:
     # where it says nothing of it.
     done_in_time: tuple[bool, ...] = ()
     done_early: tuple[bool, ...] = ()
+    # Of each: whether what was done stayed done, and whether a block moved that the goal was not about.
+    stayed: tuple[bool, ...] = ()
+    disturbed: tuple[bool, ...] = ()
 
     @property
     def rate(self) -> float:
         """Share of the episodes that went as they should."""
         return sum(self.good) / len(self.good)
+
+
+class Run(msgspec.Struct):
+    """The cells that one run has done, as its JSON has them."""
+
+    # What the policy is called, and the SHA-256 of its archive.
+    name: str
+    archive: str
+    episodes: int
+    first_seed: int
+    # By the cell's name.
+    outcomes: dict[str, Outcome] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a run.
+
+        Raises:
+            ValueError: the file is none.
+        """
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"{path} is no run of vla.evaluation.language: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write the run, whole or not at all."""
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        partial.replace(path)
+
+    def resumed(self, path: Path) -> Self:
+        """Return the run that the file has, where it is of the same policy and scenes, else this one."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            found = type(self).load(path)
+            same = (found.archive, found.episodes, found.first_seed)
+            if same == (self.archive, self.episodes, self.first_seed):
+                return found
+        return self
 
 
 def cells() -> list[Cell]:

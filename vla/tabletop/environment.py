@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from vla.tabletop.commands import COLOURS, GOALS, Goal, held_out, parse
+from vla.tabletop.commands import GOALS, Goal, held_out, parse
 from vla.tabletop.language import Kind, command
 from vla.tabletop.looks import PLAIN, draw_look
 from vla.tabletop.simulator import ACTION_HIGH, ACTION_LOW, CONTROL_HZ, EPISODE_STEPS, STATE, Tabletop
@@ -20,8 +20,6 @@ from vla.tabletop.simulator import ACTION_HIGH, ACTION_LOW, CONTROL_HZ, EPISODE_
 NAME = "vla/Tabletop-v0"
 # Longest command [letters].
 LONGEST = 400
-# Another block counts as disturbed when it is this far from where it lay [m].
-DISTURBED = 0.01
 
 
 class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
@@ -76,7 +74,6 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._size, self._varied, self._dwell = image_size, varied, dwell
         self._kind: Kind | None = kind
         self._command, self._stayed = "", 0
-        self._start = self.tabletop.blocks()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -97,8 +94,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         goal = parse(given["goal"]) if "goal" in given else GOALS[self.np_random.integers(len(GOALS))]
         scene = int(given.get("scene", self.np_random.integers(1 << 31)))
         self.tabletop.reset(scene, goal)
-        self._start = self.tabletop.blocks()
-        self.tabletop.look = draw_look(self.np_random, self._start) if self._varied else PLAIN
+        blocks = self.tabletop.blocks()
+        self.tabletop.look = draw_look(self.np_random, blocks) if self._varied else PLAIN
         self._command, self._stayed = self._said(goal), 0
         return self._observation(), self._info(done=False)
 
@@ -138,11 +135,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def _info(self, *, done: bool) -> dict[str, Any]:
         env = self.tabletop
-        moved = np.linalg.norm(env.blocks() - self._start, axis=1) > DISTURBED
-        others = [
-            colour for colour, far in zip(COLOURS, moved, strict=True) if far and colour != env.goal.colour
-        ]
-        return {"goal": " ".join(env.goal), "success": done, "outcome": env.outcome(), "disturbed": others}
+        goal, outcome = " ".join(env.goal), env.outcome()
+        return {"goal": goal, "success": done, "outcome": outcome, "disturbed": env.disturbed()}
 
 
 gymnasium.register(NAME, entry_point="vla.tabletop.environment:TabletopEnv")

@@ -60,6 +60,9 @@ REACH_HEIGHT = 0.035
 LIFT_HEIGHT = 0.05
 PUSH_DISTANCE = 0.06
 
+# Another block counts as disturbed when it is this far from where it lay [m].
+DISTURBED = 0.01
+
 # The scene at reset [m]: blocks stand in lanes along x, so that each can be grasped and pushed.
 BLOCK_X = (-0.11, 0.05)
 BLOCK_Y = (-0.17, 0.17)
@@ -276,6 +279,13 @@ class Tabletop(Robot):
     def outcome(self) -> str | None:
         """The colour of the block that the commanded task first happened to; ``None`` until then."""
         return self._first
+
+    def disturbed(self) -> list[str]:
+        """The colours of the blocks that no goal was about, and that are not where they lay at `reset`."""
+        moved = np.linalg.norm(self.blocks() - self._start, axis=1) > DISTURBED
+        return [
+            colour for colour, far in zip(COLOURS, moved, strict=True) if far and colour != self._goal.colour
+        ]
 
     def snapshot(self) -> Snapshot:
         """Keep this moment, to ``restore`` it later, as often as wanted."""

@@ -172,6 +172,44 @@ def test_a_success_is_followed_until_it_is_called_done(env, first, after, in_tim
     assert policy.asked == bare.steps + (0 if early else min(first, ENDING_STEPS) + 1)
 
 
+class LettingGo:
+    """The expert, which opens its hand once it has succeeded."""
+
+    def __init__(self, env):
+        self.env = env
+
+    def infer(self, observation):
+        answer = ExpertPolicy(self.env).infer(observation)
+        if not self.env.success:
+            return answer
+        return replace(answer, actions=np.array([[0, 0, 0.03, -1.0]], np.float32))
+
+
+def test_success_that_does_not_stay_is_told_from_one_that_does(env):
+    trial = replace(trials("held_out", 1, 100_000)[0], goal=Goal("lift", "green"))
+    kept = run_episode(env, ExpertPolicy(env), trial, Setup(dwell=10))
+    dropped = run_episode(env, LettingGo(env), trial, Setup(dwell=10))
+    assert (kept.success, kept.stayed, kept.disturbed) == (True, True, 0)
+    assert (dropped.success, dropped.stayed) == (True, False)
+    assert dropped.steps == kept.steps
+
+
+def test_dwell_is_bounded():
+    with pytest.raises(ValueError, match=r"^dwell must be from 0 to 10 steps, got 11$"):
+        Setup(dwell=11)
+
+
+def test_other_blocks_that_move_are_counted(env):
+    env.reset(100_000, Goal("push", "green"))
+    assert env.disturbed() == []
+    while not env.success:
+        env.step(ExpertPolicy(env).infer(None).actions[0])
+    assert env.disturbed() == []
+    moved = env.snapshot()
+    env.restore(moved._replace(goal=Goal("push", "red")))
+    assert env.disturbed() == ["green"]
+
+
 def test_wrong_colour_is_judged_on_the_original_block(env):
     for trial in trials("wrong_colour", 12, 100_000)[1::5]:
         policy = Told(env)

@@ -1,5 +1,6 @@
 """What episodes add up to: rates with their intervals, thresholds, tables."""
 
+import math
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from vla.evaluation.conditions import CONDITIONS, Trial
 from vla.evaluation.episodes import Episode
 from vla.evaluation.evaluate import Evaluation
-from vla.evaluation.report import Rate, Threshold, largest_difference, markdown, misses, summarise
+from vla.evaluation.report import Rate, Threshold, largest_difference, markdown, misses, ratio, summarise
 from vla.tabletop.commands import GOALS, Goal
 
 
@@ -112,6 +113,22 @@ def test_what_a_policy_calls_done_is_judged_by_the_success():
 def test_of_failures_alone_nothing_is_done_in_time():
     summary = summarise("http", [episode(success=False, says_done=True)])
     assert markdown([summary]).splitlines()[2].split("|")[-2].strip() == "- / - / -; 0"
+
+
+def test_stays_and_moved_blocks_are_added_up():
+    summary = summarise("http", [episode(stayed=True, disturbed=2), episode(), episode(success=False)])
+    assert (summary.stayed, summary.disturbed) == (Rate(1, 3), Rate(1, 3))
+
+
+def test_ratio_of_rates_with_its_interval():
+    # Equal shares of 20 of 40: by Wilson's intervals, 0.3520 and 0.6480, Donner and Zou's method gives this.
+    value, low, high = ratio(Rate(20, 40), Rate(20, 40))
+    assert (value, low * high) == (1.0, pytest.approx(1.0, abs=1e-9))
+    assert low == pytest.approx(0.6474, abs=1e-4)
+    value, low, high = ratio(Rate(40, 40), Rate(40, 40))
+    assert (value, low, high) == (1.0, pytest.approx(0.9124, abs=1e-4), pytest.approx(1.0961, abs=1e-4))
+    assert ratio(Rate(0, 40), Rate(40, 40))[:2] == (0.0, 0.0)
+    assert ratio(Rate(3, 40), Rate(0, 40)) == (math.inf, 0.0, math.inf)
 
 
 def test_thresholds_are_inclusive_and_hold_for_every_policy():

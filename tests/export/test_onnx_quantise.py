@@ -1,0 +1,95 @@
+"""ONNX in 8 and 4 bits: what each file holds, how close it stays, and what is refused."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export.batch import Batch, Layout
+from export.errors import ExportError
+from export.export import Options, export
+from export.onnx_file import save
+from export.onnx_quantise import quantise
+from export.target import Target
+from vla_runtime.module import load_module
+from vla_runtime.spec import ArtifactSpec, Camera, Precision
+
+CAMERA = Camera(name="front", width=16, height=16)
+LAYOUT = Layout((CAMERA,), ("image.front",), (), horizon=2, action=3)
+
+
+class Seeing(nn.Module):
+    """A convolution and two products over one picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tower = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 6))
+
+    def encode_command(self, _ids: Tensor, _mask: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def act(self, image: Tensor) -> dict[str, Tensor]:
+        return {"actions": self.head(self.tower(image)).unflatten(-1, (2, 3))}
+
+
+def written(folder: Path, precision: Precision) -> Path:
+    """Write a file of this precision, calibrated on random pictures."""
+    path = folder / "policy.onnx"
+    save(Seeing().eval(), LAYOUT, path, Target(largest_batch=4, format="onnx", precision=precision))
+    seen = [Batch.random(LAYOUT, 4, seed, "cpu") for seed in range(8)]
+    quantise(path, precision, Seeing().eval(), seen)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "share"),
+    [
+        ("int8", "DynamicQuantizeLinear", 0.02),
+        ("int8_static", "QuantizeLinear", 0.05),
+        ("int8_weights", "MatMulNBits", 0.02),
+        ("int4_weights", "MatMulNBits", 0.2),
+    ],
+)
+def test_each_precision_computes_about_the_same(
+    tmp_path: Path, precision: Precision, kind: str, share: float
+) -> None:
+    path = written(tmp_path, precision)
+
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kind in kinds
+    assert not list(tmp_path.glob("*.float32"))
+    artifact = ArtifactSpec(path.name, (), LAYOUT.inputs, (1, 4), ("actions",), format="onnx")
+    batch = Batch.random(LAYOUT, 3, 99, "cpu")
+    with torch.inference_mode():
+        wanted = batch.run(Seeing().eval())["actions"]
+    missed = batch.run(load_module(tmp_path, artifact))["actions"] - wanted
+    assert 0 < missed.square().mean().sqrt() < share * wanted.std()
+
+
+def test_bits_of_the_weights_are_those_asked_for(tmp_path: Path) -> None:
+    for precision, bits in (("int8_weights", 8), ("int4_weights", 4)):
+        (tmp_path / precision).mkdir()
+        nodes = onnx.load(written(tmp_path / precision, precision)).graph.node
+        found = [
+            a.i for node in nodes if node.op_type == "MatMulNBits" for a in node.attribute if a.name == "bits"
+        ]
+        assert found == [bits, bits]  # both products of the head
+
+
+def test_nothing_to_calibrate_on_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = Options(
+        str(tiny_checkpoint), tmp_path / "vla.mar", buckets=(1, 2), format="onnx", precision="int8_static"
+    )
+    with pytest.raises(ExportError, match=r"^int8_static is calibrated on observations"):
+        export(options)
+
+
+def test_other_formats_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match=r"^precision 'int4_weights' is of format 'onnx', got 'torchscript'$"
+    ):
+        export(Options(str(tiny_checkpoint), tmp_path / "vla.mar", precision="int4_weights"))
