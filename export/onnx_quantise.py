@@ -43,9 +43,7 @@ def quantise(path: Path, precision: Precision, model: Module, observations: Sequ
         ExportError: a file can't be rounded, or there is nothing to calibrate on.
     """
     if precision == "int8_static" and not observations:
-        raise ExportError(
-            "precision 'int8_static' is calibrated on observations: use python -m bench compress"
-        )
+        raise ExportError("int8_static is calibrated on observations: use python -m bench compress")
     log, level = logging.getLogger(), logging.getLogger().level
     log.setLevel(logging.ERROR)  # it advises to preprocess what torch has optimised already
     try:

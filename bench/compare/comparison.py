@@ -2,7 +2,9 @@
 
 The budget is time on one core, by the clock: a large architecture makes fewer steps in it. Some goals are
 never commanded in training, so that these combinations of task and colour are new in the evaluation. Each
-architecture goes the way of any policy: it is trained, exported, and its archive evaluated.
+architecture goes the way of any policy: it is trained, exported, and its archive evaluated. It does so once
+for each seed, in a folder of its own: what is there of the same settings is not done again, and the report is
+written anew whenever a seed has all.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import tyro
@@ -34,7 +36,7 @@ from vla.tabletop.commands import GOALS, parse
 from vla.training.imitation import train
 from vla.training.settings import Settings
 
-RESULT, LOG = "result.json", "log.txt"
+RESULT, MADE, LOG = "result.json", "made.json", "log.txt"
 # In the trained goals; a further one, `excluded`, has held-out phrasings of the goals that training excluded.
 CONDITIONS: tuple[Condition, ...] = ("held_out", "seen", "shuffled", "blank")
 # Batch sizes whose latency is measured.
@@ -42,6 +44,17 @@ BATCH_SIZES = (1, 8)
 SPAWN = get_context("spawn")
 # What keeps a process to one core: OpenMP, and Mesa's renderer.
 ONE_CORE = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+
+
+class Run(NamedTuple):
+    """One training of one architecture."""
+
+    architecture: str
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Return where all of it goes."""
+        return out / self.architecture / f"seed{self.seed}"
 
 
 class ComparisonFailed(RuntimeError):
@@ -58,7 +71,7 @@ class Comparison:
     preset: Literal["default", "tiny", "base"] = "default"
     # Folder of the demonstrations, as `python -m vla.tabletop` writes it.
     data: Path = Path("data/tabletop")
-    # Folder of the comparison: the report, and for each a checkpoint, an archive and a log.
+    # Folder of the comparison: the report, and for each seed of each a checkpoint, an archive and a log.
     out: Path = Path("runs/comparison")
     # Time that each trains on one core, by the clock [min].
     minutes: float = 8.0
@@ -75,8 +88,8 @@ class Comparison:
     replan: int = 4
     # Architectures that are trained at once, one core each; 0: one a core.
     jobs: int = 0
-    # Seed of the weights and of every batch.
-    seed: int = 0
+    # Seeds of the weights and of every batch: each architecture is trained once with each.
+    seeds: tuple[int, ...] = (0,)
     # Do anew what `out` has already.
     fresh: bool = False
 
@@ -88,6 +101,8 @@ class Comparison:
         for name in ("minutes", "batch", "commands", "episodes", "replan"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be different numbers from 0 on, got {self.seeds}")
         if self.jobs < 0:
             raise ValueError(f"jobs must be 0 or more, got {self.jobs}")
 
@@ -98,9 +113,14 @@ class Comparison:
 
     def plain(self) -> dict[str, Any]:
         """Return the settings that decide a result, as JSON gives them back."""
-        free = ("architectures", "data", "out", "jobs", "fresh")
+        free = ("architectures", "data", "out", "jobs", "fresh", "seeds")
         values = {name: value for name, value in asdict(self).items() if name not in free}
         return msgspec.json.decode(msgspec.json.encode(values))
+
+    @property
+    def runs(self) -> list[Run]:
+        """All trainings, seed by seed."""
+        return [Run(name, seed) for seed in self.seeds for name in self.architectures]
 
 
 def compare(comparison: Comparison) -> list[Result]:
@@ -112,11 +132,22 @@ def compare(comparison: Comparison) -> list[Result]:
     """
     comparison.out.mkdir(parents=True, exist_ok=True)
     found = {} if comparison.fresh else kept(comparison)
-    todo = [name for name in comparison.architectures if name not in found]
+    for seed in comparison.seeds:
+        todo = [run for run in comparison.runs if run.seed == seed and run not in found]
+        _make_all(comparison, [run for run in todo if comparison.fresh or not _made(comparison, run)])
+        for run in tqdm(todo, unit="run", desc=f"measure seed {seed}", disable=None):
+            found[run] = _measure(comparison, run)
+            (run.folder(comparison.out) / RESULT).write_bytes(msgspec.json.encode(found[run]))
+        report.write(comparison.out, [found[run] for run in comparison.runs if run in found])
+    return [found[run] for run in comparison.runs]
+
+
+def _make_all(comparison: Comparison, todo: Sequence[Run]) -> None:
+    """Train, export and evaluate runs, as many at once as there are jobs."""
     jobs = comparison.jobs or len(os.sched_getaffinity(0))
-    bar = tqdm(total=len(todo), unit="architecture", desc="train and evaluate", disable=None)
+    bar = tqdm(total=len(todo), unit="run", desc="train and evaluate", disable=None)
     with bar, _environment(ONE_CORE), ProcessPoolExecutor(jobs, SPAWN, max_tasks_per_child=1) as pool:
-        tasks = [pool.submit(make, comparison, name) for name in todo]
+        tasks = [pool.submit(make, comparison, run) for run in todo]
         try:
             for task in as_completed(tasks):
                 task.result()
@@ -124,32 +155,34 @@ def compare(comparison: Comparison) -> list[Result]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    for name in tqdm(todo, unit="architecture", desc="measure", disable=None):
-        found[name] = _measure(comparison, name)
-        (comparison.out / name / RESULT).write_bytes(msgspec.json.encode(found[name]))
-    return [found[name] for name in comparison.architectures]
 
 
-def kept(comparison: Comparison) -> dict[str, Result]:
-    """Return what `out` has already of these settings, by architecture."""
+def kept(comparison: Comparison) -> dict[Run, Result]:
+    """Return what `out` has already of these settings, by run."""
     found = {}
-    for name in comparison.architectures:
-        path = comparison.out / name / RESULT
+    for run in comparison.runs:
+        path = run.folder(comparison.out) / RESULT
         # Of another version of this code.
         with contextlib.suppress(FileNotFoundError, msgspec.ValidationError):
             result = msgspec.json.decode(path.read_bytes(), type=Result)
             if result.settings == comparison.plain():
-                found[name] = result
+                found[run] = result
     return found
 
 
-def make(comparison: Comparison, name: str) -> None:
+def _made(comparison: Comparison, run: Run) -> bool:
+    """Whether a run of these settings was trained and evaluated, and only has to be measured."""
+    path = run.folder(comparison.out) / MADE
+    return path.is_file() and msgspec.json.decode(path.read_bytes()) == comparison.plain()
+
+
+def make(comparison: Comparison, run: Run) -> None:
     """Train, export and evaluate one architecture, in a process that does nothing else.
 
     Raises:
         ComparisonFailed: see there.
     """
-    folder = comparison.out / name
+    folder = run.folder(comparison.out)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     step = "training"
@@ -157,38 +190,40 @@ def make(comparison: Comparison, name: str) -> None:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
     try:
-        train(_training(comparison, name))
+        train(_training(comparison, run))
         step = "export"
         export(Options(str(folder / "checkpoint"), folder / "vla.mar"))
         step = "evaluation"
-        for evaluation in _evaluations(comparison, name):
+        for evaluation in _evaluations(comparison, folder):
             evaluation.out.mkdir()
             write(evaluation, evaluate(evaluation))
+        (folder / MADE).write_bytes(msgspec.json.encode(comparison.plain()))
     except Exception as error:
         traceback.print_exc()
-        raise ComparisonFailed(f"{step} of {name} failed: {error} (log: {folder / LOG})") from None
+        raise ComparisonFailed(
+            f"{step} of {run.architecture} failed: {error} (log: {folder / LOG})"
+        ) from None
 
 
-def _training(comparison: Comparison, name: str) -> Settings:
+def _training(comparison: Comparison, run: Run) -> Settings:
     return Settings(
-        architecture=name,
+        architecture=run.architecture,
         preset=comparison.preset,
         data=comparison.data,
-        out=comparison.out / name / "checkpoint",
+        out=run.folder(comparison.out) / "checkpoint",
         minutes=comparison.minutes,
         batch=comparison.batch,
         commands=comparison.commands,
         learning_rate=comparison.learning_rate,
         counterfactual=0.8,
         excluded_goals=comparison.excluded_goals,
-        seed=comparison.seed,
+        seed=run.seed,
         threads=1,
     )
 
 
-def _evaluations(comparison: Comparison, name: str) -> Iterator[Evaluation]:
+def _evaluations(comparison: Comparison, folder: Path) -> Iterator[Evaluation]:
     """Yield that of the goals that training commands, then that of those that it excludes."""
-    folder = comparison.out / name
     pursued = {"trained": (CONDITIONS, comparison.trained_goals)}
     if comparison.excluded_goals:
         pursued["excluded"] = (("held_out",), comparison.excluded_goals)
@@ -219,9 +254,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _measure(comparison: Comparison, name: str) -> Result:
-    """Measure one architecture, alone on the machine, and gather all that is known of it."""
-    folder = comparison.out / name
+def _measure(comparison: Comparison, run: Run) -> Result:
+    """Measure one run, alone on the machine, and gather all that is known of it."""
+    folder = run.folder(comparison.out)
     checkpoint = folder / "checkpoint"
     # A process of its own: the most memory that it has had is that of this policy.
     with Process(folder / "vla.mar", "cpu") as process:
@@ -233,7 +268,8 @@ def _measure(comparison: Comparison, name: str) -> Result:
     if comparison.excluded_goals:
         success["excluded"] = _success(folder / "excluded")["held_out"]
     return Result(
-        architecture=name,
+        architecture=run.architecture,
+        seed=run.seed,
         settings=comparison.plain(),
         command_line=about["command_line"],
         parameters=about["parameters"],
@@ -245,7 +281,7 @@ def _measure(comparison: Comparison, name: str) -> Result:
         success=success,
         latency_ms=latency_ms,
         peak_mib=peak_mib,
-        privileged=module_of(name).Model.privileged,
+        privileged=module_of(run.architecture).Model.privileged,
     )
 
 

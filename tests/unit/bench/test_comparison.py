@@ -37,6 +37,8 @@ def test_one_command_compares(data: Path, tmp_path: Path) -> None:
         "0.02",
         "--episodes",
         "1",
+        "--seeds",
+        "3",
     ]
     command = [sys.executable, "-m", "bench", "compare", "--data", data, "--out", tmp_path, *options]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
@@ -45,13 +47,15 @@ def test_one_command_compares(data: Path, tmp_path: Path) -> None:
     (written,) = json.loads((tmp_path / "comparison.json").read_bytes())
     assert run.stdout.strip() == (tmp_path / "comparison.md").read_text().strip()
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
-    config, model = checkpoint.load(tmp_path / "command_attention" / "checkpoint")
+    folder = tmp_path / "command_attention" / "seed3"
+    config, model = checkpoint.load(folder / "checkpoint")
+    assert (written["seed"], config.training["seed"]) == (3, 3)
     assert written["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert written["steps"] >= 1
     assert written["train_s"] >= 60 * config.training["minutes"] == 1.2
     assert "--minutes 0.02 " in written["command_line"]
     assert "--excluded-goals 'lift blue' 'push yellow'" in written["command_line"]
-    assert written["archive_bytes"] == (tmp_path / "command_attention" / "vla.mar").stat().st_size
+    assert written["archive_bytes"] == (folder / "vla.mar").stat().st_size
     assert sorted(written["errors"]) == ["blank", "excluded", "held_out", "shuffled"]
     assert all(len(error) == len(written["units"]) == 4 for error in written["errors"].values())
     assert {name: rate["episodes"] for name, rate in written["success"].items()} == dict.fromkeys(
@@ -60,10 +64,20 @@ def test_one_command_compares(data: Path, tmp_path: Path) -> None:
     assert sorted(written["latency_ms"]) == ["1", "8"]
     assert 100 < written["peak_mib"] < 4000
     assert written["privileged"] == []
-    assert "validation error" in (tmp_path / "command_attention" / "log.txt").read_text()
+    assert "validation error" in (folder / "log.txt").read_text()
+
+    # Trained and evaluated already: only the measuring is done again.
+    trained = (folder / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    (folder / RESULT).unlink()
+    asked = Comparison(("command_attention",), "tiny", data, tmp_path, 0.02, episodes=1, seeds=(3,))
+    [again] = compare(asked)
+    assert again.success["held_out"].episodes == 1
+    assert (folder / "checkpoint" / "model.safetensors").stat().st_mtime_ns == trained
 
 
-def result(name: str = "clip", *, success: int = 9, excluded: bool = True, **changes: object) -> Result:
+def result(
+    name: str = "clip", seed: int = 0, *, success: int = 9, excluded: bool = True, **changes: object
+) -> Result:
     rates = {
         "held_out": Rate(success, 10),
         "seen": Rate(10, 10),
@@ -79,6 +93,7 @@ def result(name: str = "clip", *, success: int = 9, excluded: bool = True, **cha
         errors["excluded"] = (0.002, 0.002, 0.1)
     made = Result(
         architecture=name,
+        seed=seed,
         settings=Comparison(minutes=6.0).plain(),
         command_line="python -m vla.training",
         parameters=3_890_000,
@@ -96,21 +111,26 @@ def result(name: str = "clip", *, success: int = 9, excluded: bool = True, **cha
 
 
 def test_tables_say_what_was_measured() -> None:
-    lines = markdown([result(), result("rt2", success=2, excluded=False)]).splitlines()
+    seeds = [result(), result(seed=1, success=5, steps=900, train_s=361.0, latency_ms={1: 7.26, 8: 42.0})]
+    lines = markdown([*seeds, result("rt2", success=2, excluded=False)]).splitlines()
 
-    assert lines[0] == (
+    assert lines[0].startswith(
         "6 minutes of training on one core each, batches of 32 frames with 8 commands, preset default, "
-        "seed 0. Privileged labels are what an architecture learns from besides pictures, states, commands "
-        "and actions: the simulator knows them, a robot does not record them."
+        "seeds 0, 1. Architectures with a * learn from privileged labels, "
     )
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")
     ]
-    assert cells[0] == ["`clip`", "3.89", "7.8", "340", "9.3 / 40.0", "1000", "target, boxes"]
+    assert cells[0] == [
+        *("`clip *`", "3.89", "7.8", "340", "8.3 / 41.0", "360 to 361", "900 to 1000", "target, boxes")
+    ]
     assert cells[1][-1] == "none"
-    assert cells[2] == ["`clip`", "90", "100", "50", "10", "0"]
-    assert cells[3] == ["`rt2`", "20", "100", "-", "10", "0"]
-    assert cells[4] == ["`clip`", "2.00 / 0.20", "2.00 / 0.10", "5.00 / 0.30", "2.00 / 0.90", "words"]
+    assert cells[2] == [
+        *("`clip *`", "70 [48, 85] (50 to 90)", "100 [84, 100] (100)", "50 [30, 70] (50)"),
+        *("0.71 [0.41, 1.18]", "10 [3, 30] (10)", "0 [0, 16] (0)"),
+    ]
+    assert cells[3] == [*("`rt2`", "20 [6, 51]", "100 [72, 100]", "-", "-", "10 [2, 40]", "0 [0, 28]")]
+    assert cells[4] == ["`clip *`", "2.00 / 0.20", "2.00 / 0.10", "5.00 / 0.30", "2.00 / 0.90", "words"]
     assert cells[5][2] == "-"
 
 
@@ -132,16 +152,17 @@ def test_what_is_there_is_kept_unless_it_is_of_other_settings(
     tmp_path: Path,
 ) -> None:
     asked = Comparison(architectures=("clip", "rt2"), out=tmp_path, minutes=6.0)
-    for name in asked.architectures:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / RESULT).write_bytes(msgspec.json.encode(result(name)))
+    clip, rt2 = asked.runs
+    for run in asked.runs:
+        run.folder(tmp_path).mkdir(parents=True)
+        (run.folder(tmp_path) / RESULT).write_bytes(msgspec.json.encode(result(run.architecture)))
 
-    assert kept(asked) == {"clip": result("clip"), "rt2": result("rt2")}
+    assert kept(asked) == {clip: result("clip"), rt2: result("rt2")}
     assert compare(asked) == [result("clip"), result("rt2")]
     assert kept(replace(asked, minutes=7.0)) == {}
-    assert kept(replace(asked, architectures=("rt2", "flow"))) == {"rt2": result("rt2")}
-    (tmp_path / "rt2" / RESULT).write_text('{"architecture": "rt2"}')
-    assert list(kept(asked)) == ["clip"]
+    assert kept(replace(asked, architectures=("rt2", "flow"), seeds=(1, 0))) == {rt2: result("rt2")}
+    (rt2.folder(tmp_path) / RESULT).write_text('{"architecture": "rt2"}')
+    assert list(kept(asked)) == [clip]
 
 
 def test_failed_step_is_named(tmp_path: Path) -> None:
@@ -157,6 +178,7 @@ def test_failed_step_is_named(tmp_path: Path) -> None:
         ({"architectures": ("rt1",)}, "unknown architecture 'rt1'"),
         ({"excluded_goals": ("lift pink",)}, "unknown goal 'lift pink'; valid: reach red, reach green"),
         ({"minutes": 0.0}, "minutes must be more than 0, got 0.0"),
+        ({"seeds": (1, 1)}, r"seeds must be different numbers from 0 on, got \(1, 1\)"),
         ({"jobs": -1}, "jobs must be 0 or more, got -1"),
     ],
 )
