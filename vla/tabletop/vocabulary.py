@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Literal, NamedTuple
@@ -21,6 +22,8 @@ _VOCABULARY = Path(__file__).parents[1] / "assets" / "clip" / "tokenizer.json"
 ANY_LETTER = 0.3
 # Share of the unknown words of training that are a colour within other letters.
 COMPOUND = 0.15
+# Share of the known words that are to be told from colours that resemble one, and how much, in [0, 1].
+RESEMBLING, RESEMBLANCE = 0.5, 0.55
 
 
 class Words(NamedTuple):
@@ -161,7 +164,7 @@ def word(words: Words) -> tuple[str, int]:
     if index < 0:
         kind = words.random.random()
         if kind < 0.4:
-            return words.choose(_other_words()), -1
+            return words.choose(_resembling() if words.chance(RESEMBLING) else _other_words()), -1
         return (words.choose(_single("absent")) if kind < 0.6 else unknown(words)), -1
     colour = COLOURS[index]
     kind = words.random.random()
@@ -181,6 +184,16 @@ def _other_words() -> list[str]:
     """Return the words of the phrasebook and of colours' names that name no block's colour alone."""
     known = {name for colour in COLOURS for name in (colour, *_single(colour))}
     return sorted(each for each in _known() - known - _never_words() if len(each) > 1)
+
+
+@functools.cache
+def _resembling() -> list[str]:
+    """Return those of the other words that may be taken for a misspelt colour, as "here" for "green"."""
+    return [
+        each
+        for each in _other_words()
+        if any(SequenceMatcher(None, each, colour).ratio() >= RESEMBLANCE for colour in COLOURS)
+    ]
 
 
 def slip(words: Words, word: str) -> str:

@@ -79,7 +79,7 @@ class Settings:
     # For each of `steps`, further ones of the heads of a `grounded` alone, and then of its reading alone;
     # none within `minutes`.
     heads: float = 1.5
-    reading: float = 2.0
+    reading: float = 3.0
     # Share of the episodes held out for validation.
     validation_share: float = 0.05
     # Seed of the weights, of the split and of every batch.

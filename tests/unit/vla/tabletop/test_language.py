@@ -83,8 +83,11 @@ def test_colours_within_other_letters_mean_nothing_and_only_training_makes_them_
 def test_words_alone_name_what_they_name_in_sentences() -> None:
     random = np.random.default_rng(0)
     kept = {name for group in BOOK.never.values() for name in group}
-    drawn = dict(word(Words(random, "train")) for _ in range(4000))
+    said = [word(Words(random, "train")) for _ in range(4000)]
+    drawn = dict(said)
     assert not kept & set(drawn)
+    # "here", which is much like "green", comes oftener than one word in ten thousand.
+    assert said.count(("here", -1)) > 2
     for index, colour in enumerate(COLOURS):
         assert all(drawn[each] == index for each in names(colour, "train", "plain") if each in drawn)
     assert {drawn[each] for each in ("purple", "block", "lift") if each in drawn} == {-1}
