@@ -91,9 +91,9 @@ class VlaHandler:
         """Return one of TorchServe's requests as those that it carries."""
         headers = _headers(context, index)
         content_type = headers.get("content-type", "")
-        if content_type == joined.MEDIA_TYPE:
+        if joined.is_batch(content_type):
             try:
-                parts = joined.split(data["body"])
+                parts = joined.read(data["body"], content_type)
                 return Call([Request.of(part, received_s) for part in parts], joined=True)
             except RequestError as error:
                 row: Row | RequestError = error

@@ -24,6 +24,7 @@ from server.front_end import USUAL_MEMORY, Memory, command_line
 from server.java import find_java
 from server.ports import PORTS, bind
 from server.properties import ROOT, Instance
+from server.shared_memory import VARIABLE, make_folder
 from server.workers import Workers, on_gpu, scale
 
 # Printed by TorchServe whenever a worker ended, whatever ended it.
@@ -93,6 +94,8 @@ class TorchServe:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._folder: Path | None = None
+        # Folder by which a gate hands batches to the workers; None: there is none.
+        self.shared_memory: Path | None = None
 
     @property
     def url(self) -> str:
@@ -195,8 +198,9 @@ class TorchServe:
         if self._process and self._process.stdout and self._reader:
             self._reader.join()
             self._process.stdout.close()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in (self._folder, self.shared_memory):
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
@@ -208,13 +212,14 @@ class TorchServe:
         # Worker sockets, unpacked archives and the working directory: never shared between instances.
         self._folder = Path(tempfile.mkdtemp(prefix="vla-serve-"))
         require_room(self.archives)
+        self.shared_memory = make_folder() if self.gated else None
         config = self._folder / "config.properties"
         own = self._instance().properties(self._folder)
         config.write_text((ROOT / "config.properties").read_text() + own)
         self._process = subprocess.Popen(
             command_line(self.java, self.memory, self._folder, config),
             cwd=self._folder,
-            env={**WORKER_ENVIRONMENT, **os.environ, "TEMP": str(self._folder), "PYTHONUNBUFFERED": "1"},
+            env=self._environment(self._folder),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -226,6 +231,10 @@ class TorchServe:
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read_log, args=(self._process.stdout,), daemon=True)
         self._reader.start()
+
+    def _environment(self, folder: Path) -> dict[str, str]:
+        own = {"TEMP": str(folder), "PYTHONUNBUFFERED": "1", VARIABLE: str(self.shared_memory or "")}
+        return {**WORKER_ENVIRONMENT, **os.environ, **own}
 
     def _require_free(self) -> None:
         ports = (self.inference_port, self.port + 1, self.metrics_port, self.port + 3, self.port + 4)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -10,6 +11,7 @@ import uvloop
 
 from server.gate.batch import ANEW, LATER, MEDIA_TYPE, Joined, Reply
 from server.gate.client import Client
+from server.gate.hand_over import BY_NAME
 from server.gate.hop import Hop
 from server.gate.queue import Room
 
@@ -17,6 +19,7 @@ POST = b"POST /predictions/vla HTTP/1.1\r\nHost: x\r\nContent-Type: a/b\r\n"
 ROOM = Room(batches=2, largest=1, waiting=3)
 # A busy machine is slow: after so long it is a hang [s].
 PATIENCE_S = 30
+UNKNOWN = b"HTTP/1.1 415 X\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 DIED = b'{"code": 500, "type": "x", "message": "Worker died."}'
 
 
@@ -31,6 +34,10 @@ class Small:
         self.connections = 0
         self.open: set[asyncio.StreamWriter] = set()
         self.go = asyncio.Event()
+        # Where batches come as files; None: as a worker of an archive that knows of none.
+        self.shared_memory: Path | None = None
+        # How many came so.
+        self.files = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -49,6 +56,12 @@ class Small:
                     int(line.split(b":")[1]) for line in head.split(b"\r\n") if b"Content-Length" in line
                 ]
                 body = await reader.readexactly(lengths[0]) if lengths else b""
+                if BY_NAME.encode() in head:
+                    if self.shared_memory is None:
+                        writer.write(UNKNOWN)
+                        continue
+                    self.files += 1
+                    body = (self.shared_memory / body.decode()).read_bytes()
                 if MEDIA_TYPE.encode() in head:
                     writer.write(await self._batch(msgspec.msgpack.decode(body, type=list[Joined])))
                     continue
@@ -145,7 +158,7 @@ def sockets() -> int:
 
 
 @contextlib.asynccontextmanager
-async def started(room: Room) -> AsyncIterator[Running]:
+async def started(room: Room, shared_memory: Path | None) -> AsyncIterator[Running]:
     torchserve, before = Small(), sockets()
     upstream = await asyncio.start_server(torchserve.serve, "127.0.0.1", 0)
     hop = Hop(
@@ -153,6 +166,7 @@ async def started(room: Room) -> AsyncIterator[Running]:
         upstream.sockets[0].getsockname()[1],
         {"ours"},
         {"vla": room, "ours": room},
+        shared_memory,
     )
     server = await asyncio.get_running_loop().create_server(lambda: Client(hop), "127.0.0.1", 0)
     running = Running(hop, server.sockets[0].getsockname()[1], torchserve)
@@ -168,9 +182,11 @@ async def started(room: Room) -> AsyncIterator[Running]:
         await running.until(lambda: sockets() == before)
 
 
-def gate(test: Callable[[Running], Awaitable[None]], room: Room = ROOM) -> None:
+def gate(
+    test: Callable[[Running], Awaitable[None]], room: Room = ROOM, shared_memory: Path | None = None
+) -> None:
     async def run() -> None:
-        async with started(room) as running:
+        async with started(room, shared_memory) as running:
             await test(running)
 
     uvloop.run(run())  # the loop that ships: its timers are not those of asyncio

@@ -8,13 +8,13 @@ local body = {}
 local BODY_S, CROWDED_S = 10, 2
 local CROWD = 64
 -- Pause before each further piece of a body that is refused already [s].
-local PAUSE_S = 0.05
+local PAUSE_S = 0.1
 -- Bodies under way in this worker.
 local reading = 0
 
 local function read_pieces(socket, left)
     ngx.update_time()
-    local began, paused, refused = ngx.now(), 0, false
+    local began, paused, refused = ngx.now(), 0, shares.unwanted()
     ngx.req.init_body()
     while left > 0 do
         -- In short waits, so that a crowd that gathers meanwhile is seen.

@@ -4,8 +4,11 @@ TorchServe is asked once a batch instead of once a request, which is what its fr
 """
 
 import logging
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -17,6 +20,10 @@ from vla_runtime.observation import Row
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/vnd.vla-serve.batch"
+# The body is the name of a file, which holds a batch, in the folder that the variable names.
+BY_NAME = "application/vnd.vla-serve.batch-file"
+VARIABLE = "VLA_SHARED_MEMORY"
+NAME = re.compile(rb"[0-9]{1,20}")
 
 
 class Joined(msgspec.Struct, array_like=True, frozen=True):
@@ -43,6 +50,23 @@ class Reply(msgspec.Struct, array_like=True, frozen=True):
     body: bytes
 
 
+def read(body: bytes | bytearray, content_type: str) -> list[Joined]:
+    """Return the requests of a batch, sent as `content_type`.
+
+    Raises:
+        MalformedBody: it is none, or its file is gone.
+    """
+    if content_type == MEDIA_TYPE:
+        return split(body)
+    if not NAME.fullmatch(body):
+        raise MalformedBody(None, "the body is not the name of a batch")
+    file = Path(os.environ[VARIABLE]) / body.decode()
+    try:
+        return split(file.read_bytes())
+    except OSError as error:
+        raise MalformedBody(None, "the batch is gone") from error
+
+
 def split(body: bytes | bytearray) -> list[Joined]:
     """Take a batch apart.
 
@@ -53,6 +77,11 @@ def split(body: bytes | bytearray) -> list[Joined]:
         return msgspec.msgpack.decode(body, type=list[Joined])
     except msgspec.DecodeError as error:
         raise MalformedBody(None, "the body is not a batch of requests") from error
+
+
+def is_batch(content_type: str) -> bool:
+    """Whether a body of this type is a batch, or the name of one where such files are known."""
+    return content_type == MEDIA_TYPE or (content_type == BY_NAME and bool(os.environ.get(VARIABLE)))
 
 
 def join(replies: Sequence[Reply]) -> bytes:

@@ -49,7 +49,7 @@ def alone(asked: Prediction) -> bytes:
 
 
 def together(batch: Mapping[int, Prediction], known: Container[int] = ()) -> bytes:
-    """Return requests of one path, by their tickets, as one; without the bodies of those that are known."""
+    """Return requests of one path, by their tickets, in one body; those that are known without their own."""
     joined = [
         Joined(
             a.content_type,
@@ -62,8 +62,12 @@ def together(batch: Mapping[int, Prediction], known: Container[int] = ()) -> byt
         )
         for ticket, a in batch.items()
     ]
-    path = next(iter(batch.values())).path
-    return _written(path, {"Content-Type": MEDIA_TYPE}, msgspec.msgpack.encode(joined))
+    return msgspec.msgpack.encode(joined)
+
+
+def posted(path: str, content_type: str, body: bytes) -> bytes:
+    """Return a body as HTTP."""
+    return _written(path, {"Content-Type": content_type}, body)
 
 
 def apart(answer: Answer | None, count: int) -> Sequence[Answer | None]:

@@ -108,7 +108,7 @@ class Gate:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         ours = {archive.name for archive in self._server.archives if archive.handler == HANDLER}
-        hop = Hop(loop, self._server.inference_port, ours, self._rooms)
+        hop = Hop(loop, self._server.inference_port, ours, self._rooms, self._server.shared_memory)
         requests, metrics = self._sockets
         self._listening = await loop.create_server(lambda: Client(hop), sock=requests, backlog=BACKLOG)
         scrape = Scrape(self._server.metrics_port, hop.metrics)

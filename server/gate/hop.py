@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Set
+from pathlib import Path
 from typing import Protocol
 
 from server.gate.batch import alone
@@ -48,7 +49,12 @@ class Hop:
     """The gate's state, on its event loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, inference_port: int, ours: Set[str], rooms: Mapping[str, Room]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        inference_port: int,
+        ours: Set[str],
+        rooms: Mapping[str, Room],
+        shared_memory: Path | None = None,
     ) -> None:
         self.loop = loop
         self.upstream = Upstream(inference_port)
@@ -57,7 +63,8 @@ class Hop:
         self.counters = Counters()
         self._openapi = openapi()
         self._queues = {
-            model: FairQueue(self.upstream, room, self.counters, loop) for model, room in rooms.items()
+            model: FairQueue(self.upstream, room, self.counters, loop, shared_memory)
+            for model, room in rooms.items()
         }
         self.ready = self.draining = False
         self._workers: Mapping[str, Workers] = {}

@@ -6,11 +6,13 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from server.gate import company
 from server.gate.batch import ANEW, LATER, alone, apart, together
 from server.gate.company import Company
 from server.gate.counters import Counters
+from server.gate.hand_over import HandOver
 from server.gate.refusal import OVERLOADED, Answer, Refusal
 from server.gate.routes import Prediction
 from server.gate.shares import Shares
@@ -103,9 +105,15 @@ class FairQueue:
     """
 
     def __init__(
-        self, upstream: Upstream, room: Room, counters: Counters, loop: asyncio.AbstractEventLoop
+        self,
+        upstream: Upstream,
+        room: Room,
+        counters: Counters,
+        loop: asyncio.AbstractEventLoop,
+        shared_memory: Path | None = None,
     ) -> None:
         self._upstream = upstream
+        self._hand_over = HandOver(upstream, shared_memory)
         self._room = room
         self._counters = counters
         self._loop = loop
@@ -197,12 +205,17 @@ class FairQueue:
         self.computing += len(batch)
         first = batch[0].asked
         joined = self._room.largest > 1 and first.path.startswith(BATCHED)
-        known = {ticket.number for ticket in batch if ticket.known}
-        request = (
-            together({ticket.number: ticket.asked for ticket in batch}, known) if joined else alone(first)
-        )
         began_s = self._loop.time()
-        self._upstream.ask(request, lambda answer: self._finish(batch, answer, began_s))
+
+        def done(answer: Answer | None) -> None:
+            self._finish(batch, answer, began_s)
+
+        if joined:
+            known = {ticket.number for ticket in batch if ticket.known}
+            body = together({ticket.number: ticket.asked for ticket in batch}, known)
+            self._hand_over.ask(first.path, body, done)
+        else:
+            self._upstream.ask(alone(first), done)
 
     def _finish(self, batch: Sequence[Ticket], answer: Answer | None, began_s: float) -> None:
         """Let the next ones in, and hand TorchServe's answers on."""

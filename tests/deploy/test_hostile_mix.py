@@ -24,6 +24,7 @@ from bench.faults.processes import proxy
 from fuzz.server import send, target_of
 from fuzz.targets import load
 from server.gate.gate import served
+from server.process import TorchServe
 
 CLIENTS, BAD = 24, 0.3
 JSON, MSGPACK = "application/json", "application/msgpack"
@@ -45,10 +46,16 @@ class Sent:
 
 
 @pytest.fixture(scope="module")
-def gate_port(policy_archive: Path) -> Iterator[int]:
-    """The gate of `python -m server`, which makes the batches, before the default policy."""
-    with served(policy_archive) as (_, port):
-        yield port
+def gated(policy_archive: Path) -> Iterator[tuple[TorchServe, int]]:
+    """The gate of `python -m server`, which makes the batches, before the default policy, and its port."""
+    with served(policy_archive) as (server, port):
+        yield server, port
+
+
+@pytest.fixture(scope="module")
+def gate_port(gated: tuple[TorchServe, int]) -> int:
+    """The gate's port."""
+    return gated[1]
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +204,22 @@ def test_good_requests_are_right_and_bad_ones_are_their_own_refusal(
 
     assert np.abs(good[0].actions - good[3].actions).max() > 1e-3  # rightness means something
     assert failures == []
+
+
+def test_a_large_batch_reaches_the_worker_in_shared_memory(
+    gated: tuple[TorchServe, int], good_rows: list[dict[str, Any]]
+) -> None:
+    server, port = gated
+    assert server.shared_memory is not None
+    pixels = {"shape": [480, 640, 3], "dtype": "uint8", "data": bytes(range(256)) * 3600}
+    body, headers, seen = pack(good_rows[0] | {"image": pixels}), {"Content-Type": MSGPACK}, set[str]()
+    with ThreadPoolExecutor(1) as pool:
+        url = f"http://127.0.0.1:{port}/predictions/vla"
+        statuses = [
+            pool.submit(lambda: requests.post(url, body, headers=headers).status_code) for _ in range(20)
+        ]
+        while not statuses[-1].done():
+            seen |= {file.name for file in server.shared_memory.iterdir()}
+    assert {status.result() for status in statuses} == {200}
+    assert seen
+    assert list(server.shared_memory.iterdir()) == []

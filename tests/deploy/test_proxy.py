@@ -349,7 +349,7 @@ def test_who_does_not_heed_refusals_gets_them_late(lasting_replica: Running, fol
 def test_who_sends_bad_requests_again_and_again_gets_the_answers_late(
     lasting_replica: Running, folder: Path
 ) -> None:
-    """Twenty within a second at once, the next one a second late; neither its good ones nor another's."""
+    """Twenty within three seconds at once, the next one late; neither its good ones nor another's."""
     keys = folder / "three_keys"
     keys.write_text("first robot-1\nsecond robot-2\n")
     with proxy(folder, lasting_replica.port, AUTH="keys", KEYS_FILE=keys) as running:
@@ -374,6 +374,25 @@ def test_who_sends_bad_requests_again_and_again_gets_the_answers_late(
                 said.startswith(b"HTTP/1.1 400 ") for said in pool.map(said_to_garbage, [running] * 30)
             )
             assert time.monotonic() - began > 0.9
+
+
+def test_whose_large_bodies_were_bad_has_large_ones_refused(lasting_replica: Running, folder: Path) -> None:
+    """After 24 MB of bad ones; neither small ones nor another's are refused."""
+    keys = folder / "four_keys"
+    keys.write_text("first robot-1\nsecond robot-2\n")
+    settings = {"AUTH": "keys", "KEYS_FILE": keys, "BYTES_PER_S": 1_000_000_000}
+    with proxy(folder, lasting_replica.port, **settings) as running:
+        bad, first = running.predictions_url.replace("vla", "other"), {"X-API-Key": "first"}
+        large, larger = {"command": "x" * 300_000}, {"command": "x" * 4_000_000}
+        assert post(running.predictions_url, large, first).status_code == 200
+        with ThreadPoolExecutor(7) as pool:
+            answers = list(pool.map(lambda _: post(bad, larger, first), range(7)))
+        assert [refusal(answer) for answer in answers] == [(404, "not_found")] * 7
+
+        answer = post(running.predictions_url, large, first)
+        assert (refusal(answer), answer.headers["Retry-After"]) == ((429, "overloaded"), "1")
+        assert post(running.predictions_url, headers=first).status_code == 200
+        assert post(running.predictions_url, large, {"X-API-Key": "second"}).status_code == 200
 
 
 def make_certificates(folder: Path) -> None:
