@@ -74,6 +74,7 @@ PARTS = {
     "vla/data": {"tabletop"},
     "vla/training": {"data", "models", "tabletop", "workbench", "checkpoint", "provenance"},
     "vla/evaluation": {"tabletop", "workbench", "provenance"},
+    "vla/learning": {"checkpoint", "evaluation", "models", "provenance", "tabletop", "training"},
 }
 
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +103,7 @@ def collect(config: Collection) -> Demonstrations:
         raise FileExistsError(f"{config.out} exists; choose another --out or pass --overwrite")
     episodes = list(tqdm(_episodes(config), total=config.episodes, unit="episode", desc=str(config.out)))
     with whole(config.out) as folder:
-        _write(folder, episodes, config)
+        write(folder, episodes, config)
     return Demonstrations.load(config.out)
 
 
@@ -224,10 +224,15 @@ def in_processes(task: Callable[[int], E], count: int, workers: int) -> Iterator
         yield from pool.map(task, range(count))
 
 
-def _write(folder: Path, episodes: list[Episode], config: Collection) -> None:
+def write(
+    folder: Path,
+    episodes: Sequence[Episode],
+    config: Collection,
+    noise_levels: tuple[float, ...] = NOISE_LEVELS,
+) -> None:
     """Write the arrays, one episode at a time, and the description last."""
     lengths = [len(episode.state) for episode in episodes]
-    description = _describe(episodes, config)
+    description = _describe(episodes, config, noise_levels)
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
         for name, (dtype, shape) in description.arrays().items()
@@ -244,7 +249,9 @@ def _write(folder: Path, episodes: list[Episode], config: Collection) -> None:
     (folder / DESCRIPTION).write_bytes(text + b"\n")
 
 
-def _describe(episodes: list[Episode], config: Collection) -> Description:
+def _describe(
+    episodes: Sequence[Episode], config: Collection, noise_levels: tuple[float, ...]
+) -> Description:
     return Description(
         format_version=FORMAT_VERSION,
         camera=CAMERA,
@@ -258,7 +265,7 @@ def _describe(episodes: list[Episode], config: Collection) -> Description:
         episodes=len(episodes),
         frames=sum(len(episode.state) for episode in episodes),
         seed=config.seed,
-        noise_levels=NOISE_LEVELS,
+        noise_levels=noise_levels,
         varied=config.varied,
         early=config.early,
         success_rate=sum(episode.success for episode in episodes) / len(episodes),

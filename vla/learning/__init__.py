@@ -1,0 +1,1 @@
+"""Learning from what a policy itself does: the states that it visits, and how it is judged there."""
