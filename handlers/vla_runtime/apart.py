@@ -20,12 +20,17 @@ class Apart:
         self._thread = ThreadPoolExecutor(1, "apart", initializer=_yield_to_others)
         # By ticket, in the order they came.
         self._taken: dict[int, Future[Inputs | RequestError]] = {}
+        # What each of them costs [nominal ms].
+        self._costs_ms: dict[int, float] = {}
 
-    def inputs(self, ticket: int, prepare: Callable[[], Inputs | RequestError]) -> Inputs | RequestError:
+    def inputs(
+        self, ticket: int, cost_ms: float, prepare: Callable[[], Inputs | RequestError]
+    ) -> Inputs | RequestError:
         """Return what `prepare` made of a request.
 
         Args:
             ticket: of the request, the same each time that it is asked for
+            cost_ms: what it will take [nominal ms]
             prepare: what is to be done, once
 
         Raises:
@@ -35,6 +40,7 @@ class Apart:
         if ticket not in self._taken:
             self._make_room()
             self._taken[ticket] = self._thread.submit(prepare)
+            self._costs_ms[ticket] = cost_ms
         return self.fetched(ticket)
 
     def fetched(self, ticket: int) -> Inputs | RequestError:
@@ -48,8 +54,18 @@ class Apart:
         if future is None:
             raise Forgotten(None, "nothing is known of its ticket")
         if not future.done():
-            raise Later(None, "its pictures are being decoded")
-        return self._taken.pop(ticket).result()
+            raise Later(None, "its pictures are being decoded", self._left_ms(ticket))
+        self._forget(ticket)
+        return future.result()
+
+    def _left_ms(self, ticket: int) -> float:
+        """Return what it and those before it still cost [nominal ms]."""
+        taken = list(self._taken)
+        before = taken[: taken.index(ticket) + 1]
+        return sum(self._costs_ms[each] for each in before if not self._taken[each].done())
+
+    def _forget(self, ticket: int) -> None:
+        del self._taken[ticket], self._costs_ms[ticket]
 
     def _make_room(self) -> None:
         """Forget the oldest that nobody came for."""
@@ -57,7 +73,7 @@ class Apart:
         if len(self._taken) - len(done) >= MOST:
             raise Overloaded(None, "large pictures of others come first: send smaller ones, or try again")
         for ticket in done[: max(0, len(done) - MOST + 1)]:
-            del self._taken[ticket]
+            self._forget(ticket)
 
 
 def _yield_to_others() -> None:

@@ -110,10 +110,14 @@ class DeadlineExpired(RequestError):
 
 
 class Later(RequestError):
-    """Not ready yet: the gate asks again, by its ticket alone."""
+    """Not ready yet: the gate asks again, by its ticket alone, when it may be: in `left_ms` [nominal ms]."""
 
     status = 103
     code = "later"
+
+    def __init__(self, field: str | None, message: str, left_ms: float = 0.0) -> None:
+        super().__init__(field, message)
+        self.left_ms = left_ms
 
 
 class Forgotten(Later):

@@ -42,7 +42,7 @@ class Joined(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True):
-    """One answer, serialised; 103: not ready yet, to be asked for by its ticket; 102: to be sent anew."""
+    """One answer, serialised; 103: to be asked for by its ticket, in so many ms; 102: to be sent anew."""
 
     status: int
     content_type: str
@@ -126,7 +126,7 @@ def serialised(request: Request, body: dict[str, Any] | bytes | RequestError) ->
     if isinstance(body, bytes):
         return Reply(200, wire.PNG, request.name, body)
     if isinstance(body, Later):
-        return Reply(body.status, "", request.name, b"")
+        return Reply(body.status, "", request.name, b"%d" % body.left_ms)
     status = 200
     if isinstance(body, RequestError):
         logger.info("request %s: %d %s", request.name, body.status, body.code)

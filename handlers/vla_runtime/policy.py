@@ -222,7 +222,8 @@ class Policy:
             return self._beside.fetched(ticket)
         if not ticket or observation.cost_ms <= self._limits.apart_decode_ms:
             return observation
-        return self._beside.inputs(ticket, partial(_isolated, self._preprocess, observation))
+        prepare = partial(_isolated, self._preprocess, observation)
+        return self._beside.inputs(ticket, observation.cost_ms, prepare)
 
     def _inputs(self, item: Observation | Inputs) -> Inputs:
         return item if isinstance(item, Inputs) else self._preprocess(item)

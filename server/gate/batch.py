@@ -10,7 +10,8 @@ from server.gate.routes import Prediction
 
 # What a worker's handler reads as a batch.
 MEDIA_TYPE = "application/vnd.vla-serve.batch"
-# Statuses of a reply that is none yet: to be asked for by its ticket, or with all of the request.
+# Statuses of a reply that is none yet: to be asked for by its ticket, or with all of the request. Its body
+# says when it may be ready [ms].
 LATER, ANEW = 103, 102
 
 

@@ -138,7 +138,7 @@ class Client(asyncio.Protocol):
         else:
             assert head.length is not None
             complete = len(self._buffer) >= head.length
-            body = bytes(self._buffer[: head.length]) if complete else b""
+            body = bytes(memoryview(self._buffer)[: head.length]) if complete else b""
             del self._buffer[: head.length if complete else 0]
         if complete:
             self._answer(body)

@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 
 Done = Callable[[Answer | Refusal | None], None]
 
-# When one that was not ready yet is asked for again, the longest pause, and how much longer each one is [s].
-AGAIN_S, SELDOM_S, LONGER = 0.02, 0.1, 1.5
+# When one that was not ready yet is asked for again, the longest pause, and how much longer each one is [s];
+# and the longest where the worker says how long it takes.
+AGAIN_S, SELDOM_S, LONGER, SAID_S = 0.02, 0.1, 1.5, 1.0
 # Paths whose requests are asked for in batches.
 BATCHED = "/predictions/"
 NUMBERS = itertools.count(1)
@@ -231,7 +232,8 @@ class FairQueue:
         for ticket, own, not_yet in zip(batch, answers, later, strict=True):
             if own is not None and not_yet:
                 ticket.known = own.status == LATER
-                self._loop.call_later(ticket.pause_s, self._again, ticket)
+                said_s = int(own.body) / 1000 if own.body.isdigit() else 0.0
+                self._loop.call_later(max(ticket.pause_s, min(said_s, SAID_S)), self._again, ticket)
                 ticket.pause_s = min(LONGER * ticket.pause_s, SELDOM_S)
             else:
                 ticket.finish(own)

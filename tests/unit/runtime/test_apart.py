@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,19 +42,19 @@ def test_it_is_made_once_and_fetched_once_by_a_thread_that_yields() -> None:
     beside, priority = Apart(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     for _ in range(3):
         with pytest.raises(Later):
-            beside.inputs(7, prepare)
+            beside.inputs(7, 5, prepare)
     go.set()
-    found = until_there(lambda: beside.inputs(7, prepare))
+    found = until_there(lambda: beside.inputs(7, 5, prepare))
     assert isinstance(found, Inputs)
     assert (found.deadline_s, priorities) == (1, [NICE])
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == priority
-    until_there(lambda: beside.inputs(7, prepare))
+    until_there(lambda: beside.inputs(7, 5, prepare))
     assert len(priorities) == 2  # it was fetched: this was another request
 
 
 def test_its_own_error_comes_back() -> None:
     beside = Apart()
-    found = until_there(lambda: beside.inputs(1, lambda: BadImage("image", "no")))
+    found = until_there(lambda: beside.inputs(1, 5, lambda: BadImage("image", "no")))
     assert isinstance(found, BadImage)
 
 
@@ -61,10 +62,30 @@ def test_what_is_not_known_is_forgotten() -> None:
     beside = Apart()
     with pytest.raises(Forgotten):
         beside.fetched(1)
-    found = until_there(lambda: beside.inputs(1, lambda: made(1)))
+    found = until_there(lambda: beside.inputs(1, 5, lambda: made(1)))
     assert isinstance(found, Inputs)
     with pytest.raises(Forgotten):  # it was fetched
         beside.fetched(1)
+
+
+def test_it_says_what_is_left_of_it_and_of_those_before_it() -> None:
+    go, beside = [threading.Event(), threading.Event()], Apart()
+
+    def prepare(place: int) -> Inputs:
+        go[place].wait(5)
+        return made(place)
+
+    def left_ms(ticket: int) -> float:
+        with pytest.raises(Later) as caught:
+            beside.inputs(ticket, (30, 40)[ticket], partial(prepare, ticket))
+        return caught.value.left_ms
+
+    assert [left_ms(0), left_ms(1), left_ms(0)] == [30, 70, 30]
+    go[0].set()
+    assert isinstance(until_there(lambda: beside.fetched(0)), Inputs)
+    assert left_ms(1) == 40
+    go[1].set()
+    assert isinstance(until_there(lambda: beside.fetched(1)), Inputs)
 
 
 def test_too_many_at_once_are_refused() -> None:
@@ -78,16 +99,16 @@ def test_too_many_at_once_are_refused() -> None:
     assert MOST == 8  # as docs/contract.md says
     for ticket in range(1, MOST + 1):
         with pytest.raises(Later):
-            beside.inputs(ticket, prepare)
+            beside.inputs(ticket, 5, prepare)
     with pytest.raises(Overloaded, match=r"^large pictures of others come first: send smaller ones, or try"):
-        beside.inputs(MOST + 1, prepare)
+        beside.inputs(MOST + 1, 5, prepare)
     with pytest.raises(Later):  # those that were taken stay so
-        beside.inputs(MOST, prepare)
+        beside.inputs(MOST, 5, prepare)
     threading.Event().wait(0.05)
     assert len(begun) == 1  # one after the other
     go.set()
     for ticket in range(1, MOST + 1):
-        assert isinstance(until_there(lambda ticket=ticket: beside.inputs(ticket, prepare)), Inputs)
+        assert isinstance(until_there(lambda ticket=ticket: beside.inputs(ticket, 5, prepare)), Inputs)
 
 
 def test_what_nobody_comes_for_is_forgotten() -> None:
@@ -102,7 +123,7 @@ def test_what_nobody_comes_for_is_forgotten() -> None:
             return made(ticket)
 
         with pytest.raises(Later):
-            beside.inputs(ticket, prepare)
+            beside.inputs(ticket, 5, prepare)
         go.set()
         while ticket not in done:
             threading.Event().wait(0.001)
@@ -110,11 +131,11 @@ def test_what_nobody_comes_for_is_forgotten() -> None:
 
     for ticket in range(1, MOST + 2):
         take(ticket)
-    kept = until_there(lambda: beside.inputs(2, lambda: made(-1)))
+    kept = until_there(lambda: beside.inputs(2, 5, lambda: made(-1)))
     assert isinstance(kept, Inputs)
     assert kept.deadline_s == 2
     again = until_there(
-        lambda: beside.inputs(1, lambda: made(-1))
+        lambda: beside.inputs(1, 5, lambda: made(-1))
     )  # the oldest was dropped, and is made anew
     assert isinstance(again, Inputs)
     assert again.deadline_s == -1

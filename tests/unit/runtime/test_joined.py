@@ -58,8 +58,8 @@ def test_answers_are_written_as_their_clients_asked() -> None:
     assert msgspec.msgpack.decode(packed.body) == {"actions": [], "request_id": "two"}
 
     assert serialised(request, b"png") == Reply(200, "image/png", "one", b"png")
-    assert serialised(request, Later(None, "no")) == Reply(103, "", "one", b"")
-    assert serialised(request, Forgotten(None, "no")) == Reply(102, "", "one", b"")
+    assert serialised(request, Later(None, "no", 41.7)) == Reply(103, "", "one", b"41")
+    assert serialised(request, Forgotten(None, "no")) == Reply(102, "", "one", b"0")
 
 
 def test_errors_have_their_status_and_the_requests_name() -> None:

@@ -126,6 +126,16 @@ def test_pauses_grow_up_to_a_longest_one(monkeypatch: pytest.MonkeyPatch) -> Non
     gate(check, ROOM)
 
 
+def test_one_is_asked_for_again_when_the_worker_says() -> None:
+    async def check(running: Running) -> None:
+        began_s = time.monotonic()
+        assert (await running.ask(request(b"slow said 1")))[2] == b"slow said 1"
+        assert time.monotonic() - began_s > 0.19
+        assert len(running.torchserve.batches) == 2
+
+    gate(check, ROOM)
+
+
 def test_one_that_nobody_waits_for_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "AGAIN_S", 0.1)
 
