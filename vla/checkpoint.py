@@ -4,6 +4,7 @@ config.json        what the policy is: architecture, cameras, state, action spac
 model.safetensors  its weights, float32 or float16; always computed in float32
 example.json       one held-out frame in physical units: export turns it into the archive's self-test
 example.<camera>.png
+tokenizer.json     the policy's own tokenizer, where it is none of ours
 provenance.json    where it comes from: command line, seed, commit, data, validation error
 """
 
@@ -57,6 +58,8 @@ class Config(Part, frozen=True):
     # The run's settings.
     training: dict[str, Any]
     format_version: Literal[2] = 2
+    # Folder of the tokenizer's file where it is the policy's own, "." in a checkpoint; None: one of ours.
+    tokenizer_from: str | None = None
 
     def __post_init__(self) -> None:
         sizes = sorted({size for camera in self.cameras for size in (camera.width, camera.height)})
@@ -86,6 +89,8 @@ class Config(Part, frozen=True):
         Raises:
             SpecError: there is no such tokenizer.
         """
+        if self.tokenizer_from is not None:
+            return Path(self.tokenizer_from)
         if self.tokenizer.file not in TOKENIZERS:
             raise SpecError(f"no tokenizer {self.tokenizer.file!r}; available: {', '.join(TOKENIZERS)}")
         return TOKENIZERS[self.tokenizer.file][0]
@@ -123,6 +128,10 @@ def save(
     state = tuple(float(value) for value in example.state)
     (folder / EXAMPLE).write_bytes(dumps(Example(images=files, command=example.command, state=state)))
     (folder / PROVENANCE).write_bytes(msgspec.json.format(msgspec.json.encode(provenance), indent=2) + b"\n")
+    if config.tokenizer_from is not None:
+        file = config.tokenizer_folder / config.tokenizer.file
+        (folder / config.tokenizer.file).write_bytes(file.read_bytes())
+        config = msgspec.structs.replace(config, tokenizer_from=".")
     (folder / CONFIG).write_bytes(dumps(config))
 
 
@@ -134,6 +143,8 @@ def load(folder: Path) -> tuple[Config, AnyModel]:
         ValueError: no architecture has this name.
     """
     config = load_part(folder / CONFIG, Config, lambda plain: upgrade_cameras(plain["cameras"]))
+    if config.tokenizer_from is not None:
+        config = msgspec.structs.replace(config, tokenizer_from=str(folder))
     try:
         model = build(config.architecture, config.model, config.sizes())
     except TypeError as error:

@@ -11,7 +11,7 @@ things are.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from vla.models import Sizes
 from vla.models.parts.distilbert import DistilBertPolicyConfig
@@ -22,6 +22,8 @@ from vla.models.parts.published_towers import MobileNet, reset_weights
 @dataclass(frozen=True)
 class Config(DistilBertPolicyConfig):
     """Sizes of the model."""
+
+    published: ClassVar[dict[str, str]] = {"mobilenet_v2": "checkpoint", "distilbert": "text_checkpoint"}
 
     # Inverted residuals of MobileNetV2, 3 to 5: up to the first or the last of stride 8.
     blocks: int = 4
@@ -50,4 +52,5 @@ class Model(QueryPolicy):
         if config.checkpoint is None:
             reset_weights(tower)
         text_encoder = config.text_encoder(sizes)
-        super().__init__(replace(config, checkpoint=None), sizes, tower, text_encoder, config.text_width)
+        made = replace(config, checkpoint=None, text_checkpoint=None)
+        super().__init__(made, sizes, tower, text_encoder, config.text_width)

@@ -10,7 +10,7 @@ neither.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from vla.models.parts.towers import edge_of, encode_images
 @dataclass(frozen=True)
 class Config:
     """Sizes of the model."""
+
+    published: ClassVar[dict[str, str]] = {"resnet": "checkpoint"}
 
     # Vision tower: convolutions of stride 4, or the first stages of a ResNet-18.
     backbone: Backbone = "convolutions"

@@ -8,7 +8,7 @@ Memory Cost"), for about a third more time.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from vla.models import Sizes
 from vla.models.parts.distilbert import DistilBertPolicyConfig
@@ -19,6 +19,8 @@ from vla.models.parts.published_towers import EfficientNet
 @dataclass(frozen=True)
 class Config(DistilBertPolicyConfig):
     """Sizes of the model."""
+
+    published: ClassVar[dict[str, str]] = {"efficientnet": "checkpoint", "distilbert": "text_checkpoint"}
 
     # How many of EfficientNet-B0's seven stages; 3 end at stride 8, 5 at stride 16.
     stages: int = 3
@@ -45,4 +47,5 @@ class Model(QueryPolicy):
         text_encoder = config.text_encoder(sizes)
         if config.recompute:
             text_encoder.recompute()
-        super().__init__(replace(config, checkpoint=None), sizes, tower, text_encoder, config.text_width)
+        made = replace(config, checkpoint=None, text_checkpoint=None)
+        super().__init__(made, sizes, tower, text_encoder, config.text_width)

@@ -8,7 +8,7 @@ that the command makes attend over the map: pooled features would lose where a t
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from vla.models import Sizes
 from vla.models.parts.policy import QueryConfig, QueryPolicy
@@ -19,6 +19,8 @@ from vla.models.parts.text import Lstm
 @dataclass(frozen=True)
 class Config(QueryConfig):
     """Sizes of the model."""
+
+    published: ClassVar[dict[str, str]] = {"mobilenet_v2": "checkpoint"}
 
     # Scales MobileNetV2's channels; 1 is the published size.
     multiplier: float = 0.35

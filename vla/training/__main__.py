@@ -31,7 +31,7 @@ def main() -> None:
         )
     try:
         train(settings)
-    except ValueError as error:  # also SpecError and DatasetError
+    except (ValueError, OSError) as error:  # also SpecError and DatasetError
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         again = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]

@@ -8,6 +8,7 @@ import hashlib
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -55,14 +56,14 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
         model = model_for(settings, batches.config)
         config = msgspec.structs.replace(batches.config, model=asdict(model.config))
         batches = replace(batches, config=config)
-        progress, model = optimise(settings, batches, model, ranks, stop_after)
+        progress, cost, model = optimise(settings, batches, model, ranks, stop_after)
         if stop_after is None and ranks.first:
-            _complete(settings, batches, model, progress, ranks.count)
+            _complete(settings, batches, model, progress, cost | {"processes": ranks.count})
     return config
 
 
 def _complete(
-    settings: Settings, batches: AnyBatches, model: AnyModel, progress: Progress, processes: int
+    settings: Settings, batches: AnyBatches, model: AnyModel, progress: Progress, cost: dict[str, Any]
 ) -> None:
     """Take the stages that follow the loop, and write the checkpoint."""
     begin_s = time.monotonic()
@@ -74,12 +75,12 @@ def _complete(
         heads.train(batches, model, round(settings.heads * settings.steps))
         reading.train(batches, model, round(settings.reading * settings.steps))
     wall_s = progress.wall_s + time.monotonic() - begin_s
-    made = {"trained_parameters": trained, "processes": processes}
+    made = {"trained_parameters": trained, **cost}
     _finish(settings, batches, model, msgspec.structs.replace(progress, wall_s=wall_s), made)
 
 
 def _finish(
-    settings: Settings, batches: AnyBatches, model: AnyModel, progress: Progress, made: dict[str, int]
+    settings: Settings, batches: AnyBatches, model: AnyModel, progress: Progress, made: dict[str, Any]
 ) -> None:
     """Write the checkpoint, measure it as it was written, draw the curve."""
     config, example, out = batches.config, batches.example(), settings.out

@@ -95,6 +95,12 @@ class Learner:
         loss, *others = means.tolist()
         return loss, dict(zip(list(sums)[1:], others, strict=True))
 
+    def memory_mib(self) -> dict[str, float]:
+        """Return what the gradients and the optimiser's state take [MiB]."""
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        moments = [value for state in self.optimiser.state.values() for value in state.values()]
+        return {"gradients": _mib(gradients), "optimiser": _mib(moments)}
+
     def state(self) -> dict[str, Tensor]:
         """Return what an interrupted run needs to go on with the same weights."""
         tensors = {f"weight.{name}": value for name, value in self.model.state_dict().items()}
@@ -132,6 +138,10 @@ def _averaging(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]
         get_ema_multi_avg_fn(kept)(averaged, current, count)
 
     return move
+
+
+def _mib(tensors: list[Tensor]) -> float:
+    return round(sum(tensor.nbytes for tensor in tensors) / 2**20, 3)
 
 
 def _part(batch: Batch, part: int, parts: int) -> Batch:

@@ -1,5 +1,6 @@
 """The loop that every architecture is trained by: steps, validations, and a state to resume from."""
 
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +24,12 @@ VALIDATION = (256, 2)
 
 def optimise(
     settings: Settings, batches: AnyBatches, model: AnyModel, ranks: Ranks, stop_after: int | None
-) -> tuple[Progress, AnyModel]:
+) -> tuple[Progress, dict[str, Any], AnyModel]:
     """Run until the steps or the time are spent; the first process saves the run at every validation.
 
     Returns:
-        how far the run came, and the model to write: another one than was given where weights are averaged
+        how far the run came, what it cost this process, and the model to write: another one than was given
+        where weights are averaged
 
     Raises:
         SpecError: the teacher does not fit, or the run to resume is missing or has other settings.
@@ -40,6 +42,7 @@ def optimise(
         learner.restore(tensors)
     mix = _targets(settings, batches)
     begin_s, losses, step = time.monotonic() - progress.wall_s, [], progress.step
+    first, begin_cpu_s = step, time.process_time()
     share = _share(settings, ranks, step, progress.wall_s)
     total = None if settings.minutes else settings.steps
     events = Events(settings.out if settings.tensorboard and ranks.first else None, step)
@@ -62,7 +65,17 @@ def optimise(
                 store(settings.out, progress, learner.state())
                 events.validation(point, batches.space.names)
                 bar.set_postfix(loss=f"{point.loss:.4f}", rate=f"{rate:.1e}", error=short(error))
-    return progress, learner.result
+    return progress, _cost(learner, step - first, time.process_time() - begin_cpu_s), learner.result
+
+
+def _cost(learner: Learner, steps: int, cpu_s: float) -> dict[str, Any]:
+    """Return the processor's time for a step, validations included, and the memory that training takes."""
+    # Largest so far; Linux counts it in KiB, with the parts of mapped files that were read.
+    resident_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "step_cpu_s": round(cpu_s / max(1, steps), 3),
+        "memory_mib": learner.memory_mib() | {"resident": round(resident_mib)},
+    }
 
 
 def _share(settings: Settings, ranks: Ranks, step: int, wall_s: float) -> float:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 
@@ -13,6 +12,7 @@ from vla.checkpoint import Config, Frame
 from vla.data.frames import cameras
 from vla.data.mixture import Mixture, Samples, widened, widened_std
 from vla.models import Batch, module_of
+from vla.training.pretrained import tokenizer_values
 from vla.training.progress import plain
 from vla.training.settings import Settings
 from vla_runtime.errors import InvalidValue, SpecError
@@ -134,15 +134,13 @@ class RecordedBatches:
 
 def describe(settings: Settings, mixture: Mixture, model: dict[str, Any]) -> Config:
     """Return what the policy will be; `model` are the values of its architecture's `Config`."""
-    tokenizer = checkpoint.tokenizer_of(settings.architecture)
-    length = settings.context_length or tokenizer.context_length
     action = _vector(mixture, "action", settings)
     return Config(
         name=settings.architecture,
         architecture=settings.architecture,
         model=model,
         cameras=cameras(mixture.cameras, settings.recorded.image_size),
-        tokenizer=msgspec.structs.replace(tokenizer, context_length=length),
+        **tokenizer_values(settings.architecture, settings.pretrained, settings.context_length),
         state=Vector(**_vector(mixture, "state", settings)) if mixture.state else None,
         action=ContinuousSpace(
             **action,

@@ -16,6 +16,7 @@ from vla.tabletop.demonstrations import Demonstrations
 from vla.tabletop.texts import PIECES
 from vla.training import lora, recorded, workbench
 from vla.training.batches import Batches
+from vla.training.pretrained import tokenizer_values, tower_values
 from vla.training.progress import plain
 from vla.training.recorded import RecordedBatches
 from vla.training.settings import Settings
@@ -107,8 +108,6 @@ def model_for(settings: Settings, config: checkpoint.Config) -> AnyModel:
 def describe(settings: Settings, dataset: Demonstrations | workbench.Demonstrations) -> checkpoint.Config:
     """Return what the policy will be, with the statistics of the data set's labels and states."""
     about, statistics = dataset.description, Statistics.compute(dataset)
-    tokenizer = checkpoint.tokenizer_of(settings.architecture)
-    length = settings.context_length or tokenizer.context_length
     state = _vector(about.state, statistics.state, settings)
     action = _vector(about.action, statistics.action, settings)
     return checkpoint.Config(
@@ -116,7 +115,7 @@ def describe(settings: Settings, dataset: Demonstrations | workbench.Demonstrati
         architecture=settings.architecture,
         model=model_values(settings),
         cameras=(spec.Camera(name=about.camera, width=about.image_size, height=about.image_size),),
-        tokenizer=msgspec.structs.replace(tokenizer, context_length=length),
+        **tokenizer_values(settings.architecture, settings.pretrained, settings.context_length),
         state=spec.Vector(**state),
         action=spec.ContinuousSpace(**action, horizon=about.horizon, control_hz=about.control_hz),
         safety=spec.Safety(mode="clamp", hold_action=HOLD_ACTION),
@@ -129,8 +128,7 @@ def model_values(settings: Settings) -> dict[str, Any]:
     preset = module_of(settings.architecture).Config
     preset = preset() if settings.preset == "default" else getattr(preset, settings.preset)()
     values = asdict(preset)
-    if settings.pretrained:
-        values["checkpoint"] = str(settings.pretrained)
+    values = tower_values(settings.architecture, values, settings.pretrained)
     if settings.max_delay:
         values["max_delay"] = settings.max_delay
     if settings.text_tokens:

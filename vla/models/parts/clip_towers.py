@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from vla.models import END_ID, Sizes
+from vla.models.parts.published_files import load_published
 
 POSITIONS = "embeddings.position_embedding.weight"
 
@@ -17,6 +18,8 @@ POSITIONS = "embeddings.position_embedding.weight"
 @dataclass(frozen=True)
 class TowerConfig:
     """Sizes of the towers; they come from `checkpoint` where one is given."""
+
+    published: ClassVar[dict[str, str]] = {"clip": "checkpoint"}
 
     text_width: int = 64
     text_layers: int = 2
@@ -46,7 +49,8 @@ def towers(config: C, sizes: Sizes) -> tuple[C, CLIPTextModel, CLIPVisionModel]:
         the configuration with the sizes of its checkpoint filled in and its path left out, and the towers
 
     Raises:
-        ValueError: the pictures' size is no multiple of the patch, or the commands do not fit the checkpoint.
+        ValueError: the pictures' size is no multiple of the patch, or the checkpoint is of another kind or
+            does not fit the commands.
         OSError: the checkpoint's folder is missing or holds no CLIP.
     """
     if config.checkpoint:
@@ -91,9 +95,8 @@ def _fresh(config: TowerConfig, sizes: Sizes) -> tuple[CLIPTextModel, CLIPVision
 
 def _pretrained(folder: Path, config: C, sizes: Sizes) -> tuple[C, CLIPTextModel, CLIPVisionModel]:
     """Load both towers from a local checkpoint, fitted to the policy's commands and pictures."""
-    options: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32}
-    old_text = CLIPTextModel.from_pretrained(folder, **options)
-    old_vision = CLIPVisionModel.from_pretrained(folder, **options)
+    old_text = load_published(CLIPTextModel, folder)
+    old_vision = load_published(CLIPVisionModel, folder)
     config = _sizes_of(config, old_text.config, old_vision.config)
     longest, vocabulary = old_text.config.max_position_embeddings, old_text.config.vocab_size
     if sizes.context_length > longest or sizes.vocabulary != vocabulary:

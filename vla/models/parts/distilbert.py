@@ -1,6 +1,7 @@
 """DistilBERT as transformers has it, as a text encoder, and the sizes of the policies that read by it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from torch import Tensor, nn
@@ -8,11 +9,14 @@ from transformers import DistilBertConfig, DistilBertModel
 
 from vla.models import Sizes
 from vla.models.parts.policy import QueryConfig
+from vla.models.parts.published_files import load_published
 from vla.models.parts.text import AttentionPooling
+
+POSITIONS = "embeddings.position_embeddings.weight"
 
 
 class DistilBert(nn.Module):
-    """transformers' DistilBERT with fresh weights for a vocabulary of one's own, its tokens pooled.
+    """transformers' DistilBERT, fresh or from a folder, its tokens pooled.
 
     After Sanh et al. 2019, "DistilBERT, a distilled version of BERT". Its first token, which a pretrained one
     has learned to use as a summary, means nothing when the weights are fresh: the tokens are pooled by
@@ -38,6 +42,23 @@ class DistilBert(nn.Module):
         self.bert = DistilBertModel(config)
         nn.init.zeros_(self.bert.embeddings.word_embeddings.weight)
         self.pooling = AttentionPooling(width)
+
+    def fill(self, folder: Path) -> None:
+        """Take the weights of a local folder, and as many of its positions as commands have.
+
+        Raises:
+            ValueError: it is no DistilBERT, or one of another size or vocabulary.
+            OSError: the folder is missing or holds no model.
+        """
+        found = load_published(DistilBertModel, folder)
+        weights, config = found.state_dict(), self.bert.config
+        if found.config.activation != config.activation:
+            raise ValueError(f"{folder} has activation {found.config.activation}, not {config.activation}")
+        positions = weights[POSITIONS][: config.max_position_embeddings]
+        try:
+            self.bert.load_state_dict(weights | {POSITIONS: positions})
+        except RuntimeError as error:
+            raise ValueError(f"{folder} does not fit a DistilBERT of these sizes: {error}") from error
 
     def recompute(self) -> None:
         """Recompute activations in training instead of keeping them."""
@@ -65,6 +86,8 @@ class DistilBertPolicyConfig(QueryConfig):
     multiplier: float = 0.35
     # Local folder of the pretrained tower as transformers saves it; None: fresh weights.
     checkpoint: str | None = None
+    # Local folder of a pretrained DistilBERT as transformers saves it; None: fresh weights.
+    text_checkpoint: str | None = None
     # DistilBERT's width, layers, heads and perceptrons.
     text_width: int = 64
     text_layers: int = 2
@@ -101,8 +124,13 @@ class DistilBertPolicyConfig(QueryConfig):
         )
 
     def text_encoder(self, sizes: Sizes) -> DistilBert:
-        """Make the DistilBERT of these sizes."""
-        return DistilBert(
+        """Make the DistilBERT of these sizes.
+
+        Raises:
+            ValueError: the checkpoint is of another kind or size, or does not fit the commands.
+            OSError: its folder is missing or holds no model.
+        """
+        encoder = DistilBert(
             sizes.vocabulary,
             sizes.context_length,
             self.text_width,
@@ -110,3 +138,6 @@ class DistilBertPolicyConfig(QueryConfig):
             heads=self.text_heads,
             mlp_width=self.text_inner,
         )
+        if self.text_checkpoint:
+            encoder.fill(Path(self.text_checkpoint))
+        return encoder

@@ -4,9 +4,10 @@ They are cut before they become too coarse to tell where a thing is; their weigh
 local folder.
 """
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 from transformers import (
@@ -18,7 +19,9 @@ from transformers import (
     ResNetConfig,
     ResNetModel,
 )
+from transformers.models.efficientnet.modeling_efficientnet import round_filters
 
+from vla.models.parts.published_files import load_published
 from vla.models.parts.towers import Convolutions, Tower
 
 # Share of a batch's statistics in the running ones. transformers' MobileNetV2 has TensorFlow's 0.997 and its
@@ -29,6 +32,13 @@ RESNET_STRIDES, MOBILENET_STRIDE = (4, 8, 16, 32), 8
 MOBILENET_BLOCKS = (3, 5)
 # Strides of EfficientNet-B0's stages, the stem's included, and their blocks.
 EFFICIENTNET_STRIDES, EFFICIENTNET_BLOCKS = (2, 4, 8, 16, 16, 32, 32), (1, 2, 2, 3, 3, 4, 1)
+
+# What changes a tower's answers and not the shapes of its weights.
+COMPUTES = {
+    "resnet": ("hidden_act", "layer_type", "downsample_in_first_stage"),
+    "mobilenet_v2": ("hidden_act", "output_stride", "tf_padding", "layer_norm_eps"),
+    "efficientnet": ("hidden_act", "strides", "kernel_sizes", "batch_norm_eps"),
+}
 
 Backbone = Literal["convolutions", "resnet"]
 
@@ -127,7 +137,13 @@ class EfficientNet(Tower):
         most = len(EFFICIENTNET_STRIDES)
         if not 1 <= stages <= most:
             raise ValueError(f"stages must be from 1 to {most}, got {stages}")
-        values = {"depth_coefficient": 1.0, "hidden_dim": 1280, "drop_connect_rate": 0.0}
+        # The width after the last stage, which is not used; a checkpoint has it scaled.
+        top = (
+            1280
+            if checkpoint is None
+            else round_filters(EfficientNetConfig(width_coefficient=multiplier), 1280)
+        )
+        values = {"depth_coefficient": 1.0, "hidden_dim": top, "drop_connect_rate": 0.0}
         config = EfficientNetConfig(width_coefficient=multiplier, **values)
         whole = _filled(EfficientNetModel(config), checkpoint)
         if checkpoint is None:
@@ -182,10 +198,15 @@ def _filled(model: PreTrainedModel, checkpoint: str | None) -> Any:
     """Return a model with the weights of a local checkpoint, if one is given.
 
     Raises:
-        ValueError: the checkpoint is that of a model of another size.
+        ValueError: the checkpoint is of another kind, or of a model that computes otherwise.
     """
     if checkpoint is not None:
-        found = type(model).from_pretrained(checkpoint, local_files_only=True, dtype=torch.float32)
+        found = load_published(type(model), Path(checkpoint))
+        for name in COMPUTES[found.config.model_type]:
+            theirs, ours = (getattr(each.config, name) for each in (found, model))
+            # A list in a file may be a tuple in a default.
+            if json.dumps(theirs) != json.dumps(ours):
+                raise ValueError(f"{checkpoint} has {name} {theirs}; the tower that takes it has {ours}")
         try:
             model.load_state_dict(found.state_dict())
         except RuntimeError as error:

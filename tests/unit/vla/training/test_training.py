@@ -257,7 +257,6 @@ def test_learning_rate_rises_and_falls_to_zero():
         ({"teacher_share": -0.5}, "teacher_share must be from 0 to 1, got -0.5"),
         ({"validation_share": 1.0}, "validation_share must be between 0 and 1, got 1.0"),
         ({"max_delay": 4}, "max_delay is for the architecture flow, not grounded"),
-        ({"pretrained": "clip-vit"}, "pretrained is for the architecture clip, not grounded"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):
