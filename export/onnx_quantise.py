@@ -25,8 +25,8 @@ from vla_runtime.module import Module, onnx_file
 from vla_runtime.spec import Precision
 
 PRODUCTS = ["MatMul", "Gemm"]
-# Weights that share a scale.
-BLOCK = 32
+# Weights that share a scale, and what a product with them is computed in.
+BLOCK, FLOAT32 = 32, 1
 Feed = dict[str, np.ndarray]
 
 
@@ -108,7 +108,7 @@ def _round_weights(whole: Path, file: Path, bits: int) -> None:
         products = Path(folder, "products.onnx")
         model.save_model_to_file(str(products))
         rounding = tools.MatMulNBitsQuantizer(
-            onnx.load(str(products)), bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4
+            onnx.load(str(products)), bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=FLOAT32
         )
         rounding.process()
         rounding.model.save_model_to_file(str(file))

@@ -4,7 +4,8 @@
 
 Every variant is an archive that can be served, in the folder of its policy. Its answers are held against
 those of float32 TorchScript in scenes of the tabletop; then it drives episodes there. What is there already
-of the same settings is not done again, but for the times: all variants of a policy take turns.
+of the same settings is not done again, but for the times: all variants of a policy take turns. With one
+thread they are the processor's, so that what else runs on the machine counts little.
 """
 
 import hashlib
@@ -53,6 +54,8 @@ class Options:
     out: Path = Path("runs/compress")
     # Variants to measure, by parts of their names; none named: all.
     only: tuple[str, ...] = ()
+    # Make no archive that is not there already: the report is of those that are.
+    made: bool = False
     # Closed-loop episodes of each variant, and actions of a chunk that are executed before the next.
     episodes: int = 40
     replan: int = 4
@@ -83,7 +86,7 @@ class Options:
 
     def settings(self, policy: str) -> dict[str, Any]:
         """Return what decides a result, as JSON gives it back."""
-        free = ("policies", "out", "only", "rounds", "threads")
+        free = ("policies", "out", "only", "made", "rounds", "threads")
         files = sorted(path for path in Path(policy).rglob("*") if path.is_file())
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
         return {"source": digest} | {k: v for k, v in asdict(self).items() if k not in free}
@@ -127,6 +130,8 @@ def _made(source: Source, folder: Path, options: Options) -> dict[Variant, Path]
     made, maker = dict[Variant, Path](), None
     for variant in options.variants:
         path = folder / variant.file
+        if not path.is_file() and options.made:
+            continue
         if not path.is_file():
             maker = maker or _maker(source, options)
             say(f"{source.name}: {variant.name}")

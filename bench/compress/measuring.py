@@ -1,6 +1,7 @@
 """What is measured of a variant: its answers beside the float32 ones, its time, memory and success."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 
 from bench import alone
 from bench.alone import Process
@@ -46,11 +48,16 @@ class Result(msgspec.Struct, frozen=True):
     """A variant with its time, taken in turns with all others of its policy."""
 
     measured: Measured
-    # Batch size -> median time from prepared requests to actions [ms], and that over the baseline's.
+    # Batch size -> median time from prepared requests to actions [ms], see `clock`; that over the baseline's.
     batch_ms: dict[int, float]
     ratio: dict[int, float]
     # Pictures in and safe actions out, in batches of 32 in one process [requests/s].
     rate_hz: float
+
+
+def clock() -> Callable[[], float]:
+    """Return what times are read from: with one thread the processor's, which other programs leave alone."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def timed(policies: Mapping[str, Policy], rows: Sequence[Row], rounds: int) -> dict[str, dict[int, float]]:
@@ -61,7 +68,7 @@ def timed(policies: Mapping[str, Policy], rows: Sequence[Row], rounds: int) -> d
             inputs = [policy.prepare(row) for row in rows[: BATCHES[-1]]]
             for size in BATCHES:
                 step = partial(policy.compute, inputs[:size])
-                taken[name][size] += taken_s(step, least=max(3, 24 // size), warm_up=1)
+                taken[name][size] += taken_s(step, least=max(3, 16 // size), warm_up=1, clock=clock())
     return {name: {size: 1000 * median(of[size]) for size in BATCHES} for name, of in taken.items()}
 
 
@@ -70,7 +77,7 @@ def rates(policies: Mapping[str, Policy], rows: Sequence[Row], rounds: int) -> d
     size, taken = BATCHES[-1], {name: list[float]() for name in policies}
     for _ in range(rounds):
         for name, policy in policies.items():
-            taken[name] += taken_s(partial(answers, policy, rows[:size]), least=2)
+            taken[name] += taken_s(partial(answers, policy, rows[:size]), least=2, clock=clock())
     return {name: size / median(seconds) for name, seconds in taken.items()}
 
 

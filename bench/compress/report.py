@@ -96,14 +96,18 @@ def _label(figure: Figure, panels: Sequence, names: Sequence[str]) -> None:
     alone.set_xlabel(f"time of a batch of {BATCHES[0]},\nof the baseline's")
     full.set_xlabel(f"time of a batch of {BATCHES[-1]},\nof the baseline's")
     error.set(xlabel="mean error [mm]\n(0.001 stands for less)", xscale="log")
-    success.set(xlabel="success [%], 95 % interval", xlim=(0, 102))
+    success.set(xlabel="success [%],\n95 % interval", xlim=(0, 103))
     for axes in panels:
         axes.grid(axis="both", color=GRID)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in (size, alone, full):
         axes.axvline(1, color=INK, linewidth=0.8)
-        axes.set_xlim(left=0)
+    size.set_xlim(left=0)
     for axes in (alone, full):
-        axes.set_xscale("log")
+        shown = axes.get_xlim()
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["1/4", "1/2", "1", "2", "4", "8"])
+        axes.minorticks_off()
+        axes.set_xlim(min(0.45, shown[0]), shown[1])
     figure.legend(loc="outside upper left", ncols=4, frameon=False)

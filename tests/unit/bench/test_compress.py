@@ -1,5 +1,8 @@
 """The table of variants: what is compared, who dominates whom, and how a pruned model is tuned."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from bench.policies import of_architecture
 from export.prune import WEIGHTED, Pruning
 from export.source import Observation, Source
 from vla.evaluation.report import Rate
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +105,23 @@ def test_distance_counts_the_chunk_ten_times() -> None:
     assert distance(found, wanted).item() == pytest.approx(10 * 0.5 / 2.001)
     swapped = {"actions": wanted["actions"], "confidence": found["actions"]}
     assert distance(swapped, wanted).item() == pytest.approx(0.5 / 2.001)
+
+
+@pytest.mark.slow
+def test_one_command_makes_measures_and_goes_on(tmp_path: Path) -> None:
+    options = ["--only", "onnx, int8_static", "--episodes", "1", "--compared", "8", "--tuned", "32"]
+    options += ["--steps", "2", "--rounds", "1", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "bench", "compress", "checkpoints/grounded", *options]
+    names = ["torchscript, float32", "onnx, int8_static", "onnx, int8_static, fewer units"]
+    times = []
+    for _ in range(2):
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+        assert run.returncode == 0, run.stdout + run.stderr
+        written = json.loads((tmp_path / "compression.json").read_bytes())["measured"]["grounded"]
+        assert [one["measured"]["variant"] for one in written] == names
+        assert all(one["measured"]["success"]["episodes"] == 1 for one in written)
+        assert written[0]["measured"]["cosine"] == written[0]["ratio"]["1"] == 1.0
+        assert written[1]["measured"]["size_bytes"] < 0.5 * written[0]["measured"]["size_bytes"]
+        times.append((tmp_path / "grounded" / "onnx-int8_static.mar").stat().st_mtime_ns)
+    assert times[0] == times[1]  # the second run made nothing anew
+    assert (tmp_path / "compression.png").stat().st_size > 10_000
