@@ -115,20 +115,28 @@ def _finish(
 
 @torch.inference_mode()
 def _abstaining(batches: Batches, model: AnyModel, safety: spec.Safety) -> spec.Safety:
-    """Return the safety with the least confidence that is acted on.
-
-    On frames that training did not see, the share acted on of what can be done, less that of what can't
-    (Youden 1950), is largest or nearly so from there. It is the lowest such limit: commands that are said as
-    no training sentence is are read with less confidence.
-    """
+    """Return the safety with the least confidence that is acted on, by frames that training did not see."""
     batch = batches.calibration(*LAST_VALIDATION)
     confidence = answered(model.eval(), batch, torch.zeros_like(batch.actions), "confidence")
-    acts = batch.possible & batch.per_command(batch.shown)
+    limit = least_confidence(confidence, batch.possible & batch.per_command(batch.shown))
+    return msgspec.structs.replace(safety, min_confidence=limit, hold_keeps=KEPT)
+
+
+def least_confidence(confidence: torch.Tensor, acts: torch.Tensor) -> float:
+    """Return the least confidence that is to be acted on.
+
+    It is in the middle of those by which the share acted on of what can be done, less that of what can't
+    (Youden 1950), is largest or nearly so: as far from what is sure to be done as from what is sure not to.
+
+    Args:
+        confidence: float32 [N], of N answers
+        acts: bool [N], whether there was something to do
+    """
     limits = torch.arange(1, 100) / 100
     acted = confidence[:, None] >= limits
     gap = acted[acts].float().mean(0) - acted[~acts].float().mean(0)
-    limit = round(float(limits[gap >= gap.max() - NEARLY][0]), 2)
-    return msgspec.structs.replace(safety, min_confidence=limit, hold_keeps=KEPT)
+    nearly = limits[gap >= gap.max() - NEARLY]
+    return round(float(nearly[len(nearly) // 2]), 2)
 
 
 def _digest(data: Path) -> str:

@@ -90,3 +90,10 @@ def test_decisions_are_those_of_the_whole_policy(settings):
         answer = model.act(images, command, torch.ones(3, 3, dtype=torch.bool), state, torch.zeros(3, 0, 0))
         alone = model.decide(model.see(images, 4)[:, 1], state, to_do)
     torch.testing.assert_close(alone.actions, answer["actions"])
+
+
+def test_the_least_confidence_is_in_the_middle_of_those_that_separate_best() -> None:
+    acts = torch.tensor([True, True, False, False])
+    assert imitation.least_confidence(torch.tensor([0.9, 0.605, 0.205, 0.1]), acts) == 0.41
+    # One that can't be done is surer than one that can: whatever separates as many as can be.
+    assert imitation.least_confidence(torch.tensor([0.9, 0.3, 0.5, 0.1]), acts) == 0.71
