@@ -79,8 +79,6 @@ class Config:
     # Entries for skills and objects; those that no label names stay unused.
     skill_codes: int = 8
     object_codes: int = 8
-    # Whether the object is copied from a word that names it. Else both choices are read off the same words.
-    copied: bool = True
     # Channels and 3 x 3 convolutions of the detector's map.
     channels: int = 32
     depth: int = 3
@@ -186,12 +184,9 @@ class Model(PolicyModel[Config]):
         )
         self.skill_pooling, self.object_pooling = AttentionPooling(width), AttentionPooling(width)
         self.skill_head = mlp(width, 2 * width, 1, config.skill_codes + 1)
-        if config.copied:
-            self.name_head = mlp(width, 2 * width, 1, config.object_codes + 1)
-            # Stands in the sentence for every word that names an object.
-            self.named_word = nn.Parameter(torch.randn(width))
-        else:
-            self.object_head = mlp(width, 2 * width, 1, config.object_codes)
+        self.name_head = mlp(width, 2 * width, 1, config.object_codes + 1)
+        # Stands in the sentence for every word that names an object.
+        self.named_word = nn.Parameter(torch.randn(width))
         self.skill_table = nn.Parameter(torch.randn(config.skill_codes + 1, width))
         self.object_table = nn.Parameter(torch.randn(config.object_codes, width))
         self.tower = Convolutions(channels, STRIDE, config.depth)
@@ -349,21 +344,16 @@ class Model(PolicyModel[Config]):
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> Command:
         """Read commands: int64 [N, L] twice, letters and mask; see `Command`."""
         words, mask = self.text_encoder.spell(input_ids, attention_mask)
-        names = self.name(words) if self.config.copied else None  # [N, W, object_codes + 1]
-        tokens = self.text_encoder.mix(words if names is None else self._unnamed(words, names), mask)
+        names = self.name(words)  # [N, W, object_codes + 1]
+        tokens = self.text_encoder.mix(self._unnamed(words, names), mask)
         skills = self.skill_head(self.skill_pooling(tokens, mask)[0])
-        pooled, weights = self.object_pooling(tokens, mask)
-        if names is None:
-            objects = functional.pad(torch.softmax(self.object_head(pooled), dim=-1), (1, 0))
-        else:
-            objects = (weights.unsqueeze(1) @ names).squeeze(1)
+        _, weights = self.object_pooling(tokens, mask)
+        objects = (weights.unsqueeze(1) @ names).squeeze(1)
         chances, named = torch.softmax(skills, dim=-1), objects[:, 1:]
         look_for = named / named.sum(1, keepdim=True).clamp_min(FAINTEST) @ self.object_table
         possible = (1 - chances[:, :1]).expand_as(look_for)
         rows = torch.stack([look_for, chances @ self.skill_table, possible], dim=1)
-        naming = torch.zeros_like(possible[:, 0])
-        if names is not None:
-            naming = -(names[..., 0].clamp_min(FAINTEST).log() * mask).sum(1) / mask.sum(1).clamp_min(1)
+        naming = -(names[..., 0].clamp_min(FAINTEST).log() * mask).sum(1) / mask.sum(1).clamp_min(1)
         return Command(rows, skills, objects.clamp_min(FAINTEST).log(), naming)
 
     def name(self, words: Tensor) -> Tensor:
