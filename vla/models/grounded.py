@@ -351,7 +351,8 @@ class Model(PolicyModel[Config]):
         objects = (weights.unsqueeze(1) @ names).squeeze(1)
         chances, named = torch.softmax(skills, dim=-1), objects[:, 1:]
         look_for = named / named.sum(1, keepdim=True).clamp_min(FAINTEST) @ self.object_table
-        possible = (1 - chances[:, :1]).expand_as(look_for)
+        # What names no object calls for nothing, whatever it sounds like: "hold it".
+        possible = ((1 - chances[:, :1]) * (1 - objects[:, :1])).expand_as(look_for)
         rows = torch.stack([look_for, chances @ self.skill_table, possible], dim=1)
         naming = -(names[..., 0].clamp_min(FAINTEST).log() * mask).sum(1) / mask.sum(1).clamp_min(1)
         return Command(rows, skills, objects.clamp_min(FAINTEST).log(), naming)

@@ -58,7 +58,7 @@ def read(folder: Path, said: list[Sentence]) -> list[str]:
     )
     command = model.eval().read(ids, mask)
     chances = command.skills.softmax(-1)
-    acts = 1 - chances[:, 0] >= (config.safety.min_confidence or 0)
+    acts = command.rows[:, 2, 0] >= (config.safety.min_confidence or 0)  # as `command_confidence` is served
     skills, objects = (
         chances[:, 1 : 1 + len(TASKS)].argmax(-1),
         command.objects[:, 1 : 1 + len(COLOURS)].argmax(-1),
