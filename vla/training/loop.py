@@ -35,11 +35,7 @@ def optimise(
         SpecError: the teacher does not fit, or the run to resume is missing or has other settings.
         ValueError: a batch can't be divided alike.
     """
-    learner = Learner(settings, model, ranks)
-    progress = Progress(settings=_comparable(settings))
-    if settings.resume:
-        progress, tensors = restore(settings.out, progress.settings)
-        learner.restore(tensors)
+    learner, progress = _begun(settings, model, ranks)
     mix = _targets(settings, batches)
     begin_s, losses, step = time.monotonic() - progress.wall_s, [], progress.step
     first, begin_cpu_s = step, time.process_time()
@@ -76,6 +72,15 @@ def _cost(learner: Learner, steps: int, cpu_s: float) -> dict[str, Any]:
         "step_cpu_s": round(cpu_s / max(1, steps), 3),
         "memory_mib": learner.memory_mib() | {"resident": round(resident_mib)},
     }
+
+
+def _begun(settings: Settings, model: AnyModel, ranks: Ranks) -> tuple[Learner, Progress]:
+    """Return what learns and how far it has come: nowhere, or as the run to resume had."""
+    learner, progress = Learner(settings, model, ranks), Progress(settings=_comparable(settings))
+    if settings.resume:
+        progress, tensors = restore(settings.out, progress.settings)
+        learner.restore(tensors)
+    return learner, progress
 
 
 def _share(settings: Settings, ranks: Ranks, step: int, wall_s: float) -> float:
