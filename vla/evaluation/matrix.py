@@ -92,7 +92,7 @@ def draw(found: dict[str, dict[str, list[Rate]]], path: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     shown = [cell for cell in cells() if any(cell.name in of for of in found.values())]
-    figure = Figure(figsize=(3.2 + 1.9 * len(found), 1.2 + 0.27 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(3.7 + 1.9 * len(found), 1.2 + 0.27 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for row, cell in enumerate(shown):
         for column, of in enumerate(found.values()):
