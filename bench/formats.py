@@ -62,14 +62,15 @@ class Measured:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every format of every policy and write the report."""
     options = tyro.cli(Options, prog="python -m bench formats", description=__doc__, args=arguments)
-    found = [measured for name in options.policies for measured in _of_policy(name, options)]
+    found = [measured for name in options.policies for measured in of_policy(name, options)]
     head = ("policy", "format", "archive [MB]", "ready [s]", *(f"batch of {n} [ms]" for n in BATCHES))
     lines = [(m.policy, m.format, m.size_mb, m.ready_s, *m.batch_ms.values()) for m in found]
     results.write("Formats", options.output, fingerprint(), found, [Table(head, lines)])
     return 0
 
 
-def _of_policy(name: Policies, options: Options) -> Iterator[Measured]:
+def of_policy(name: Policies, options: Options) -> Iterator[Measured]:
+    """Yield what every format of one policy costs, when all are measured."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = of_size(name) if name == "ViT-B/32" else of_architecture(name)
     with tempfile.TemporaryDirectory() as temporary:

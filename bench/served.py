@@ -16,6 +16,7 @@ from bench.generator import Plan
 from bench.load import Answers, drive
 from loadtest.host import peak_mib
 from server.gate.gate import served as behind_gate
+from server.process import WORKERS_PER_GPU
 
 # Requests of a phase that warms the Java front end up: it is several times slower in its first hundreds.
 WARM_UP_S = 6.0
@@ -93,11 +94,14 @@ def served(
     state: tuple[float, ...] = (),
     *,
     gpus: int = 1,
+    workers_per_gpu: int = WORKERS_PER_GPU,
     model_api: bool = False,
     on_log: Callable[[str], None] | None = None,
 ) -> Iterator[Server]:
     """Serve an archive as `python -m server` does; see `server.process` for the options."""
-    with behind_gate(archive, gpus=gpus, model_api=model_api, on_log=on_log) as (server, port):
+    with behind_gate(
+        archive, gpus=gpus, workers_per_gpu=workers_per_gpu, model_api=model_api, on_log=on_log
+    ) as (server, port):
         yield Server(Target("127.0.0.1", port, f"/predictions/{server.archive.name}", state), server.pid)
 
 

@@ -22,22 +22,24 @@ from bench.gpu.http import http
 from bench.gpu.parity import parity
 from bench.gpu.part import Findings, Run, Skipped, said
 from bench.gpu.parts import memory, served, tests
+from bench.gpu.pays import pays
 from bench.gpu.robots import robots
 from bench.gpu.speed import speed
 from bench.machine import Machine, described, fingerprint
 from bench.results import say
 from loadtest.document import Table, markdown
 
-Name = Literal["served", "speed", "robots", "http", "memory", "failures", "parity", "tests"]
+Name = Literal["served", "speed", "pays", "robots", "http", "memory", "failures", "parity", "tests"]
 # Each with the time that it may take [s]; it ends what it has begun.
 PARTS: dict[Name, tuple[Callable[[Run], Findings], float]] = {
     "served": (served, 30),
     "speed": (speed, 120),
+    "pays": (pays, 60),
     "robots": (robots, 60),
-    "http": (http, 75),
+    "http": (http, 100),
     "memory": (memory, 45),
     "failures": (failures, 60),
-    "parity": (parity, 120),
+    "parity": (parity, 150),
     "tests": (tests, 60),
 }
 

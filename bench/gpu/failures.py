@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from typing import NamedTuple, cast
 
@@ -31,15 +32,23 @@ class Case(NamedTuple):
 def failures(run: Run) -> Findings:
     """Provoke what goes wrong, and see that neighbours keep their answers."""
     cases = [two_policies, loaded_beside]
-    cases += [out_of_memory, capture_refused, device_lost] if run.on_gpu else []
-    found: dict[str, Case] = {}
-    for case in cases:
-        name = case.__name__.replace("_", " ")
-        found[name] = _apart(case, run.device)
-        run.say(f"{name}: {'' if found[name].held else 'NOT '}held, {found[name].details}")
-    rows = [(name, "yes" if case.held else "**no**", case.details) for name, case in found.items()]
+    cases += [capture_refused, device_lost] if run.on_gpu else []
+    with ThreadPoolExecutor() as threads:  # each waits for its case's process
+        found = dict(zip(cases, threads.map(partial(_apart, device=run.device), cases), strict=True))
+    if run.on_gpu:  # alone: it leaves no memory to others
+        found[out_of_memory] = _apart(out_of_memory, run.device)
+    for case, became in found.items():
+        run.say(f"{_name(case)}: {'' if became.held else 'NOT '}held, {became.details}")
+    rows = [
+        (_name(case), "yes" if became.held else "**no**", became.details) for case, became in found.items()
+    ]
     table = Table(("what goes wrong", "held", "details"), rows)
-    return Findings.of([table], found, ok=all(case.held for case in found.values()))
+    figures = {_name(case): became for case, became in found.items()}
+    return Findings.of([table], figures, ok=all(became.held for became in found.values()))
+
+
+def _name(case: Callable[[str], Case]) -> str:
+    return case.__name__.replace("_", " ")
 
 
 def _apart(case: Callable[[str], Case], device: str) -> Case:

@@ -23,7 +23,7 @@ P95_S, MOST_LATE = 0.05, 0.01
 PERIOD_S = 0.1
 FIRST, MOST_ROBOTS = 8, 4096
 PLANS: tuple[tuple[str, Callable[[], Source], Precision], ...] = (
-    ("command_attention", partial(of_architecture, "command_attention"), "float32"),
+    ("grounded", partial(of_architecture, "grounded"), "float32"),
     ("ViT-B/32", partial(of_size, "ViT-B/32"), "bfloat16"),
     ("ViT-L/14", partial(of_size, "ViT-L/14"), "bfloat16"),
 )

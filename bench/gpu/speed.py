@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 
 ALL: list[tuple[Precision, bool]] = [("float32", False), ("float32", True), ("bfloat16", False)]
 PLANS = (
-    Plan("command_attention", partial(of_architecture, "command_attention"), ALL),
+    Plan("grounded", partial(of_architecture, "grounded"), ALL),
     Plan("ViT-B/32", partial(of_size, "ViT-B/32"), ALL),
     Plan("ViT-L/14", partial(of_size, "ViT-L/14"), ALL),
     Plan("3 billion", partial(of_size, "3 billion"), ALL[2:]),
@@ -146,7 +146,7 @@ def _measured(run: Run, plan: Measured, make: Callable[[], Source], limits: dict
                 partial(answers, with_graphs, requests[:size]),
             )
             ms, eager_ms, infer_ms = (
-                1000 * median(taken_s(step, 0.5, least=10, warm_up=3)) for step in steps
+                1000 * median(taken_s(step, 0.2, least=10, warm_up=3)) for step in steps
             )
             with FlopCounterMode(display=False) as counter:
                 plain.compute(batch)

@@ -19,7 +19,7 @@ from server.gate.hop import SWEEP_S, Hop
 from server.gate.queue import Room
 from server.gate.scrape import Scrape
 from server.ports import PORTS, bind, free_port
-from server.process import TorchServe
+from server.process import WORKERS_PER_GPU, TorchServe
 from server.workers import Workers
 
 BACKLOG = 1024
@@ -137,6 +137,7 @@ def served(
     *,
     startup_timeout_s: float | None = None,
     gpus: int = 1,
+    workers_per_gpu: int = WORKERS_PER_GPU,
     model_api: bool = False,
     on_log: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[TorchServe, int]]:
@@ -151,6 +152,7 @@ def served(
             metrics_port=behind + 1,
             startup_timeout_s=startup_timeout_s,
             gpus=gpus,
+            workers_per_gpu=workers_per_gpu,
             model_api=model_api,
             gated=True,
             on_log=on_log,
