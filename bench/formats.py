@@ -83,7 +83,9 @@ def of_policy(name: Policies, options: Options) -> Iterator[Measured]:
             format_ = "eager" if kind == "eager compiled" else kind
             compiled = kind == "eager compiled"
             place = device if format_ == "pt2" else "cpu"
-            export = Export("random weights", archive, format=format_, compile=compiled, device=place)
+            export = Export(
+                "random weights", archive, buckets=BATCHES, format=format_, compile=compiled, device=place
+            )
             archived(source, export)
             folder = unpack(archive, archive.with_suffix(""))
             began = time.perf_counter()

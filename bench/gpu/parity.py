@@ -3,8 +3,8 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,12 +58,13 @@ class Case(msgspec.Struct, frozen=True):
 
 def parity(run: Run) -> Findings:
     """Compare archives of every architecture, as far as the time goes."""
-    found: list[Case] = []
+    cases = list(_cases(run))
     processes = min(PROCESSES, max(1, len(os.sched_getaffinity(0)) // CORES_EACH))
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (CORES_EACH,)) as pool:
-        for case in pool.map(partial(_compared, replace(run, say=_unsaid)), _cases(run)):
-            found.append(case)
-            run.say(f"{case.architecture} {case.format} {case.precision}: {case.says}")
+    found = list(cases)
+    with ThreadPoolExecutor(processes) as threads:  # each waits for its cases' process
+        shares = [cases[first::processes] for first in range(processes)]
+        for first, share in enumerate(threads.map(partial(_apart, run), shares)):
+            found[first::processes] = share
     about = (
         "Actions of the archive on this device against the eager model on the CPU, largest difference in "
         "normalised units, five requests in a batch and one alone."
@@ -81,13 +82,24 @@ def _cases(run: Run) -> Iterator[Case]:
     yield from (Case(name, "torchscript", "bfloat16") for name in ARCHITECTURES)
 
 
-def _unsaid(_line: str) -> None:
-    """Say nothing: what a process of its own finds is said where it comes back."""
+def _apart(run: Run, cases: list[Case]) -> list[Case]:
+    """Compare in a process of its own: one that dies, as a device's error can make it, costs one case."""
+    found: list[Case] = []
+    while len(found) < len(cases):
+        with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (CORES_EACH,)) as process:
+            try:
+                for case in cases[len(found) :]:
+                    compared = msgspec.structs.replace(case, skipped="time")
+                    if not run.spent:
+                        compared = process.submit(_compared, run.device, case).result()
+                    found.append(compared)
+                    run.say(f"{case.architecture} {case.format} {case.precision}: {compared.says}")
+            except BrokenProcessPool as error:
+                found.append(msgspec.structs.replace(cases[len(found)], error=said(error)))
+    return found
 
 
-def _compared(run: Run, case: Case) -> Case:
-    if run.spent:
-        return msgspec.structs.replace(case, skipped="time")
+def _compared(device: str, case: Case) -> Case:
     requests = robot_requests(5)
     try:
         source = of_architecture(case.architecture)
@@ -100,11 +112,11 @@ def _compared(run: Run, case: Case) -> Case:
                 buckets=(1, 2, 4, 8),
                 format=case.format,
                 precision=case.precision,
-                device="cuda" if run.on_gpu and case.format == "pt2" else "cpu",
+                device="cuda" if device != "cpu" and case.format == "pt2" else "cpu",
                 tolerance=1e-2 if case.precision == "float32" else 1.0,
             )
             archived(source, options)
-            policy = Policy.load(unpack(options.output, folder / "unpacked"), run.device)
+            policy = Policy.load(unpack(options.output, folder / "unpacked"), device)
             policy.warm_up()
             got = np.concatenate([actions(policy, requests), actions(policy, requests[:1])])
     except Exception as error:  # whatever it is, it belongs into the report

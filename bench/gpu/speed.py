@@ -187,14 +187,15 @@ def _summary(policy: Measured) -> str:
     return times or policy.skipped or policy.error
 
 
-@figure()
+@figure((9.6, 4.2))
 def plot(axes: Any, policies: Sequence[Measured]) -> None:
     """Time of a batch by its size, with CUDA graphs and without, for each policy on a GPU."""
+    axes.set(xscale="log", yscale="log", xlabel="observations in a batch", ylabel="time of a batch [ms]")
     for policy in policies:
         sizes = [bucket.batch for bucket in policy.buckets]
         (line,) = axes.plot(sizes, [bucket.ms for bucket in policy.buckets], "o-", label=policy.name)
         eager_ms = [bucket.eager_ms for bucket in policy.buckets]
         axes.plot(sizes, eager_ms, ":", color=line.get_color())
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set(xscale="log", yscale="log", xlabel="observations in a batch", ylabel="time of a batch [ms]")
-    axes.legend(fontsize=8)
+    axes.set_xticks(BUCKETS, [str(size) for size in BUCKETS])
+    axes.set_xticks([], minor=True)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
