@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vla.evaluation.report import Rate
 
@@ -46,6 +46,14 @@ def draw(path: Path, curves: Mapping[str, Sequence[Judged]], axis: str, title: s
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
+    draw_rates(axes, curves)
+    axes.set(xlabel=axis, ylabel=title)
+    axes.legend(frameon=False)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def draw_rates(axes: Any, curves: Mapping[str, Sequence[Judged]]) -> None:
+    """Draw a curve for each name into a diagram of matplotlib's."""
     for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
         for seed in sorted({point.seed for point in points}):
             mine = sorted(point for point in points if point.seed == seed)
@@ -63,7 +71,5 @@ def draw(path: Path, curves: Mapping[str, Sequence[Judged]], axis: str, title: s
         axes.fill_between(
             list(total), [100 * each for each in low], [100 * each for each in high], color=colour, alpha=0.15
         )
-    axes.set(xlabel=axis, ylabel=title, ylim=(-2, 102))
+    axes.set(ylim=(-2, 102))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    FigureCanvasAgg(figure).print_png(path)

@@ -7,6 +7,7 @@ import torch
 from vla import checkpoint
 from vla.models import Batch
 from vla_runtime.errors import SpecError
+from vla_runtime.spec import ContinuousSpace, Vector
 
 
 class Teacher:
@@ -22,12 +23,12 @@ class Teacher:
             device: where it computes
 
         Raises:
-            SpecError: the checkpoint is incomplete, or its cameras, tokenizer, state or action are not the
-                student's.
+            SpecError: the checkpoint is incomplete, its cameras or tokenizer are not the student's, or the
+                numbers of its state or action mean something else.
         """
         config, model = checkpoint.load(folder)
         for part in ("cameras", "tokenizer", "state", "action"):
-            if getattr(config, part) != getattr(student, part):
+            if _meaning(getattr(config, part)) != _meaning(getattr(student, part)):
                 raise SpecError(f"the teacher {folder} has another {part} than the student: train both alike")
         self._model = model.to(device)
         self._share = share
@@ -44,3 +45,14 @@ class Teacher:
             answer = model.act(batch.images, command[rows], mask[rows], batch.state, noise)
             answers[rows] = answer["actions"]
         return batch._replace(actions=torch.lerp(batch.actions, answers, self._share))
+
+
+def _meaning(part: object) -> object:
+    """Return what two policies must share: of a vector, what its normalised numbers mean.
+
+    Statistics that its rule does not use differ from one data set to the next, and change nothing.
+    """
+    if not isinstance(part, Vector):
+        return part
+    timing = (part.horizon, part.control_hz) if isinstance(part, ContinuousSpace) else None
+    return part.dimensions, part.policy_width, part.shift.tolist(), part.scale.tolist(), timing

@@ -25,7 +25,7 @@ from vla.training.progress import Progress
 from vla.training.ranks import joined
 from vla.training.settings import Settings
 from vla.training.setup import AnyBatches, batches_for, model_for
-from vla.training.validation import answered, short, validate
+from vla.training.validation import action_measure, answered, short, validate
 from vla_runtime import spec
 
 # Frames, and commands of each, in the validation after the run.
@@ -56,7 +56,10 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
         model = model_for(settings, batches.config)
         config = msgspec.structs.replace(batches.config, model=asdict(model.config))
         batches = replace(batches, config=config)
-        progress, cost, model = optimise(settings, batches, model, ranks, stop_after)
+        measure = action_measure(batches)
+        progress, cost, model = optimise(
+            settings, batches, model, ranks, measure=measure, stop_after=stop_after
+        )
         if stop_after is None and ranks.first:
             _complete(settings, batches, model, progress, cost | {"processes": ranks.count})
     return config
@@ -101,7 +104,7 @@ def _finish(
     }
     checkpoint.save(out, config, model, example, about, half=settings.half)
     _, model = checkpoint.load(out)
-    error = validate(batches, model, "cpu", *LAST_VALIDATION)
+    error = validate(batches, model.to(settings.device), settings.device, *LAST_VALIDATION)
     dimensions = batches.space.dimensions
     about["validation_error"] = {
         f"{dimension.name} [{dimension.unit}]": value

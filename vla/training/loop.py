@@ -3,10 +3,11 @@
 import resource
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from vla.checkpoint import Config
 from vla.models import AnyModel, Batch
 from vla.training.distillation import Teacher
 from vla.training.events import Events
@@ -15,17 +16,41 @@ from vla.training.progress import Point, Progress, restore, store
 from vla.training.ranks import Ranks
 from vla.training.schedule import one_cycle
 from vla.training.settings import Settings
-from vla.training.setup import AnyBatches, written
-from vla.training.validation import short, validate
+from vla.training.setup import written
+from vla.training.validation import Measure, short
 
-# Frames, and commands of each, in a validation.
-VALIDATION = (256, 2)
+
+class Drawn(Protocol):
+    """What draws batches."""
+
+    @property
+    def config(self) -> Config:
+        """What the policy is."""
+        ...
+
+    def train(self, step: int, frames: int, commands: int) -> Batch:
+        """Draw the batch of a step."""
+        ...
 
 
 def optimise(
-    settings: Settings, batches: AnyBatches, model: AnyModel, ranks: Ranks, stop_after: int | None
+    settings: Settings,
+    batches: Drawn,
+    model: AnyModel,
+    ranks: Ranks,
+    *,
+    measure: Measure,
+    stop_after: int | None = None,
 ) -> tuple[Progress, dict[str, Any], AnyModel]:
     """Run until the steps or the time are spent; the first process saves the run at every validation.
+
+    Args:
+        settings: the run
+        batches: what is learned from
+        model: what learns, on the run's device
+        ranks: this process among others
+        measure: what validations measure
+        stop_after: end after so many steps, as if interrupted
 
     Returns:
         how far the run came, what it cost this process, and the model to write: another one than was given
@@ -54,12 +79,12 @@ def optimise(
             wall_s = time.monotonic() - begin_s
             share = _share(settings, ranks, step, wall_s)
             if ranks.first and (step % settings.validate_every == 0 or share == 1):
-                error = validate(batches, learner.result, settings.device, *VALIDATION)
+                error = measure.error(learner.result, settings.device)
                 point = Point(step=step, loss=sum(losses) / len(losses), learning_rate=rate, error=error)
                 losses = []
                 progress = progress.extended(point, wall_s)
                 store(settings.out, progress, learner.state())
-                events.validation(point, batches.space.names)
+                events.validation(point, measure.names)
                 bar.set_postfix(loss=f"{point.loss:.4f}", rate=f"{rate:.1e}", error=short(error))
     return progress, _cost(learner, step - first, time.process_time() - begin_cpu_s), learner.result
 
@@ -90,7 +115,7 @@ def _share(settings: Settings, ranks: Ranks, step: int, wall_s: float) -> float:
     return step / settings.steps
 
 
-def _targets(settings: Settings, batches: AnyBatches) -> Callable[[Batch], Batch]:
+def _targets(settings: Settings, batches: Drawn) -> Callable[[Batch], Batch]:
     """Return what makes of a batch's actions what is learned: the teacher, where there is one."""
     if settings.teacher is None:
         return _as_demonstrated

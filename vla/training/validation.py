@@ -1,9 +1,32 @@
 """How far a policy's answers are from what was demonstrated, on frames that training does not see."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 
 from vla.models import AnyModel, Batch
 from vla.training.setup import AnyBatches
+
+# Frames, and commands of each, in a validation.
+VALIDATION = (256, 2)
+
+
+class Measure(NamedTuple):
+    """What a run is judged by while it lasts."""
+
+    # What each number is of, and its unit.
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    # The numbers, of a model on a device.
+    error: Callable[[AnyModel, str], tuple[float, ...]]
+
+
+def action_measure(batches: AnyBatches) -> Measure:
+    """Judge by the mean absolute error of each dimension of an action on held-out frames."""
+    names = tuple(dimension.name for dimension in batches.space.dimensions)
+    units = tuple(dimension.unit for dimension in batches.space.dimensions)
+    return Measure(names, units, lambda model, device: validate(batches, model, device, *VALIDATION))
 
 
 def validate(

@@ -145,6 +145,22 @@ def test_student_learns_from_its_teacher(settings, run, tmp_path):
     assert mixed._replace(actions=batch.actions) == batch
 
 
+def test_a_teacher_of_other_demonstrations_is_taken_where_its_numbers_mean_the_same(run):
+    config: Any
+    config, _ = checkpoint.load(run)
+    statistics = msgspec.structs.replace(config.action.statistics, mean=(0.5,) * 4, q01=(-0.5,) * 4)
+    student = msgspec.structs.replace(
+        config, action=msgspec.structs.replace(config.action, statistics=statistics)
+    )
+    assert student != config
+    Teacher(run, student, 0.5, "cpu")
+    statistics = msgspec.structs.replace(statistics, low=(-2.0,) * 4, high=(2.0,) * 4)
+    for changed in ({"statistics": statistics}, {"horizon": 3}, {"control_hz": 5.0}):
+        other = msgspec.structs.replace(config, action=msgspec.structs.replace(config.action, **changed))
+        with pytest.raises(SpecError, match="has another action than the student"):
+            Teacher(run, other, 0.5, "cpu")
+
+
 def test_teacher_that_acts_otherwise_is_refused(settings, run, tmp_path):
     other = replace(settings, out=tmp_path, teacher=run, normalisation="mean_std")
     with pytest.raises(SpecError, match="has another state than the student: train both alike"):
