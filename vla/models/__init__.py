@@ -115,6 +115,8 @@ class Batch(NamedTuple):
     # int64 [B * K, k], the steps that each command still needs, indices into the model's `steps`, the last of
     # which fills what is left; None: the data says nothing of steps.
     plan: Tensor | None = None
+    # int64 [B * K, T], which of the vocabulary's symbols to answer; None: actions are no symbols.
+    symbols: Tensor | None = None
 
     @property
     def commands_per_frame(self) -> int:

@@ -186,8 +186,18 @@ def push(hand: Hand, block: Point, behind: float = PUSH_BEHIND, clear: float = P
     dx, dy = block_x - behind - x, block_y - y
     ahead = max(0.0, x - (block_x - clear))
     dx, dy, dz = approach(dx, dy, PUSH_HEIGHT + funnel(math.hypot(ahead, dy)) - z)
-    # Forward as far as the hand is low, in the lane and behind the block.
-    drive = _ramp(z, 0.024, 0.040) * _ramp(abs(block_y - y), 0.012, 0.025) * _ramp(ahead, 0.008, 0.015)
+    drive = _drive(hand, block, ahead)
     straddling = 0.015 < ahead < 0.085 and abs(block_y - y) < 0.06 and z - block_z < 0.05
     gripper = OPEN if straddling else CLOSED
     return dx + drive * (PUSH_STRIDE - dx), dy, dz, gripper
+
+
+def drives(hand: Hand, block: Point) -> bool:
+    """Whether the hand is where a push drives it forward."""
+    return _drive(hand, block, max(0.0, hand[0] - (block[0] - PUSH_CLEAR))) > 0
+
+
+def _drive(hand: Hand, block: Point, ahead: float) -> float:
+    """Return how much to drive forward: as far as the hand is low, in the lane and behind the block."""
+    across = abs(block[1] - hand[1])
+    return _ramp(hand[2], 0.024, 0.040) * _ramp(across, 0.012, 0.025) * _ramp(ahead, 0.008, 0.015)

@@ -18,9 +18,9 @@ def draw(path: Path, points: Sequence[Point], names: Sequence[str], units: Seque
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, error = figure.subplots(1, 2)
     loss.plot(steps, [point.loss for point in points])
-    loss.set(xlabel="step", ylabel="training loss (squared, normalised)", yscale="log")
+    loss.set(xlabel="step", ylabel="training loss", yscale="log")
     for index, (name, unit) in enumerate(zip(names, units, strict=True)):
         error.plot(steps, [point.error[index] for point in points], label=f"{name} [{unit}]")
-    error.set(xlabel="step", ylabel="validation error (mean absolute)", yscale="log")
+    error.set(xlabel="step", ylabel="validation error", yscale="log")
     error.legend()
     figure.savefig(path, dpi=110)

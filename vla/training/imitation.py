@@ -19,13 +19,14 @@ from vla.models import AnyModel
 from vla.models.grounded import Model as Grounded
 from vla.training import heads, lora, reading
 from vla.training.batches import Batches
+from vla.training.choices import choices
 from vla.training.curve import draw
 from vla.training.loop import optimise
 from vla.training.progress import Progress
 from vla.training.ranks import joined
 from vla.training.settings import Settings
 from vla.training.setup import AnyBatches, batches_for, model_for
-from vla.training.validation import action_measure, answered, short, validate
+from vla.training.validation import VALIDATION, answered, measure_of, short
 from vla_runtime import spec
 
 # Frames, and commands of each, in the validation after the run.
@@ -56,7 +57,7 @@ def train(settings: Settings, stop_after: int | None = None) -> checkpoint.Confi
         model = model_for(settings, batches.config)
         config = msgspec.structs.replace(batches.config, model=asdict(model.config))
         batches = replace(batches, config=config)
-        measure = action_measure(batches)
+        measure = measure_of(batches, *VALIDATION)
         progress, cost, model = optimise(
             settings, batches, model, ranks, measure=measure, stop_after=stop_after
         )
@@ -104,14 +105,14 @@ def _finish(
     }
     checkpoint.save(out, config, model, example, about, half=settings.half)
     _, model = checkpoint.load(out)
-    error = validate(batches, model.to(settings.device), settings.device, *LAST_VALIDATION)
-    dimensions = batches.space.dimensions
+    names, units, missed = measure_of(batches, *LAST_VALIDATION)
+    error = missed(model.to(settings.device), settings.device)
     about["validation_error"] = {
-        f"{dimension.name} [{dimension.unit}]": value
-        for dimension, value in zip(dimensions, error, strict=True)
+        f"{name} [{unit}]": value for name, unit, value in zip(names, units, error, strict=True)
     }
+    if found := choices(model, batches.validation(*LAST_VALIDATION), settings.device):
+        about["choices"] = found
     checkpoint.save(out, config, model, example, about, half=settings.half)
-    names, units = config.action.names, [dimension.unit for dimension in dimensions]
     draw(out / "curve.png", progress.points, names, units)
     print(f"{out}: {about['parameters']} parameters, {about['wall_s']} s, validation error {short(error)}")
 

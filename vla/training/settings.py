@@ -9,6 +9,9 @@ from vla.tabletop.commands import GOALS, parse
 from vla.tabletop.texts import LONGEST
 from vla_runtime.vectors import Normalisation
 
+# Architectures whose head may answer logits of symbols.
+SYMBOLIC = ("efficient", "memory_efficient", "realtime")
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -74,6 +77,9 @@ class Settings:
     # Words that the architecture rt2 answers besides, at most: what it sees and will do, or the answer to a
     # question about the scene. 16 hold the longest such text; 0: none.
     text_tokens: int = 0
+    # Answer which steps a command still needs, by name, in place of actions: a high-level policy. For
+    # demonstrations of the tabletop; architectures efficient, memory_efficient and realtime.
+    symbolic: bool = False
     # Sentences of each goal that a policy that abstains is trained with.
     sentences: int = 3000
     # For each of `steps`, further ones of the heads of a `grounded` alone, and then of its reading alone;
@@ -143,6 +149,10 @@ class Settings:
         if self.max_delay and self.architecture != "flow":
             raise ValueError(f"max_delay is for the architecture flow, not {self.architecture}")
         self._check_text()
+        if self.symbolic and self.architecture not in SYMBOLIC:
+            raise ValueError(f"symbolic is for {', '.join(SYMBOLIC)}, not {self.architecture}")
+        if self.symbolic and self.teacher is not None:
+            raise ValueError("symbolic policies have no teacher: its answers are actions")
         if self.lora < 0 or (self.lora and self.start is None):
             raise ValueError(f"lora must be 0, or a rank with a --start to learn on from, got {self.lora}")
         for name in ("minutes", "heads", "reading"):

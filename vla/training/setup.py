@@ -21,6 +21,7 @@ from vla.training.progress import plain
 from vla.training.recorded import RecordedBatches
 from vla.training.settings import Settings
 from vla.training.statistics import Statistics, Summary
+from vla.training.symbolic import SymbolicBatches, symbolic
 from vla.training.workbench import WorkbenchBatches
 from vla_runtime import spec
 
@@ -38,6 +39,8 @@ def batches_for(settings: Settings, *, quiet: bool = False) -> AnyBatches:
     )
     if settings.text_tokens and (recorded_data or at_workbench):
         raise ValueError("text_tokens is for demonstrations of the tabletop: no other data has texts")
+    if settings.symbolic and (recorded_data or at_workbench):
+        raise ValueError("symbolic is for demonstrations of the tabletop: no other data has these steps")
     if recorded_data:
         return _recorded(settings, quiet=quiet)
     if at_workbench:
@@ -48,7 +51,8 @@ def batches_for(settings: Settings, *, quiet: bool = False) -> AnyBatches:
 def demonstrated(settings: Settings) -> Batches:
     """Return what draws batches of the tabletop's demonstrations."""
     dataset = Demonstrations.load(settings.data)
-    return batches_of(settings, dataset, describe(settings, dataset))
+    config = describe(settings, dataset)
+    return batches_of(settings, dataset, symbolic(config) if settings.symbolic else config)
 
 
 def _at_workbench(settings: Settings) -> WorkbenchBatches:
@@ -84,7 +88,8 @@ def _recorded(settings: Settings, *, quiet: bool) -> RecordedBatches:
 def batches_of(settings: Settings, dataset: Demonstrations, config: checkpoint.Config) -> Batches:
     """Return what draws the run's batches."""
     excluded = tuple(parse(goal) for goal in settings.excluded_goals)
-    return Batches(
+    kind = SymbolicBatches if isinstance(config.action, spec.DiscreteSpace) else Batches
+    return kind(
         dataset,
         config,
         settings.seed,

@@ -7,6 +7,7 @@ import torch
 
 from vla.models import AnyModel, Batch
 from vla.training.setup import AnyBatches
+from vla_runtime.spec import DiscreteSpace
 
 # Frames, and commands of each, in a validation.
 VALIDATION = (256, 2)
@@ -22,22 +23,26 @@ class Measure(NamedTuple):
     error: Callable[[AnyModel, str], tuple[float, ...]]
 
 
-def action_measure(batches: AnyBatches) -> Measure:
-    """Judge by the mean absolute error of each dimension of an action on held-out frames."""
-    names = tuple(dimension.name for dimension in batches.space.dimensions)
-    units = tuple(dimension.unit for dimension in batches.space.dimensions)
-    return Measure(names, units, lambda model, device: validate(batches, model, device, *VALIDATION))
+def measure_of(batches: AnyBatches, frames: int, commands: int) -> Measure:
+    """Judge by what is wrong on held-out episodes, with commands in held-out phrasings.
 
-
-def validate(
-    batches: AnyBatches, model: AnyModel, device: str, frames: int, commands: int
-) -> tuple[float, ...]:
-    """Return the mean absolute error on held-out episodes, with commands in held-out phrasings.
-
-    Returns:
-        one number a dimension, mean over the chunk [action unit]
+    Of actions, the mean absolute error of each dimension [action unit]; of symbols, the share of wrong ones
+    at each place of the chunk.
     """
-    return action_error(batches, model, device, batches.validation(frames, commands))
+    space = batches.config.action
+    if isinstance(space, DiscreteSpace):
+        names = tuple(f"symbol {place + 1}" for place in range(space.horizon))
+
+        def wrong(model: AnyModel, device: str) -> tuple[float, ...]:
+            return symbol_error(model, device, batches.validation(frames, commands))
+
+        return Measure(names, ("1",) * space.horizon, wrong)
+
+    def missed(model: AnyModel, device: str) -> tuple[float, ...]:
+        return action_error(batches, model, device, batches.validation(frames, commands))
+
+    units = tuple(dimension.unit for dimension in batches.space.dimensions)
+    return Measure(batches.space.names, units, missed)
 
 
 @torch.inference_mode()
@@ -53,6 +58,21 @@ def action_error(batches: AnyBatches, model: AnyModel, device: str, batch: Batch
     else:
         error = (missed * batch.valid).sum((0, 1)) / batch.valid.sum((0, 1)).clamp_min(1)
     return tuple((error.cpu() * torch.from_numpy(batches.space.scale)).tolist())
+
+
+@torch.inference_mode()
+def symbol_error(model: AnyModel, device: str, batch: Batch) -> tuple[float, ...]:
+    """Return the share of wrong symbols on a batch: one number a place of the chunk.
+
+    Raises:
+        ValueError: the batch has no symbols.
+    """
+    if batch.symbols is None:
+        raise ValueError("the batch has no symbols")
+    model.eval()
+    batch = moved(batch, device)
+    logits = answered(model, batch, batch.actions[:, :0, :0], "logits")
+    return tuple((logits.argmax(-1) != batch.symbols).float().mean(0).tolist())
 
 
 def answered(model: AnyModel, batch: Batch, noise: torch.Tensor, output: str) -> torch.Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import ActionHead
@@ -22,6 +23,8 @@ class QueryConfig:
     # Width and hidden layers of the action head.
     hidden: int = 256
     layers: int = 2
+    # Whether an action is one of several symbols, of which the head answers logits.
+    symbolic: bool = False
 
 
 class QueryPolicy(PolicyModel[QueryConfig]):
@@ -66,15 +69,21 @@ class QueryPolicy(PolicyModel[QueryConfig]):
     def act(
         self, images: Tensor, command: Tensor, command_mask: Tensor, state: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
-        """Return the normalised chunk and the queries' mean attention."""
-        actions, weights = self._decode(images, command, state)
-        return {"actions": actions, "attention": self.read_out.attention_map(weights)}
+        """Return the normalised chunk, or logits, and the queries' mean attention."""
+        chunk, weights = self._decode(images, command, state)
+        output = "logits" if self.config.symbolic else "actions"
+        return {output: chunk, "attention": self.read_out.attention_map(weights)}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean squared distance of predicted from demonstrated chunks, both normalised."""
+        """Return the mean squared distance of predicted from demonstrated chunks, both normalised.
+
+        Of symbols, the cross-entropy [nats].
+        """
         command, _ = self.encode_command(batch.input_ids, batch.attention_mask)
-        actions, _ = self._decode(batch.images, command, batch.per_command(batch.state))
-        return {"actions": batch.squared_error(actions)}
+        chunk, _ = self._decode(batch.images, command, batch.per_command(batch.state))
+        if batch.symbols is not None:
+            return {"symbols": functional.cross_entropy(chunk.flatten(0, 1), batch.symbols.flatten())}
+        return {"actions": batch.squared_error(chunk)}
 
     def _decode(self, images: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return chunks float32 [B * K, T, A] and the attention, float32 [B, C, K * queries, P]."""
