@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.evaluation.report import Rate
-from vla.learning.acting import Actor
+from vla.learning.acting import Actor, Planner
 from vla.tabletop.collection import Episode
 from vla.tabletop.commands import COLOURS, GOALS, Goal, held_out, phrase
 from vla.tabletop.expert import ended, expert_action, expert_chunk, holds
@@ -123,7 +123,7 @@ def succeeds(env: Tabletop, act: Act) -> bool:
 
 def success(
     env: Tabletop,
-    actor: Actor | None,
+    actor: Actor | Planner | None,
     goals: Sequence[Goal],
     scenes: Iterable[int],
     start: Start,

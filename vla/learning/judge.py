@@ -9,7 +9,7 @@ import tyro
 from tqdm import tqdm
 
 from vla.evaluation.report import table
-from vla.learning.acting import Actor
+from vla.learning.acting import load
 from vla.learning.episodes import Start, success
 from vla.tabletop.commands import GOALS, parse
 from vla.tabletop.simulator import Tabletop
@@ -39,7 +39,7 @@ def judge(config: Judge) -> str:
     rows = [("policy", "success [%], 95 %", "episodes")]
     for folder in tqdm(config.folders, unit="policy", disable=None):
         scenes = range(config.first_seed, config.first_seed + config.episodes)
-        rate = success(env, Actor.load(folder), goals, scenes, config.start)
+        rate = success(env, load(folder), goals, scenes, config.start)
         rows.append((f"{folder.parent.name}/{folder.name}", rate.percent(), str(rate.episodes)))
     return table(rows)
 

@@ -4,16 +4,19 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from vla import checkpoint
-from vla.learning.acting import Actor
+from vla.learning.acting import Actor, Planner
+from vla.learning.judge import Judge, judge
 from vla.tabletop.collection import Collection, collect
-from vla.tabletop.commands import COLOURS, TASKS, Goal
-from vla.tabletop.expert import PUSH_BEHIND, PUSH_CLEAR
-from vla.tabletop.steps import PLAN, STEPS, remaining
+from vla.tabletop.commands import COLOURS, GOALS, TASKS, Goal
+from vla.tabletop.expert import PUSH_BEHIND, PUSH_CLEAR, ended
+from vla.tabletop.simulator import Tabletop
+from vla.tabletop.steps import PLAN, STEPS, carry_out, remaining
 from vla.training.choices import choices
 from vla.training.imitation import train
 from vla.training.settings import Settings
@@ -140,3 +143,22 @@ def test_symbols_of_other_architectures_or_with_a_teacher_are_refused(settings, 
         replace(settings, teacher=tmp_path)
     with pytest.raises(ValueError, match="no other data has these steps"):
         batches_for(replace(settings, data=tmp_path / "mixture.json"))
+
+
+def test_the_right_steps_carried_out_succeed():
+    env = Tabletop()
+    for index, goal in enumerate(GOALS * 2):
+        env.reset(7_700_000 + index, goal)
+        while not env.over:
+            plan = remaining(goal, env.hand(), env.block(goal.colour), done=ended(env, goal))
+            env.step(carry_out(STEPS[plan[0]], env.state(), env.blocks()))
+        assert env.success, goal
+
+
+def test_a_planner_is_judged_in_closed_loop(planner):
+    text = judge(Judge((planner,), goals=("reach red",), episodes=2))
+    assert text.splitlines()[-1].endswith("| 2        |")
+    foreign, model = checkpoint.load(planner)
+    space = DiscreteSpace(vocabulary=(*STEPS[:-1], "stop"), horizon=PLAN, control_hz=10.0)
+    with pytest.raises(SpecError, match="needs the tabletop's steps to plan in the simulator"):
+        Planner(msgspec.structs.replace(foreign, action=space), model)
