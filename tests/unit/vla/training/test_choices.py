@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from export.export import Options, export
 from vla import checkpoint
 from vla.learning.acting import Actor, Planner
 from vla.learning.judge import Judge, judge
@@ -153,6 +154,14 @@ def test_the_right_steps_carried_out_succeed():
             plan = remaining(goal, env.hand(), env.block(goal.colour), done=ended(env, goal))
             env.step(carry_out(STEPS[plan[0]], env.state(), env.blocks()))
         assert env.success, goal
+
+
+@pytest.mark.slow
+def test_a_planner_is_exported(planner, tmp_path):
+    spec = export(Options(str(planner), tmp_path / "planner.mar", buckets=(1, 2)))
+    assert spec.action.names == STEPS
+    assert set(spec.artifact.outputs) == {"attention", "logits"}
+    assert len(spec.example.names) == PLAN
 
 
 def test_a_planner_is_judged_in_closed_loop(planner):
