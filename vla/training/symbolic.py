@@ -1,7 +1,6 @@
 """From demonstrations to batches of symbols: which steps each command still needs, by name."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -31,7 +30,7 @@ def symbolic(config: Config) -> Config:
 class SymbolicBatches(Batches):
     """Draws batches whose frames call for steps."""
 
-    @cached_property
+    @property
     def space(self) -> ContinuousSpace:
         """The space of the demonstrated actions, which are not learned from."""
         about = self.dataset.description
