@@ -63,6 +63,8 @@ class Moment:
     # The steps that the policy answers, and those that remain in truth; without what fills the plan.
     plan: tuple[str, ...]
     remaining: tuple[str, ...]
+    # Those that remain until they are clearly done: a plan of these is as right.
+    clearly: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,23 +128,24 @@ def run(
         except (PolicyError, RequestError) as refusal:
             error = refusal.code
             break
-        answers.append(Moment(env.steps - begun, planned(chunk), tuple(map(str, remaining))))
+        clearly = tuple(map(str, env.remaining(clearly=True)))
+        answers.append(Moment(env.steps - begun, planned(chunk), tuple(map(str, remaining)), clearly))
         if on_step:
             on_step(chunk)
         env.step(chunk.actions[0])
     if on_step:
         on_step(None)
     done = done if env.remaining() else row.steps
-    return Result(row.name, command, seed, row.steps, done, env.steps - begun, *_judged(answers), error)
+    return Result(row.name, command, seed, row.steps, done, env.steps - begun, *judged(answers), error)
 
 
-def _judged(answers: Sequence[Moment]) -> tuple[int, int, int, tuple[Moment, ...]]:
+def judged(answers: Sequence[Moment]) -> tuple[int, int, int, tuple[Moment, ...]]:
     """Return how many answers, right plans and right first steps there were, and where the plan changed."""
     changed = [
         one for last, one in zip([None, *answers], answers, strict=False) if not last or last.plan != one.plan
     ]
-    plans = sum(one.plan == one.remaining for one in answers)
-    firsts = sum(one.plan[:1] == one.remaining[:1] for one in answers)
+    plans = sum(one.plan in (one.remaining, one.clearly) for one in answers)
+    firsts = sum(one.plan[:1] in (one.remaining[:1], one.clearly[:1]) for one in answers)
     return len(answers), plans, firsts, tuple(changed)
 
 

@@ -37,6 +37,7 @@ from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import ActionHead, mlp
+from vla.models.parts.offsets import REACH, missed_offset, scales
 from vla.models.parts.read_out import position_grid
 from vla.models.parts.text import AttentionPooling, SpelledWords
 from vla.models.parts.towers import Convolutions, edge_of, encode_images
@@ -48,11 +49,7 @@ STRIDE = 4
 SPREAD = 1.0
 # The match's score counts proposals this near to the best as the same object [positions].
 SAME = 2.5
-# Unit of an object's place [m]: about what the arm reaches.
-REACH = 0.2
-# Offsets below this are told apart finely: a grasp is decided there [m].
-NEAR = 0.03
-# The same in the picture, as a share of its edge.
+# Offsets below this are told apart finely in the picture, as a share of its edge.
 NEAR_IN_PICTURE = 0.1
 # An object is in the picture when its box is at least this wide and high, as shares of the picture's edge.
 SEEN = 0.03
@@ -253,7 +250,7 @@ class Model(PolicyModel[Config]):
             to_do: float32 [N, word_width], rows of `skill_table`, whose first one is none
         """
         offset = self.offset_head(torch.cat([view, state], dim=-1))
-        known = torch.cat([view, _scales(offset), state, to_do], dim=-1)
+        known = torch.cat([view, scales(offset), state, to_do], dim=-1)
         return Decision(
             self.action_head(known),
             offset,
@@ -438,16 +435,6 @@ class Model(PolicyModel[Config]):
         middle = boxes[..., :2] + boxes[..., 2:] - 1  # as `positions`, in [-1, 1]
         away = (middle.unsqueeze(-2) - self.positions).square().sum(-1) * (self.edge / 2) ** 2
         return torch.exp(-away / (2 * SPREAD**2))
-
-
-def missed_offset(offset: Tensor, true: Tensor) -> Tensor:
-    """Return how far offsets [N, 3], in units of `REACH`, are off: float32 [N], most where they are small."""
-    return (_scales(offset) - _scales(true)).square().mean(-1)
-
-
-def _scales(offset: Tensor) -> Tensor:
-    """Return offsets [N, 3] in units of `REACH` as they are and, next to them, those near zero finely."""
-    return torch.cat([offset, torch.tanh(offset * (REACH / NEAR))], dim=-1)
 
 
 def _of_target(values: Tensor, batch: Batch) -> Tensor:

@@ -3,9 +3,9 @@
 After Ahn et al. 2022, "Do As I Can, Not As I Say: Grounding Language in Robotic Affordances" (SayCan), and
 Mees et al. 2022, "What Matters in Language Conditioned Robotic Imitation Learning over Unstructured Data"
 (HULC): the planner reads pictures, command and state and says which skill of a library is called for and
-where, as a point in the robot's frame; the controller of that skill turns point, state and what is seen into
-actions. In labels name the skill that is demonstrated and the point, and each controller
-learns from its own skill's samples alone; when served the most probable skill acts.
+where, as a point's offset from the hand in the robot's frame; the controller of that skill turns this offset
+at two scales, state and what is seen into actions. Labels name the skill that is demonstrated and the point,
+and each controller learns from its own skill's samples alone; when served the most probable skill acts.
 
 Where the data says which steps a command still needs, `steps` of the configuration name them. A transformer
 then answers all of them, and the first one takes the command's place for everything below it. It is answered
@@ -17,7 +17,7 @@ to that of the traced example.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,10 @@ from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
 from vla.models.parts.mlp import mlp
+from vla.models.parts.offsets import REACH, missed_offset, scales
 from vla.models.parts.read_out import Perception
 from vla.models.parts.steps import StepPlanner
 from vla_runtime.spec import Extra
-
-# Length of a planned point's unit [m]: about what the arm reaches.
-REACH = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Config:
     depth: int = 3
     queries: int = 4
     keypoints: int = 8
-    # Width of the planner's hidden layer and of its plan.
+    # Width of the planner's hidden layer and of what it tells a controller besides the point.
     planner: int = 256
     plan: int = 32
     # Width of the controllers' two hidden layers.
@@ -87,6 +85,22 @@ class Config:
         )
 
 
+class Plan(NamedTuple):
+    """What is planned for N commands, and what for."""
+
+    situation: Tensor  # float32 [N, V + S], what is seen, and the state
+    # float32 [N, 3], in units of `REACH`: from the hand to the point, and where the hand is.
+    offset: Tensor
+    hand: Tensor
+    code: Tensor  # float32 [N, plan]
+    attention: Tensor  # float32 [B, C, K * Q, P]
+
+    @property
+    def place(self) -> Tensor:
+        """The point in the robot's frame, in units of `REACH`: float32 [N, 3]."""
+        return self.hand + self.offset
+
+
 class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is `queries` + 1: the queries, then the summary.
 
@@ -98,7 +112,7 @@ class Model(PolicyModel[Config]):
         ValueError: the pictures' size is no multiple of the tower's stride.
     """
 
-    privileged = ("skill", "target", "objects")
+    privileged = ("skill", "target", "objects", "hand")
 
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
@@ -120,7 +134,9 @@ class Model(PolicyModel[Config]):
         situation = self.perception.flat_size + sizes.state
         self.planner = mlp(situation + config.word_width, config.planner, 1, 3 + config.plan)
         self.skill_head = mlp(config.word_width, config.hidden, 1, skills)
-        inputs = situation + 3 + config.plan
+        # The hand's place by the state, in units of `REACH`.
+        self.hand_projection = nn.Linear(sizes.state, 3)
+        inputs = situation + 6 + config.plan
         self.controllers = Controllers(skills, inputs, config.hidden, sizes.horizon * sizes.action)
         self.steps = Steps(config, sizes, self.perception.edge) if config.steps else None
         if self.steps is not None:
@@ -150,21 +166,23 @@ class Model(PolicyModel[Config]):
             probability, skill = probabilities[:, 0], self.steps.skill[steps[:, 0]]
         else:
             probability, skill = torch.softmax(self.skill_head(command[:, -1]), dim=-1).max(-1)
-        situation, plan, attention = self._plan(features, command, state)
+        plan = self._plan(features, command, state)
         return {
-            "actions": self._control(situation, plan, skill),
-            "attention": self.perception.attention_map(attention),
+            "actions": self._control(plan, skill),
+            "attention": self.perception.attention_map(plan.attention),
             "confidence": probability,
             "skill": skill,
             "skill_probability": probability,
-            "target": plan[:, :3] * REACH,
+            "target": plan.place * REACH,
             **more,
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return what planner, skill head and the demonstrated skills' controllers have to learn.
 
-        The chunk's and the point's losses are squared distances, normalised; the skill's is in nats.
+        The chunk's loss is the absolute distance, normalised: a gripper is open or closed, and the mean of
+        both, which squared distances lead to where it is not sure which, is neither. The point's losses are
+        squared distances; the skill's is in nats.
         """
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
         features, state = self.perception.features(batch.images), batch.per_command(batch.state)
@@ -175,29 +193,33 @@ class Model(PolicyModel[Config]):
             command = self._commanded(self.steps, batch.plan[:, 0])
         else:
             chosen = {"skill": 0.1 * functional.cross_entropy(self.skill_head(command[:, -1]), batch.skill)}
-        situation, plan, _ = self._plan(features, command, state)
+        plan = self._plan(features, command, state)
         which = batch.target[:, None, None].expand(-1, 1, 3)
         target = batch.per_command(batch.objects).gather(1, which).squeeze(1)  # [B * K, 3]
+        hand = batch.per_command(batch.hand)
         return {
-            "motion": functional.mse_loss(self._control(situation, plan, batch.skill), batch.actions),
-            "target": functional.mse_loss(plan[:, :3], target / REACH),
+            "motion": functional.l1_loss(self._control(plan, batch.skill), batch.actions),
+            "target": missed_offset(plan.offset, (target - hand) / REACH).mean(),
+            "hand": functional.mse_loss(plan.hand, hand / REACH),
             **chosen,
         }
 
-    def _plan(self, features: Tensor, command: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is seen and the state, [B * K, V + S], the plan, [B * K, 3 + plan], and attention."""
+    def _plan(self, features: Tensor, command: Tensor, state: Tensor) -> Plan:
+        """Plan for commands float32 [B * K, queries + 1, width]."""
         view = self.perception.view(features, command)
         situation = torch.cat([view.flat(), state], dim=-1)
-        return situation, self.planner(torch.cat([situation, command[:, -1]], dim=-1)), view.attention
+        planned = self.planner(torch.cat([situation, command[:, -1]], dim=-1))
+        return Plan(situation, planned[:, :3], self.hand_projection(state), planned[:, 3:], view.attention)
 
     def _commanded(self, steps: "Steps", step: Tensor) -> Tensor:
         """Return what stands for steps int64 [N] in a command's place: float32 [N, queries + 1, width]."""
         queries = self.perception.command_head(steps.embedding(step))
         return queries.unflatten(-1, (-1, self.perception.width))
 
-    def _control(self, situation: Tensor, plan: Tensor, skill: Tensor) -> Tensor:
+    def _control(self, plan: Plan, skill: Tensor) -> Tensor:
         """Return the chunks float32 [N, T, A] of the skills' controllers, which do not get the command."""
-        chunk = self.controllers(torch.cat([situation, plan], dim=-1), skill)
+        known = torch.cat([plan.situation, scales(plan.offset), plan.code], dim=-1)
+        chunk = self.controllers(known, skill)
         return chunk.unflatten(-1, (self.sizes.horizon, self.sizes.action))
 
 

@@ -59,7 +59,7 @@ def _at_workbench(settings: Settings) -> WorkbenchBatches:
     """Return what draws batches of the workbench's demonstrations."""
     dataset = workbench.Demonstrations.load(settings.data)
     config = describe(settings, dataset)
-    config = msgspec.structs.replace(config, model=config.model | workbench.model_values())
+    config = msgspec.structs.replace(config, model=config.model | workbench.model_values(settings.preset))
     return WorkbenchBatches(dataset, config, settings.seed, settings.validation_share)
 
 

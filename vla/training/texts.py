@@ -1,5 +1,6 @@
 """Texts to learn: captions to commands, and questions about the scene in place of some commands."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -15,15 +16,21 @@ from vla.tabletop.texts import KINDS, Asked, Scene, ask, caption, encode
 # there are is always the same.
 QUESTIONS = 0.4
 OFTEN = np.array([0.26, 0.2, 0.16, 0.14, 0.2, 0.04])
+# Which kind a number in [0, 1) stands for: kind i up to CHANCES[i].
+CHANCES = np.cumsum(OFTEN) / OFTEN.sum()
 # How often a scene may have no answer to a question before a command is given instead.
 TRIES = 4
+
+# There are few texts, and they come again and again.
+_encoded = functools.cache(encode)
 
 Tokenizer = Callable[[str], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
-def scene_of(dataset: Demonstrations, frame: int) -> Scene:
-    """Return one frame's scene."""
-    return Scene(dataset.blocks[frame], dataset.state[frame])
+def scenes_of(dataset: Demonstrations, frames: NDArray[np.int64]) -> list[Scene]:
+    """Return the scenes of some frames."""
+    rows = np.array(dataset.blocks[frames]), np.array(dataset.state[frames])
+    return [Scene(*row) for row in zip(*rows, strict=True)]
 
 
 def with_texts(
@@ -62,13 +69,14 @@ def with_texts(
         input_ids=ids,
         attention_mask=mask,
         actions=actions,
-        text=torch.tensor([encode(text) for text in texts]),
+        text=torch.tensor([_encoded(text) for text in texts]),
     )
 
 
 def _ask(random: np.random.Generator, scene: Scene) -> Asked | None:
     for _ in range(TRIES):
-        if question := ask(random, KINDS[random.choice(len(KINDS), p=OFTEN)], scene, "train"):
+        kind = KINDS[int(np.searchsorted(CHANCES, random.random(), side="right"))]
+        if question := ask(random, kind, scene, "train"):
             return question
     return None
 

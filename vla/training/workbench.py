@@ -20,6 +20,8 @@ from vla_runtime.spec import ContinuousSpace, DiscreteSpace
 
 # The one architecture that learns which steps remain.
 ARCHITECTURE = "hierarchical"
+# What its default preset has more of here: more is to be seen than on the tabletop, and to be done with it.
+SIZES = {"channels": 48, "keypoints": 16, "hidden": 256}
 
 
 def _thing(step: Step) -> int:
@@ -34,9 +36,10 @@ SKILL = np.array([SKILLS.index(step.skill) for step in STEPS])
 THING = np.array([_thing(step) for step in STEPS])
 
 
-def model_values() -> dict[str, Any]:
-    """Return the values of the `Config` that name what the demonstrations show."""
-    return {"skills": SKILLS, "steps": tuple(map(str, STEPS))}
+def model_values(preset: str = "default") -> dict[str, Any]:
+    """Return the values of the `Config` that name what the demonstrations show, and the preset's sizes."""
+    sizes = SIZES if preset == "default" else {}
+    return {"skills": SKILLS, "steps": tuple(map(str, STEPS)), **sizes}
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,26 @@ from tqdm import tqdm
 
 from vla.tabletop import collection as tabletop
 from vla.tabletop.collection import FIRST_SCENE, SEED_STRIDE, Fingers, in_processes, whole
-from vla.tabletop.simulator import ACTION, ACTION_HIGH, CAMERA, CONTROL_HZ, STATE
-from vla.workbench.commands import BLOCKS, LONGEST, NOTHING, STEPS, TASKS, Step, Task, kind
+from vla.tabletop.simulator import ACTION, ACTION_HIGH, BLOCK_HALF, CAMERA, CONTROL_HZ, STATE
+from vla.workbench.commands import LONGEST, NOTHING, STEPS, TASKS, Step, Task, kind
 from vla.workbench.demonstrations import DESCRIPTION, Demonstrations, Description
 from vla.workbench.expert import expert_action, expert_chunk
-from vla.workbench.simulator import THINGS, Workbench
+from vla.workbench.simulator import BLOCK_X, THINGS, Workbench
 
 # Standard deviation of the noise on the executed action, as a share of the action bound; by episode.
 NOISE_LEVELS = (0.0, 0.2, 0.45)
-EPISODE_FRAMES = 60
+EPISODE_FRAMES = 45
 # Tasks that each frame is labelled with.
 LABELLED = 4
-# Share of the episodes that begin with an open drawer.
-OPENED = 0.4
-# A block that was moved so far is not pushed: how far it should still go can't be seen [m].
-MOVED = 0.02
+# Shares of the episodes that begin with an open drawer, and with a block in the hand: letting go takes few
+# frames of a task, and more of them are needed than whole tasks have.
+OPENED, HELD = 0.5, 0.6
+# So long it is carried at most before the episode begins [control steps].
+CARRIED = 10
+# How much more often than others tasks that begin with these skills label a frame.
+OFTEN = {"place": 3.0, "open": 2.0}
+# A block is pushed where it stands on the table, x and z at most [m], as blocks do at reset or a little on.
+PUSHED_FROM = (BLOCK_X[0] - 0.01, BLOCK_HALF + 0.004)
 # All aims of the tasks.
 AIMS = frozenset(aim for task in TASKS for aim in task)
 # Beyond this distance from the origin, x and y, a block is lost, and the episode ends [m].
@@ -93,15 +98,15 @@ def demonstrate(index: int, seed: int, horizon: int, image_size: int, *, early: 
     env.reset(FIRST_SCENE + seed * SEED_STRIDE + index, TASKS[0], opened=bool(random.random() < OPENED))
     fingers = Fingers(random, early)
     frames: list[tuple[NDArray, ...]] = []
-    pursued, finished = _drawn(random, _possible(env)), 0
+    pursued, finished = _begun(env, random), 0
     while len(frames) < EPISODE_FRAMES and not _lost(env):
         frames.append(
             (env.render(image_size), env.state(), *_labels(env, random, pursued, horizon), env.things())
         )
-        action = expert_action(env, _next(env.remaining(pursued)))
+        action = expert_action(env, _next(env.remaining(pursued, clearly=True)))
         gripper = fingers.command(action[3], env.state(), env.blocks())
         env.step(np.append(action[:3], gripper) + random.normal(0, level, 4) * ACTION_HIGH)
-        if not env.remaining(pursued):
+        if not env.remaining(pursued, clearly=True):
             finished += 1
             if pursued[-1].verb == "push":
                 break
@@ -114,29 +119,55 @@ def _labels(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32]]:
     """Return the tasks that this moment is labelled with, their plans and their next steps' chunks."""
     possible = _possible(env)
-    first = _next(env.remaining(pursued))
-    others = [possible[step] for step in possible if step != first]
-    chosen = [others[each] for each in random.permutation(len(others))[: LABELLED - 1]]
-    tasks = [pursued, *(each[random.integers(len(each))] for each in chosen)]
+    first = _next(env.remaining(pursued, clearly=True))
+    others = [step for step in possible if step != first]
+    weights = np.array([OFTEN.get(step.skill, 1.0) for step in others])
+    count = min(len(others), LABELLED - 1)
+    chosen = random.choice(len(others), count, replace=False, p=weights / weights.sum())
+    drawn = [possible[others[each]] for each in chosen]
+    tasks = [pursued, *(each[random.integers(len(each))] for each in drawn)]
     tasks += [pursued] * (LABELLED - len(tasks))
-    plans = [env.remaining(task) for task in tasks]
+    plans = [env.remaining(task, clearly=True) for task in tasks]
     filled = [(*plan, *[NOTHING] * LONGEST)[:LONGEST] for plan in plans]
     chunks = [expert_chunk(env, plan[0], horizon) for plan in filled]
     indices = [[STEPS.index(step) for step in plan] for plan in filled]
     return np.array([TASKS.index(task) for task in tasks], np.int32), np.array(indices), np.stack(chunks)
 
 
+def _begun(env: Workbench, random: np.random.Generator) -> Task:
+    """Draw what is pursued first; where a block is to be held, the expert picks and carries it so far."""
+    possible = _possible(env)
+    if random.random() >= HELD:
+        return _drawn(random, possible)
+    puts = {
+        step: [task for task in tasks if task[0].verb == "put"]
+        for step, tasks in possible.items()
+        if step.skill == "pick"
+    }
+    task, further = _drawn(random, puts), int(random.integers(CARRIED))
+    while (step := _next(env.remaining(task, clearly=True))).skill in ("pick", "place"):
+        further -= step.skill == "place"
+        if further < 0 or env.steps >= EPISODE_FRAMES:
+            return task
+        env.step(expert_action(env, step))
+    return _drawn(random, _possible(env))
+
+
 def _possible(env: Workbench) -> dict[Step, list[Task]]:
     """Return the tasks that can be asked for now, by the step that they need next."""
     found: dict[Step, list[Task]] = {}
-    needed = {aim: env.needed(aim) for aim in AIMS}
-    moved = np.linalg.norm(env.blocks() - env.start, axis=1) > MOVED
+    needed = {aim: env.needed(aim, clearly=True) for aim in AIMS}
     for task in TASKS:
-        if task[-1].verb == "push" and moved[BLOCKS.index(task[-1].thing)]:
+        if task[-1].verb == "push" and not _pushable(env, task[-1].thing):
             continue
         steps = next((needed[aim] for aim in task if needed[aim]), ())
         found.setdefault(_next(steps), []).append(task)
     return found
+
+
+def _pushable(env: Workbench, block: str) -> bool:
+    x, _, z = env.block(block)
+    return x >= PUSHED_FROM[0] and z <= PUSHED_FROM[1]
 
 
 def _drawn(random: np.random.Generator, possible: dict[Step, list[Task]]) -> Task:

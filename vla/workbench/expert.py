@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from vla.tabletop.expert import (
     CEILING,
     CLOSED,
+    NARROW,
     OPEN,
     OPENED,
     Hand,
@@ -31,8 +32,10 @@ HANDLE_BEHIND, HANDLE_CLEAR = 0.026, 0.016
 LEAVE_RADIUS, LEAVE_HEIGHT = 0.045, 0.055
 # The hand stays this high until it is so far forward of the handle, or so far beside it [m].
 HANDLE_HEIGHT, PASS_HANDLE, HANDLE_LANE = 0.10, 0.020, 0.080
-# A held block is let go within this distance of its place across, and above it [m].
-RELEASE_RADIUS, RELEASE_HEIGHT = 0.012, 0.014
+# A held block is let go within this distance of its place across, and above it, where it still ends inside or
+# on top [m]. The region is wide, so that many states of the data set show it.
+RELEASE = {"tray": (0.025, 0.030), "drawer": (0.021, 0.030)}
+RELEASE_ON_BLOCK = (0.016, 0.016)
 # It is aimed so far above its place [m].
 PLACE_ABOVE = 0.006
 # The furthest displacement across while a block is carried [m]: faster, and it slips out of the fingers.
@@ -44,9 +47,9 @@ HOVER = 0.06
 def expert_action(env: Workbench, step: Step) -> NDArray[np.float32]:
     """Answer with the expert's action for a step: float32 [4] in physical units, within ``ACTION``.
 
-    Once the step is done it holds still and leaves the gripper as it is.
+    Once the step is clearly done it holds still and leaves the gripper as it is.
     """
-    if env.happens(step):
+    if env.happens(step, clearly=True):
         return standing_still(env.state())
     return towards(_aim(env, step))
 
@@ -95,11 +98,13 @@ def _place(env: Workbench, place: str) -> Hand:
         return 0.0, 0.0, CEILING if held is None else 0.0, OPEN
     x, y, z = env.block(held)
     to_x, to_y, to_z = env.where(place)
+    radius, height = RELEASE.get(place, RELEASE_ON_BLOCK)
     if place in BLOCKS:
         to_z += 2 * BLOCK_HALF
     dx, dy, above = to_x - x, to_y - y, z - to_z
     distance = math.hypot(dx, dy)
-    if distance <= RELEASE_RADIUS and above <= RELEASE_HEIGHT:
+    if distance <= radius and above <= height:
         return 0.0, 0.0, 0.0, OPEN
     slower = min(1.0, CARRY / max(distance, 1e-9))
-    return *approach(slower * dx, slower * dy, PLACE_ABOVE + funnel(distance) - above), CLOSED
+    keep = PLACE_ABOVE + funnel(distance - radius + NARROW)
+    return *approach(slower * dx, slower * dy, keep - above), CLOSED

@@ -42,20 +42,35 @@ ZONE_SHIFT = (0.015, 0.022)
 # Control steps that a task has, for each of its steps.
 STEP_LIMIT = 50
 
-# The drawer is open from so far [m]; some episodes begin with an open one.
+# The drawer is open from so far [m]; some episodes begin with an open one, drawn from `OPENINGS` [m].
 OPEN_DISTANCE = 0.08
+OPENINGS = (0.092, 0.099)
 # A block lies in the tray or in the drawer when its centre is within so far of their middle, x and y, and
 # below this height; on another block when it is within so far across, and this much above its centre [m].
 INSIDE = {"tray": (0.034, 0.034, 0.045), "drawer": (0.032, 0.036, 0.050)}
 ON_TOP = (0.022, 0.022, 0.042, 0.058)
 # How far behind the inner side of its front the drawer holds a block [m]; the height of its floor and of the
 # tray's [m].
-DRAWER_DEPTH = 0.043
+DRAWER_DEPTH = 0.050
 FLOOR = {"tray": 0.004, "drawer": 0.008}
 # A held block is carried to its place, not picked any more, this near above it [m].
-OVER_PLACE = 0.03
+OVER_PLACE = 0.045
 # The hand is over a zone within this distance across and below this height [m].
 ZONE_RADIUS, ZONE_HEIGHT = 0.022, 0.085
+# What is clearly done, by skill [m]: the drawer is so far open; the block is so high; the hand is so near
+# across and no higher above; the block is here, wherever it lay before, which can't be seen. A policy ends a
+# motion a little before its demonstrations do: were they to end where success begins, it would fail by
+# millimetres.
+CLEARLY_OPEN, CLEARLY_LIFTED = 0.09, 0.065
+CLEARLY_REACHED, CLEARLY_OVER = (0.015, 0.026), (0.013, 0.070)
+CLEARLY_PUSHED = BLOCK_X[1] + PUSH_DISTANCE
+# How near the hand is then, across and above, by skill and whether clearly [m].
+_NEAR = {
+    ("reach", False): (REACH_RADIUS, REACH_HEIGHT),
+    ("reach", True): CLEARLY_REACHED,
+    ("navigate", False): (ZONE_RADIUS, ZONE_HEIGHT),
+    ("navigate", True): CLEARLY_OVER,
+}
 
 
 class Snapshot(NamedTuple):
@@ -106,7 +121,7 @@ class Workbench(Robot):
         places = random.permutation(ZONE_PLACES) + random.uniform(-1, 1, (len(ZONES), 2)) * ZONE_SHIFT
         for zone, place in zip(ZONES, places, strict=True):
             self._model.geom(zone).pos[:] = (*place, 0.001)
-        distance = random.uniform(OPEN_DISTANCE + 0.004, 0.098)
+        distance = random.uniform(*OPENINGS)
         self._lay(hand, self._start)
         self._data.qpos[self._drawer] = distance if opened else 0.0
         self._task, self._steps = task, 0
@@ -161,43 +176,51 @@ class Workbench(Robot):
         hand = self.hand()
         return bool(there and (hand[3] >= OPENED or not around(hand, self.block(block))))
 
-    def achieved(self, aim: Aim) -> bool:
-        """Whether an aim is achieved at this moment."""
+    def achieved(self, aim: Aim, *, clearly: bool = False) -> bool:
+        """Whether an aim is achieved at this moment; see `happens`."""
         if aim.verb == "put":
             return self.lies(aim.thing, aim.place)
-        return self.happens(Step(aim.verb, aim.thing))
+        return self.happens(Step(aim.verb, aim.thing), clearly=clearly)
 
-    def happens(self, step: Step) -> bool:
-        """Whether a step is done at this moment; `place` is when any block lies there."""
+    def happens(self, step: Step, *, clearly: bool = False) -> bool:
+        """Whether a step is done at this moment; `place` is when any block lies there.
+
+        With `clearly`: so far that there is no doubt, which is what demonstrations go on to.
+        """
         if step.skill == "place":
             return any(self.lies(block, step.target) for block in BLOCKS if block != step.target)
         if step.skill == "open":
-            return self.opening() >= OPEN_DISTANCE
+            return self.opening() >= (CLEARLY_OPEN if clearly else OPEN_DISTANCE)
         if step == NOTHING:
             return True
         x, y, z = self.where(step.target)
         if step.skill == "push":
-            return x - self._start[BLOCKS.index(step.target)][0] >= PUSH_DISTANCE
+            start = self._start[BLOCKS.index(step.target)][0]
+            return x >= (CLEARLY_PUSHED if clearly else start + PUSH_DISTANCE)
         if step.skill == "pick":
-            return self.held() == step.target and z - BLOCK_HALF >= LIFT_HEIGHT
+            lifted = CLEARLY_LIFTED if clearly else LIFT_HEIGHT
+            return self.held() == step.target and z - BLOCK_HALF >= lifted
         hand_x, hand_y, hand_z, _ = self.hand()
-        radius, height = (REACH_RADIUS, REACH_HEIGHT) if step.skill == "reach" else (ZONE_RADIUS, ZONE_HEIGHT)
+        radius, height = _NEAR[step.skill, clearly]
         return (hand_x - x) ** 2 + (hand_y - y) ** 2 <= radius**2 and hand_z - z <= height
 
-    def remaining(self, task: Task | None = None) -> tuple[Step, ...]:
-        """Return the steps that a task, or this episode's, still needs from here; none when it is done."""
-        return tuple(step for aim in task or self._task for step in self.needed(aim))
+    def remaining(self, task: Task | None = None, *, clearly: bool = False) -> tuple[Step, ...]:
+        """Return the steps that a task, or this episode's, still needs from here; none when it is done.
 
-    def needed(self, aim: Aim) -> tuple[Step, ...]:
+        With `clearly`, a step is needed until it is clearly done: see `happens`.
+        """
+        return tuple(step for aim in task or self._task for step in self.needed(aim, clearly=clearly))
+
+    def needed(self, aim: Aim, *, clearly: bool = False) -> tuple[Step, ...]:
         """Return the steps that an aim still needs from here; none when it is achieved."""
-        if self.achieved(aim):
+        if self.achieved(aim, clearly=clearly):
             return ()
         if aim.verb != "put":
             return (Step(aim.verb, aim.thing),)
         steps = (Step("place", aim.place),)
-        if not self._carried(aim):
+        if not self._carried(aim, clearly=clearly):
             steps = (Step("pick", aim.thing), *steps)
-        if aim.place == "drawer" and not self.happens(Step("open", "drawer")):
+        if aim.place == "drawer" and not self.happens(Step("open", "drawer"), clearly=clearly):
             steps = (Step("open", "drawer"), *steps)
         return steps
 
@@ -210,13 +233,13 @@ class Workbench(Robot):
         self._return_to(snapshot.physics)
         _, self._start, self._task, self._steps = snapshot
 
-    def _carried(self, aim: Aim) -> bool:
+    def _carried(self, aim: Aim, *, clearly: bool) -> bool:
         """Whether the block is in the air, held or just let go above its place."""
         x, y, z = np.subtract(self.block(aim.thing), self.where(aim.place))
         over = x**2 + y**2 <= OVER_PLACE**2 and z > 0
         if self.held() != aim.thing:
             return False
-        return over or self.happens(Step("pick", aim.thing))
+        return over or self.happens(Step("pick", aim.thing), clearly=clearly)
 
 
 def scene() -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vla.evaluation.tasks import TaskEvaluation, markdown
-from vla.evaluation.workbench import ROWS, Result, begin, planned, run
+from vla.evaluation.workbench import ROWS, Moment, Result, begin, judged, planned, run
 from vla.tabletop.collection import FIRST_SCENE
 from vla.tabletop.simulator import ACTION
 from vla.workbench.commands import NOTHING, phrasings
@@ -69,6 +69,18 @@ def test_a_chain_that_stops_counts_the_steps_that_were_done(env: Workbench) -> N
     assert not result.success
     assert (result.needed, result.done) == (3, 1)
     assert result.steps == 150
+
+
+def test_a_plan_is_right_until_its_step_is_clearly_done(env: Workbench) -> None:
+    """Between success and no doubt, plans with the step and without it are both right."""
+    row = next(row for row in ROWS if row.name == "open the drawer, then one more")
+    begin(env, row, 0, 430_000)
+    while len(env.remaining()) == 2:
+        env.step(expert_action(env, env.remaining()[0]))
+    both = [tuple(map(str, env.remaining(clearly=clearly))) for clearly in (False, True)]
+    assert [len(plan) for plan in both] == [1, 2]
+    moments = [Moment(0, plan, both[0], both[1]) for plan in (*both, ("open drawer",), ())]
+    assert judged(moments)[:3] == (4, 2, 3)
 
 
 def test_a_policy_without_a_plan_is_refused(env: Workbench) -> None:

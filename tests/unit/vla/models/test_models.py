@@ -1,12 +1,15 @@
 """Every architecture keeps the contract of `vla.models`."""
 
 from dataclasses import asdict
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental import _config as fx_config
 
 from vla.models import ARCHITECTURES, Batch, Sizes, build, module_of
+from vla.training.validation import moved
 
 pytestmark = [
     # What tracing looks at inside transformers, which warns of its own properties and of sizes it compares.
@@ -163,6 +166,16 @@ def test_loss_reaches_image_state_and_command(model):
         ids, mask = ids[:2], mask[:2]
     assert words[0].grad[ids[mask.bool()]].abs().sum(-1).min() > 0
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_loss_stays_on_the_device_of_its_batch(model):
+    """`meta` tensors mix with those of no other device, and cost nothing."""
+    images, state, _ = observations(model, 2)
+    ids, mask = commands(6)
+    batch = batch_of(images, state, ids, mask, torch.randn(6, SIZES.horizon, SIZES.action))
+    with cast("Any", fx_config).patch(meta_nonzero_assume_all_nonzero=True):
+        terms = model.to("meta").loss(moved(batch, "meta"))
+    assert {term.device.type for term in terms.values()} == {"meta"}
 
 
 def test_loss_is_that_of_act(model):

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from vla import checkpoint
+from vla.models import build
 from vla.tabletop.demonstrations import DatasetError
 from vla.training.imitation import train
 from vla.training.settings import Settings
-from vla.training.setup import describe
+from vla.training.setup import batches_for, describe
 from vla.training.workbench import WorkbenchBatches
 from vla.workbench.collection import LABELLED, Collection, collect, demonstrate
 from vla.workbench.commands import LONGEST, NOTHING, STEPS, TASKS, phrasings
@@ -39,6 +40,11 @@ def trained(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_an_episode_depends_on_its_arguments_alone() -> None:
     one, two = (demonstrate(1, 3, 2, 32, early=0.3) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_half_of_the_episodes_begin_with_a_block_in_the_hand() -> None:
+    first = [STEPS[int(demonstrate(index, 5, 1, 8).plan[0, 0, 0])].skill for index in range(16)]
+    assert 5 <= first.count("place") <= 13
 
 
 def test_labels_say_what_the_expert_does_next(settings: Settings) -> None:
@@ -122,6 +128,25 @@ def test_padding_changes_no_plan(trained: Path) -> None:
             for length in (count, ids.shape[1])
         ]
     torch.testing.assert_close(answers[0]["plan_probability"], answers[1]["plan_probability"])
+
+
+def test_batches_drawn_ahead_are_the_same(settings: Settings, trained: Path, tmp_path: Path) -> None:
+    run = replace(settings, out=tmp_path, steps=3, batch=4, validate_every=2, threads=1, context_length=32)
+    train(replace(run, workers=2))
+    assert (tmp_path / checkpoint.WEIGHTS).read_bytes() == (trained / checkpoint.WEIGHTS).read_bytes()
+
+
+def test_a_gripper_that_is_not_sure_is_not_told_to_stay_half_open(settings: Settings) -> None:
+    """The loss grows with the distance, not with its square: then the mean of open and closed is no best."""
+    torch.manual_seed(0)
+    drawn = batches_for(settings)
+    batch = drawn.train(0, 2, 2)
+    model = build("hierarchical", drawn.config.model, drawn.config.sizes()).eval()
+    with torch.inference_mode():
+        near, far = (
+            float(model.loss(batch._replace(actions=batch.actions + away))["motion"]) for away in (0, 1000)
+        )
+    assert far - near == pytest.approx(1000, abs=2)
 
 
 def test_other_architectures_are_refused(settings: Settings, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """The workbench: scenes, what counts as done, what remains, and the expert of every skill."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from vla.workbench.commands import BLOCKS, LONGEST, NOTHING, STEPS, TASKS, ZONES, Aim, Step, Task, phrasings
-from vla.workbench.expert import expert_action, expert_chunk
+from vla.workbench.expert import RELEASE, RELEASE_ON_BLOCK, expert_action, expert_chunk
 from vla.workbench.simulator import STEP_LIMIT, Workbench
 
 SCENES = 50
@@ -62,6 +63,64 @@ def test_the_expert_places_what_it_holds(env: Workbench, place: str) -> None:
             steps += 1
         done.append(not env.remaining())
     assert np.mean(done) >= 0.95
+
+
+@pytest.mark.parametrize("place", ["tray", "drawer", "green"])
+def test_a_held_block_is_let_go_wherever_it_then_lies_well(env: Workbench, place: str) -> None:
+    """Beside the middle of its place and above it, on every side."""
+    aim, step = Aim("put", "red", place), Step("place", place)
+    radius, height = RELEASE.get(place, RELEASE_ON_BLOCK)
+    assert radius >= 0.015
+    released = []
+    for angle in np.arange(8) * np.pi / 4:
+        hold(env, 31, (aim,), opened=True)
+        above = (0.05 if place == "green" else 0) + 0.8 * height
+        beside = 0.9 * radius * np.array([np.cos(angle), np.sin(angle)])
+        carry(env, "red", np.add(env.where(place), (*beside, above)))
+        released.append(expert_action(env, step)[3])
+        for _ in range(8):
+            env.step(expert_action(env, step))
+        assert env.achieved(aim), angle
+    assert released == [-1] * 8
+
+
+def carry(env: Workbench, block: str, point: np.ndarray) -> None:
+    """Carry the held block to float [3] [m]: up, across, down."""
+    for axes, above in (((0, 0, 1), 0.1), ((1, 1, 0), 0.1), ((0, 0, 1), 0)):
+        for _ in range(30):
+            away = (np.add(point, (0, 0, above)) - env.block(block)) * axes
+            env.step((*np.clip(0.5 * away, -0.015, 0.015), 1))
+    assert np.linalg.norm(point - env.block(block)) < 0.004
+
+
+@pytest.mark.parametrize(
+    ("aim", "further"),
+    [
+        (Aim("reach", "red"), lambda env: env.hand()[2] - env.block("red")[2] < 0.027),
+        (Aim("pick", "red"), lambda env: env.block("red")[2] > 0.085),
+        (Aim("push", "red"), lambda env: env.block("red")[0] > 0.155),
+        (Aim("navigate", "white"), lambda env: env.hand()[2] < 0.075),
+        (Aim("open", "drawer"), lambda env: env.opening() >= 0.09),
+    ],
+    ids=lambda value: value.verb if isinstance(value, Aim) else "",
+)
+def test_the_expert_goes_on_until_a_step_is_clearly_done(
+    env: Workbench, aim: Aim, further: Callable[[Workbench], bool]
+) -> None:
+    step, between = Step(aim.verb, aim.thing), 0
+    for seed in range(5):
+        env.reset(40_000 + seed, (aim,))
+        while steps := env.remaining(clearly=True):
+            assert steps == (step,)
+            action = expert_action(env, step)
+            assert action[:3].any()
+            between += not env.remaining()
+            env.step(action)
+            assert env.steps < STEP_LIMIT
+        assert further(env)
+        assert env.remaining() == ()
+        assert not expert_action(env, step)[:3].any()
+    assert between >= 4
 
 
 @pytest.mark.parametrize("length", [2, LONGEST])
