@@ -16,6 +16,7 @@ may differ within a batch, and a trace keeps all of them: a Python branch on the
 to that of the traced example.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -29,6 +30,10 @@ from vla.models.parts.offsets import REACH, missed_offset, scales
 from vla.models.parts.read_out import Perception
 from vla.models.parts.steps import StepPlanner
 from vla_runtime.spec import Extra
+
+# Planning steps costs as much as all else, and is learned sooner: one command in so many is planned for in
+# training.
+COMMANDS_PER_PLAN = 4
 
 
 @dataclass(frozen=True)
@@ -187,9 +192,11 @@ class Model(PolicyModel[Config]):
         command, mask = self.encode_command(batch.input_ids, batch.attention_mask)
         features, state = self.perception.features(batch.images), batch.per_command(batch.state)
         if self.steps is not None and batch.plan is not None:
-            picture = batch.per_command(self.steps.planner.look(features))
-            scores = self.steps.planner(picture, command, mask, state)
-            chosen = {"plan": functional.cross_entropy(scores.flatten(0, 1), batch.plan.flatten())}
+            read = slice(math.ceil(len(state) / COMMANDS_PER_PLAN))
+            picture = batch.per_command(self.steps.planner.look(features))[read]
+            scores = self.steps.planner(picture, command[read], mask[read], state[read])
+            wanted = batch.plan[read].flatten()
+            chosen = {"plan": functional.cross_entropy(scores.flatten(0, 1), wanted)}
             command = self._commanded(self.steps, batch.plan[:, 0])
         else:
             chosen = {"skill": 0.1 * functional.cross_entropy(self.skill_head(command[:, -1]), batch.skill)}

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from vla.checkpoint import Config
 from vla.models import AnyModel, Batch
-from vla.training.ahead import drawn
 from vla.training.distillation import Teacher
 from vla.training.events import Events
 from vla.training.learner import Learner
@@ -62,7 +61,7 @@ def optimise(
         ValueError: a batch can't be divided alike.
     """
     learner, progress = _begun(settings, model, ranks)
-    mix, ahead = _targets(settings, batches), drawn(batches, settings, progress.step)
+    mix = _targets(settings, batches)
     begin_s, losses, step = time.monotonic() - progress.wall_s, [], progress.step
     first, begin_cpu_s = step, time.process_time()
     share = _share(settings, ranks, step, progress.wall_s)
@@ -71,7 +70,8 @@ def optimise(
     with tqdm(initial=step, total=total, unit="step", disable=not ranks.first) as bar, events:
         while share < 1 and step != stop_after:
             rate = one_cycle(share) * settings.learning_rate
-            loss, terms = learner.step(next(ahead), step, rate, mix)
+            batch = batches.train(step, settings.batch, settings.commands)
+            loss, terms = learner.step(batch, step, rate, mix)
             losses.append(loss)
             step += 1
             bar.update()
@@ -128,5 +128,5 @@ def _as_demonstrated(batch: Batch) -> Batch:
 
 def _comparable(settings: Settings) -> dict[str, Any]:
     """Return the settings that a resumed run must share."""
-    free = ("out", "resume", "threads", "workers", "device", "half", "tensorboard")
+    free = ("out", "resume", "threads", "device", "half", "tensorboard")
     return {name: value for name, value in written(settings).items() if name not in free}

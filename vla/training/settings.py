@@ -94,8 +94,6 @@ class Settings:
     validate_every: int = 200
     # Threads that torch computes with; 0: one a core. Where others use the cores, more than one lose much.
     threads: int = 0
-    # Processes that draw batches ahead, for a device that would wait for them; 0: none.
-    workers: int = 0
     # Where torch computes: cpu, cuda, cuda:1.
     device: str = "cpu"
     # Local folders of published models as transformers saves them, each for the tower of its kind: CLIP,
@@ -146,9 +144,8 @@ class Settings:
         for name in ("steps", "batch", "commands", "sentences", "validate_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("context_length", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.context_length < 0:
+            raise ValueError(f"context_length must be 0 or more, got {self.context_length}")
         if self.max_delay and self.architecture != "flow":
             raise ValueError(f"max_delay is for the architecture flow, not {self.architecture}")
         self._check_text()

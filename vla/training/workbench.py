@@ -21,7 +21,7 @@ from vla_runtime.spec import ContinuousSpace, DiscreteSpace
 # The one architecture that learns which steps remain.
 ARCHITECTURE = "hierarchical"
 # What its default preset has more of here: more is to be seen than on the tabletop, and to be done with it.
-SIZES = {"channels": 48, "keypoints": 16, "hidden": 256}
+SIZES = {"keypoints": 16, "hidden": 256}
 
 
 def _thing(step: Step) -> int:

@@ -130,12 +130,6 @@ def test_padding_changes_no_plan(trained: Path) -> None:
     torch.testing.assert_close(answers[0]["plan_probability"], answers[1]["plan_probability"])
 
 
-def test_batches_drawn_ahead_are_the_same(settings: Settings, trained: Path, tmp_path: Path) -> None:
-    run = replace(settings, out=tmp_path, steps=3, batch=4, validate_every=2, threads=1, context_length=32)
-    train(replace(run, workers=2))
-    assert (tmp_path / checkpoint.WEIGHTS).read_bytes() == (trained / checkpoint.WEIGHTS).read_bytes()
-
-
 def test_a_gripper_that_is_not_sure_is_not_told_to_stay_half_open(settings: Settings) -> None:
     """The loss grows with the distance, not with its square: then the mean of open and closed is no best."""
     torch.manual_seed(0)
