@@ -19,7 +19,7 @@ from vla.tabletop.labels import TARGETS
 from vla.tabletop.language import draw
 from vla.tabletop.vocabulary import Split
 from vla.training.augmentation import disturb, foreign
-from vla.training.texts import scenes_of, with_texts
+from vla.training.texts import scene_of, with_texts
 from vla_runtime.actions import normalise
 from vla_runtime.errors import SpecError
 from vla_runtime.preprocessing import normalise_pictures
@@ -107,7 +107,7 @@ class Batches:
 
     def _texts(self, batch: Batch, rows: np.ndarray, goals: np.ndarray, random: np.random.Generator) -> Batch:
         """Ask questions in place of some commands, and add what is to be said."""
-        scenes = scenes_of(self.dataset, rows)
+        scenes = [scene_of(self.dataset, row) for row in rows]
         return with_texts(batch, scenes, goals, self.still(rows), tokenizer=self._asked, random=random)
 
     def _asked(self, question: str) -> tuple[np.ndarray, np.ndarray]:

@@ -27,10 +27,9 @@ _encoded = functools.cache(encode)
 Tokenizer = Callable[[str], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
-def scenes_of(dataset: Demonstrations, frames: NDArray[np.int64]) -> list[Scene]:
-    """Return the scenes of some frames."""
-    rows = np.array(dataset.blocks[frames]), np.array(dataset.state[frames])
-    return [Scene(*row) for row in zip(*rows, strict=True)]
+def scene_of(dataset: Demonstrations, frame: int) -> Scene:
+    """Return one frame's scene."""
+    return Scene(dataset.blocks[frame], dataset.state[frame])
 
 
 def with_texts(
