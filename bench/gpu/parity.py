@@ -2,12 +2,13 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,6 +28,7 @@ from vla_runtime.spec import Format, Precision
 ALLOWED: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.2}
 # Most cases at a time, each in a process of its own, and the cores of each.
 PROCESSES, CORES_EACH = 5, 3
+DIED = "its process died"
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -76,27 +78,44 @@ def parity(run: Run) -> Findings:
 
 def _cases(run: Run) -> Iterator[Case]:
     """Yield what is compared."""
-    if run.on_gpu:  # what takes longest, so that it is begun first
-        yield from (Case(name, "pt2", "float32") for name in ("grounded", "flow", "realtime"))
     yield from (Case(name, "torchscript", "float32") for name in ARCHITECTURES)
     yield from (Case(name, "torchscript", "bfloat16") for name in ARCHITECTURES)
+    if run.on_gpu:  # some minutes each
+        yield from (Case(name, "pt2", "float32") for name in ("grounded", "flow", "realtime"))
 
 
 def _apart(run: Run, cases: list[Case]) -> list[Case]:
     """Compare in a process of its own: one that dies, as a device's error can make it, costs one case."""
     found: list[Case] = []
     while len(found) < len(cases):
-        with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (CORES_EACH,)) as process:
-            try:
-                for case in cases[len(found) :]:
-                    compared = msgspec.structs.replace(case, skipped="time")
-                    if not run.spent:
-                        compared = process.submit(_compared, run.device, case).result()
-                    found.append(compared)
-                    run.say(f"{case.architecture} {case.format} {case.precision}: {compared.says}")
-            except BrokenProcessPool as error:
-                found.append(msgspec.structs.replace(cases[len(found)], error=said(error)))
+        context, rest = get_context("spawn"), cases[len(found) :]
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_compare, args=(theirs, run.device, rest))
+        process.start()
+        theirs.close()
+        for case in rest:
+            found.append(_received(ours, case, run.until_s))
+            run.say(f"{case.architecture} {case.format} {case.precision}: {found[-1].says}")
+            if found[-1].error == DIED:
+                break
+        process.kill()
     return found
+
+
+def _received(connection: Any, case: Case, until_s: float) -> Case:
+    """Wait until a case is compared, or the time is over, or who compares it has died."""
+    try:
+        if not connection.poll(max(0.0, until_s - time.monotonic())):
+            return msgspec.structs.replace(case, skipped="time")
+        return connection.recv()
+    except EOFError:
+        return msgspec.structs.replace(case, error=DIED)
+
+
+def _compare(connection: Any, device: str, cases: list[Case]) -> None:
+    torch.set_num_threads(CORES_EACH)
+    for case in cases:
+        connection.send(_compared(device, case))
 
 
 def _compared(device: str, case: Case) -> Case:
