@@ -20,7 +20,7 @@ from vla.learning.curves import COLOURS, Judged, draw_rates, pooled
 from vla.learning.episodes import success
 from vla.learning.pretraining import Pretraining, pretrain
 from vla.learning.results import Results
-from vla.tabletop.commands import GOALS
+from vla.tabletop.commands import GOALS, Goal, parse
 from vla.tabletop.simulator import Tabletop
 from vla.training.imitation import train
 from vla.training.settings import Settings
@@ -49,9 +49,12 @@ class Comparison:
     arms: tuple[Arm, ...] = ("alone", "taught")
     # Folder of the teacher's checkpoint.
     teacher: Path | None = None
+    # Goals that are trained and judged; none named: all 12.
+    goals: tuple[str, ...] = ()
     # Seeds of the weights, of the split and of every batch.
     seeds: tuple[int, ...] = (0, 1, 2)
-    # For how long each policy is cloned, one policy for each: in seconds by the clock, or in optimiser steps.
+    # For how long each policy is cloned, one policy for each: in seconds of this process's use of the
+    # processor, the teacher's included, or in optimiser steps.
     budgets: tuple[int, ...] = (60,)
     unit: Literal["seconds", "steps"] = "seconds"
     # Optimiser steps of a pre-training, frames in its batches, and its highest learning rate.
@@ -79,6 +82,11 @@ class Comparison:
             raise ValueError(f"budgets must be at least 1, got {min(self.budgets)}")
         if "taught" in self.arms and self.teacher is None:
             raise ValueError("the arm taught needs a teacher")
+
+    @property
+    def pursued(self) -> tuple[Goal, ...]:
+        """The goals."""
+        return tuple(map(parse, self.goals)) or GOALS
 
     def folder(self, seed: int, arm: Arm, budget: int | str) -> Path:
         """Where a policy lies."""
@@ -138,9 +146,11 @@ def clone(config: Comparison, seed: int, arm: Arm, budget: int) -> None:
         out=folder,
         steps=1 if timed else budget,
         minutes=budget / 60 if timed else 0.0,
+        clock="process" if timed else "wall",
         batch=config.batch,
         commands=config.commands,
         learning_rate=config.learning_rate,
+        excluded_goals=tuple(" ".join(goal) for goal in GOALS if goal not in config.pursued),
         seed=seed,
         # Once, at the end, that no arm spends its time on it.
         validate_every=10**9,
@@ -176,7 +186,7 @@ def judge(config: Comparison, env: Tabletop, seed: int, arm: Arm, budget: int) -
     about = json.loads((folder / checkpoint.PROVENANCE).read_text())
     moved = [error for name, error in about["validation_error"].items() if name.endswith("[m]")]
     scenes = range(config.first_seed, config.first_seed + config.episodes)
-    rate = success(env, Actor.load(folder), GOALS, scenes, "rest")
+    rate = success(env, Actor.load(folder), config.pursued, scenes, "rest")
     error_mm = 1000 * float(np.mean(moved))
     return Result(seed, arm, budget, about["steps"], error_mm, rate.successes, rate.episodes)
 

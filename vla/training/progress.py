@@ -31,7 +31,7 @@ class Progress(Part, frozen=True):
 
     settings: dict[str, Any]
     points: tuple[Point, ...] = ()
-    # Time spent until the last step, without the validation after it [s].
+    # Time spent until the last step, without the validation after it, by the run's clock [s].
     wall_s: float = 0.0
 
     @property

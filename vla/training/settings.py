@@ -53,6 +53,9 @@ class Settings:
     # Instead of `steps`: train for this long, by the clock, to the end of the step that reaches it. The
     # teacher and all validations but the last are included. 0: `steps` [min].
     minutes: float = 0.0
+    # What `minutes` are minutes of: of the clock, or of this process's use of the processor, all its threads
+    # together, so that other work on the machine counts nothing.
+    clock: Literal["wall", "process"] = "wall"
     # Frames in a batch.
     batch: int = 64
     # Commands that each frame of a batch is trained with.

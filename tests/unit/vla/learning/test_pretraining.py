@@ -125,6 +125,7 @@ def compared(data, tmp_path_factory):
         architecture="clip",
         preset="tiny",
         arms=("alone", "caption"),
+        goals=("reach red", "reach blue"),
         seeds=(1,),
         budgets=(2,),
         unit="steps",
@@ -151,6 +152,7 @@ def test_what_is_trained_elsewhere_is_judged_as_it_is(compared):
     start = load_file(compared.folder(1, "caption", "pretrained") / checkpoint.WEIGHTS)
     cloned = json.loads((folders[1] / checkpoint.CONFIG).read_text())
     assert cloned["training"]["start"].endswith("caption/pretrained")
+    assert len(cloned["training"]["excluded_goals"]) == 10
     assert "action_head.mlp.0.weight" in start
 
 

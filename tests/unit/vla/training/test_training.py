@@ -23,6 +23,7 @@ from vla import checkpoint
 from vla.models import ARCHITECTURES
 from vla.tabletop.collection import Collection, collect
 from vla.tabletop.demonstrations import Demonstrations
+from vla.training import loop
 from vla.training.batches import Batches
 from vla.training.distillation import Teacher
 from vla.training.imitation import train
@@ -203,6 +204,14 @@ def test_minutes_are_measured_with_the_teacher_in_them(settings, run, tmp_path):
     words = shlex.split(about["command_line"])
     assert words[:3] == ["python", "-m", "vla.training"]
     assert tyro.cli(Settings, args=words[3:]) == timed
+
+
+def test_minutes_of_the_processor_do_not_count_what_others_take(settings, tmp_path, monkeypatch):
+    monkeypatch.setitem(loop.CLOCKS, "wall", None)
+    train(replace(settings, out=tmp_path, minutes=0.02, clock="process", validate_every=1000))
+    about = json.loads((tmp_path / checkpoint.PROVENANCE).read_text())
+    assert 1.2 <= about["wall_s"] < 4
+    assert about["step_cpu_s"] * about["steps"] >= 1.1
 
 
 def test_a_resumed_run_takes_the_rest_of_its_minutes(settings, tmp_path):
