@@ -57,6 +57,8 @@ class Comparison:
     # processor, the teacher's included, or in optimiser steps.
     budgets: tuple[int, ...] = (60,)
     unit: Literal["seconds", "steps"] = "seconds"
+    # Folder of demonstrations whose pictures alone are looked at in pre-training; None: those of `data`.
+    pictures: Path | None = None
     # Optimiser steps of a pre-training, frames in its batches, and its highest learning rate.
     pretraining_steps: int = 300
     pretraining_batch: int = 128
@@ -166,7 +168,7 @@ def _pretraining(config: Comparison, seed: int, arm: Arm, out: Path) -> Pretrain
     if config.architecture not in ("clip", "vl_transformer"):
         raise ValueError(f"the arm {arm} is for clip and vl_transformer, not {config.architecture}")
     return Pretraining(
-        data=config.data,
+        data=config.pictures or config.data,
         out=out,
         architecture=config.architecture,
         preset=config.preset,

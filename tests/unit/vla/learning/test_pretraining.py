@@ -17,7 +17,7 @@ from vla.learning.comparison import Comparison, Result, markdown
 from vla.learning.pretraining import Pretraining, pretrain
 from vla.models import Sizes, build, module_of
 from vla.tabletop.collection import Collection, collect
-from vla.tabletop.demonstrations import Demonstrations
+from vla.tabletop.demonstrations import DatasetError, Demonstrations
 from vla.tabletop.descriptions import LENGTH, WORDS, describe, spell
 from vla.tabletop.texts import Scene
 from vla.training.setup import describe as describe_policy
@@ -154,6 +154,13 @@ def test_what_is_trained_elsewhere_is_judged_as_it_is(compared):
     assert cloned["training"]["start"].endswith("caption/pretrained")
     assert len(cloned["training"]["excluded_goals"]) == 10
     assert "action_head.mlp.0.weight" in start
+
+
+def test_pictures_of_other_demonstrations_are_for_pre_training_alone(compared, tmp_path):
+    elsewhere = replace(compared, out=tmp_path, pictures=tmp_path / "none")
+    comparison.clone(elsewhere, 1, "alone", 2)
+    with pytest.raises(DatasetError, match=r"none/dataset\.json is missing"):
+        comparison.clone(elsewhere, 1, "caption", 2)
 
 
 def test_the_table_pools_the_seeds():
