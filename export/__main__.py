@@ -10,6 +10,7 @@ For instance:
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
@@ -19,10 +20,13 @@ from export.export import Options, export
 from vla_runtime.errors import SpecError
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Export one policy; a refusal is one line on stderr and status 1."""
     options = tyro.cli(
-        Annotated[Options, tyro.conf.OmitArgPrefixes], prog="python -m export", description=__doc__
+        Annotated[Options, tyro.conf.OmitArgPrefixes],
+        prog="python -m export",
+        description=__doc__,
+        args=arguments,
     )
     try:
         export(options)

@@ -4,9 +4,8 @@ import contextlib
 import dataclasses
 import json
 import re
-import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,17 @@ from vla.models import build, module_of
 from vla_runtime.observation import Row
 from vla_runtime.policy import Policy
 from vla_runtime.preprocessing import normalise_pictures
-from vla_runtime.spec import Camera, ContinuousSpace, Dimension, Safety, Statistics, Tokenizer, Vector
+from vla_runtime.spec import (
+    Camera,
+    ContinuousSpace,
+    Dimension,
+    Format,
+    Precision,
+    Safety,
+    Statistics,
+    Tokenizer,
+    Vector,
+)
 
 # A worker imports torch; 2 busy cores take some seconds for it.
 STARTUP_TIMEOUT_S = 120.0
@@ -37,6 +46,8 @@ def handle(data, ctx):
 """
 
 running: list[TorchServe] = []
+# Makes an archive of a format and precision.
+Exported = Callable[[Format, Precision], Path]
 
 
 def write_archive(folder: Path, handler: str = ECHO, name: str = "echo") -> Path:
@@ -156,10 +167,9 @@ def export_refused(message: str, *arguments: str, cwd: Path | None = None) -> No
     A program that ends with a text has status 1, and the text on stderr.
     """
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["python -m export", *arguments])
         patched.chdir(cwd or Path.cwd())
         with pytest.raises(SystemExit) as ended:
-            export_command()
+            export_command(arguments)
     said = ended.value.code
     assert isinstance(said, str)
     assert re.match(message, said), said

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from replicas import write_version
 
+from archive.digest import digest
 from bench.faults.processes import Running, proxy, replica
 
 # Tests that need no nginx.
@@ -45,6 +46,14 @@ def archive(folder: Path) -> Path:
 def lasting_replica(archive: Path, folder: Path) -> Iterator[Running]:
     """A replica that no test stops."""
     with replica(archive, folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def policy_replica(policy_archive: Path, folder: Path) -> Iterator[Running]:
+    """A replica of the default policy, that no test stops."""
+    policy_archive.with_name(policy_archive.name + ".sha256").write_text(digest(policy_archive))
+    with replica(policy_archive, folder) as running:
         yield running
 
 

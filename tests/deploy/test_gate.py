@@ -15,29 +15,14 @@ import pytest
 import requests
 from closed_loop import Load
 
-from archive.digest import digest
 from archive.read import Archive
-from bench.faults.processes import Running, proxy, replica
+from bench.faults.processes import Running, proxy
 
 END = b"\r\n"
 FORM = "multipart/form-data; boundary=b"
 # The attack that ended the front end: 4 MB of parts without a byte in them.
 EMPTY_PART = b'--b\r\nContent-Disposition: form-data; name=""\r\n\r\n\r\n'
 BOMB = EMPTY_PART * ((4 << 20) // len(EMPTY_PART) - 10) + b"--b--\r\n"
-
-
-@pytest.fixture(scope="module")
-def meant(policy_archive: Path) -> Path:
-    """The default policy's archive, its digest beside it."""
-    policy_archive.with_name(policy_archive.name + ".sha256").write_text(digest(policy_archive))
-    return policy_archive
-
-
-@pytest.fixture(scope="module")
-def policy_replica(meant: Path, folder: Path) -> Iterator[Running]:
-    """A replica of the default policy."""
-    with replica(meant, folder) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -295,22 +280,21 @@ def test_deadlines_are_read_in_every_kind_of_body(policy_replica: Running, kind:
     assert (answer.status_code, answer.json()["error"]["message"]) == (504, "no answer within 120.5 ms")
 
 
-def test_a_hung_worker_is_replaced(meant: Path, folder: Path) -> None:
+def test_a_hung_worker_is_replaced(policy_replica: Running, policy_archive: Path) -> None:
     """Stopped, it answers nothing; after some seconds its batch is given up, and a fresh worker serves."""
-    images, fields = example_of(meant)
-    with replica(meant, folder) as running:
-        worker = running.worker
-        worker.send_signal(signal.SIGSTOP)
-        started = time.monotonic()
-        asked = {"files": images, "data": fields | {"deadline_ms": "200"}, "timeout": 30}
-        statuses, given_up_s = [], 0.0
-        while not statuses or statuses[-1] != 200:
-            statuses.append(requests.post(running.predictions_url, **asked).status_code)
-            assert time.monotonic() - started < 60, statuses
-            time.sleep(0.05)
-            if not given_up_s and not worker.is_running():
-                given_up_s = time.monotonic() - started
-        took_s = time.monotonic() - started
+    images, fields = example_of(policy_archive)
+    worker = policy_replica.worker
+    worker.send_signal(signal.SIGSTOP)
+    started = time.monotonic()
+    asked = {"files": images, "data": fields | {"deadline_ms": "200"}, "timeout": 30}
+    statuses, given_up_s = [], 0.0
+    while not statuses or statuses[-1] != 200:
+        statuses.append(requests.post(policy_replica.predictions_url, **asked).status_code)
+        assert time.monotonic() - started < 60, statuses
+        time.sleep(0.05)
+        if not given_up_s and not worker.is_running():
+            given_up_s = time.monotonic() - started
+    took_s = time.monotonic() - started
 
     print(f"a stopped worker was given up after {given_up_s:.1f} s, another served after {took_s:.1f} s")
     assert set(statuses) <= {504, 500, 200}

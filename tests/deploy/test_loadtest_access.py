@@ -4,16 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from test_proxy import make_certificates
 
-from archive.digest import digest
-from bench.faults.processes import ROOT, Running, proxy, replica
+from bench.faults.processes import ROOT, Running, proxy
 
 TIER: dict[str, Any] = {
     "use": "tests",
@@ -29,14 +26,6 @@ TIER: dict[str, Any] = {
     "memory_gib": 4,
     "adversaries": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def served(policy_archive: Path, folder: Path) -> Iterator[Running]:
-    """A replica of the default policy."""
-    policy_archive.with_name("vla.mar.sha256").write_text(f"{digest(policy_archive)}  vla.mar\n")
-    with replica(policy_archive, folder) as running:
-        yield running
 
 
 def load_test(
@@ -61,12 +50,12 @@ def load_test(
 
 
 def test_a_key_lets_the_robots_in(
-    served: Running, policy_archive: Path, folder: Path, tmp_path: Path
+    policy_replica: Running, policy_archive: Path, folder: Path, tmp_path: Path
 ) -> None:
     keys = folder / "loadtest_keys"
     keys.write_text("k-2 robots\n")
-    with proxy(folder, served.port, AUTH="keys", KEYS_FILE=keys) as running:
-        given = (running.url, served, policy_archive, tmp_path)
+    with proxy(folder, policy_replica.port, AUTH="keys", KEYS_FILE=keys) as running:
+        given = (running.url, policy_replica, policy_archive, tmp_path)
         outside, _ = load_test(*given)
         by_environment, report = load_test(*given, VLA_API_KEY="k-2")
         by_header, _ = load_test(*given, "--header", "Authorization: Bearer k-2")
@@ -81,13 +70,13 @@ def test_a_key_lets_the_robots_in(
 
 
 def test_a_certificate_lets_the_robots_in(
-    served: Running, policy_archive: Path, folder: Path, tmp_path: Path
+    policy_replica: Running, policy_archive: Path, folder: Path, tmp_path: Path
 ) -> None:
     tls = folder / "loadtest_certificates"
     make_certificates(tls)
     own = ("--cert", tls / "robot.crt", "--key", tls / "robot.key")
-    with proxy(folder, served.port, AUTH="mtls", TLS_FOLDER=tls) as running:
-        given = (f"https://localhost:{running.port}", served, policy_archive, tmp_path)
+    with proxy(folder, policy_replica.port, AUTH="mtls", TLS_FOLDER=tls) as running:
+        given = (f"https://localhost:{running.port}", policy_replica, policy_archive, tmp_path)
         let_in, report = load_test(*given, "--ca", tls / "ca.crt", *own)
         untrusting, _ = load_test(*given, *own)
 

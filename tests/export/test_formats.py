@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from making import eager_actions, write_checkpoint
+from making import Exported, eager_actions, write_checkpoint
 from sources import branching, grey, png
 from test_export import LAYOUT, FrozenBranch, FrozenLoop, Sound
 from torch import Tensor, nn
@@ -45,14 +45,10 @@ ARCHIVES = (
 
 
 @pytest.fixture(scope="module", params=ARCHIVES, ids="-".join)
-def archive(request, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archive(request, exported: Exported) -> Path:
     """A tiny checkpoint's archive, unpacked."""
-    format_, precision = request.param
-    folder = tmp_path_factory.mktemp(f"{format_}_{precision}")
-    path = folder / "vla.mar"
-    options = Options(str(tiny_checkpoint), path, buckets=(1, 2, 4), format=format_, precision=precision)
-    export(options)
-    return unpack(path, folder / "unpacked")
+    path = exported(*request.param)
+    return unpack(path, path.with_name("unpacked"))
 
 
 def chunk_of(answer: Answer | RequestError) -> ActionChunk:

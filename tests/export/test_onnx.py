@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import requests
 import torch
-from making import serve
+from making import Exported, serve
 from sources import grey, png
 from test_export import LAYOUT, FrozenBranch, FrozenLoop, Sound
 from test_formats import chunk_of
@@ -22,7 +22,8 @@ from torch import Tensor
 from archive.read import unpack
 from export import onnx_file
 from export.errors import ExportError
-from export.export import Options, export
+from export.export import Options, archived, export
+from export.native import make
 from export.target import Target
 from export.verify import verify
 from server.process import TorchServe
@@ -35,10 +36,8 @@ TARGET = Target(largest_batch=8, format="onnx")
 
 
 @pytest.fixture(scope="module")
-def onnx_archive(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "vla.mar"
-    export(Options(str(tiny_checkpoint), path, buckets=(1, 2, 4), format="onnx"))
-    return path
+def onnx_archive(exported: Exported) -> Path:
+    return exported("onnx", "float32")
 
 
 @pytest.fixture
@@ -178,18 +177,16 @@ def test_served_over_http_as_in_process(server: TorchServe, unpacked: Path) -> N
 def test_int8_file_multiplies_integers_and_is_judged_by_its_root_mean_square(
     tiny_checkpoint: Path, onnx_archive: Path, tmp_path: Path
 ) -> None:
-    options = Options(
-        str(tiny_checkpoint), tmp_path / "vla.mar", buckets=(1, 2), format="onnx", precision="int8"
-    )
+    whole, output = unpack(onnx_archive, tmp_path / "whole"), tmp_path / "vla.mar"
+    options = Options(str(tiny_checkpoint), output, buckets=(1, 2), format="onnx", precision="int8")
 
-    spec = export(options)
+    spec = archived(make(tiny_checkpoint), options, converted=whole)
 
     parity = spec.provenance["parity"]
     assert (spec.artifact.format, spec.artifact.precision) == ("onnx", "int8")
     assert parity["judged_by"] == "root_mean_square"
     assert 1e-5 < parity["root_mean_square"] <= 0.05
-    folders = [unpack(onnx_archive, tmp_path / "whole"), unpack(options.output, tmp_path / "rounded")]
-    whole, rounded = ((folder / "policy.onnx").read_bytes() for folder in folders)
-    assert b"DynamicQuantizeLinear" in rounded
-    assert b"DynamicQuantizeLinear" not in whole
-    assert not list(folders[1].glob("*.float32"))
+    rounded = unpack(output, tmp_path / "rounded")
+    assert b"DynamicQuantizeLinear" in (rounded / "policy.onnx").read_bytes()
+    assert b"DynamicQuantizeLinear" not in (whole / "policy.onnx").read_bytes()
+    assert not list(rounded.glob("*.float32"))

@@ -1,5 +1,6 @@
 """ONNX in 8 and 4 bits: what each file holds, how close it stays, and what is refused."""
 
+import shutil
 from pathlib import Path
 
 import onnx
@@ -37,10 +38,17 @@ class Seeing(nn.Module):
         return {"actions": self.head(self.tower(*inputs)).unflatten(-1, (2, 3))}
 
 
-def written(folder: Path, precision: Precision) -> Path:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file in float32."""
+    path = tmp_path_factory.mktemp("whole") / "policy.onnx"
+    save(Seeing().eval(), LAYOUT, path, Target(largest_batch=4, format="onnx"))
+    return path
+
+
+def rounded(whole: Path, folder: Path, precision: Precision) -> Path:
     """Write a file of this precision, calibrated on random pictures."""
-    path = folder / "policy.onnx"
-    save(Seeing().eval(), LAYOUT, path, Target(largest_batch=4, format="onnx", precision=precision))
+    path = Path(shutil.copy(whole, folder))
     seen = [Batch.random(LAYOUT, 4, seed, "cpu") for seed in range(8)]
     quantise(path, precision, Seeing().eval(), seen)
     return path
@@ -56,9 +64,9 @@ def written(folder: Path, precision: Precision) -> Path:
     ],
 )
 def test_each_precision_computes_about_the_same(
-    tmp_path: Path, precision: Precision, kind: str, share: float
+    whole: Path, tmp_path: Path, precision: Precision, kind: str, share: float
 ) -> None:
-    path = written(tmp_path, precision)
+    path = rounded(whole, tmp_path, precision)
 
     kinds = [node.op_type for node in onnx.load(path).graph.node]
     assert kind in kinds
@@ -72,10 +80,11 @@ def test_each_precision_computes_about_the_same(
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("int8_weights", 8), ("int4_weights", 4)])
-def test_bits_of_the_weights_are_those_asked_for(tmp_path: Path, precision: Precision, bits: int) -> None:
-    nodes = [
-        node for node in onnx.load(written(tmp_path, precision)).graph.node if node.op_type == "MatMulNBits"
-    ]
+def test_bits_of_the_weights_are_those_asked_for(
+    whole: Path, tmp_path: Path, precision: Precision, bits: int
+) -> None:
+    graph = onnx.load(rounded(whole, tmp_path, precision)).graph
+    nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
     found = [each.i for node in nodes for each in node.attribute if each.name == "bits"]
     assert found == [bits, bits]  # both products of the head
 

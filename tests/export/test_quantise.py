@@ -6,16 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making import write_checkpoint
+from making import Exported
 from torch import nn
 
 from archive.read import unpack
 from export.errors import ExportError
-from export.export import Options, export
 from export.quantise import quantised
 from export.target import Target
 from vla_runtime.policy import Answer, Policy
-from vla_runtime.spec import PolicySpec
+from vla_runtime.spec import Precision
 
 pytestmark = [
     # torch deprecates its 8-bit tensors as a whole, as it does TorchScript.
@@ -24,26 +23,15 @@ pytestmark = [
 ]
 # Of an action of the tiny policy [m] and [1]: 1 % of its range.
 BOUNDS = (0.0006, 0.02)
+PRECISIONS: tuple[Precision, Precision] = ("float32", "int8")
 
 
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[PolicySpec, Path]]:
-    """The same checkpoint in float32 and int8: spec and unpacked archive."""
-    folder = tmp_path_factory.mktemp("quantised")
-    source = write_checkpoint(folder / "checkpoint", "command_attention")
-    made = {}
-    for precision in ("float32", "int8"):
-        output = folder / f"{precision}.mar"
-        spec = export(Options(str(source), output, buckets=(1, 2, 4), precision=precision))
-        made[precision] = spec, unpack(output, folder / precision)
-    return made
-
-
-def test_the_archive_says_how_far_its_actions_are_off(archives: dict[str, tuple[PolicySpec, Path]]) -> None:
-    spec, folder = archives["int8"]
-    exact = Policy.load(archives["float32"][1])
-    policy = Policy.load(folder)
-    row = policy.example_row(folder)
+def test_the_archive_says_how_far_its_actions_are_off(exported: Exported, tmp_path: Path) -> None:
+    whole, rounded = (
+        unpack(exported("torchscript", precision), tmp_path / precision) for precision in PRECISIONS
+    )
+    exact, policy = Policy.load(whole), Policy.load(rounded)
+    spec, row = policy.spec, policy.example_row(rounded)
     rows = [{**row, "state": [0.05 * index, 0.5]} for index in range(4)]
     differences = []
     for one, other in zip(exact.infer(rows), policy.infer(rows), strict=True):

@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +14,7 @@ from golden.folders import rebuilt, recorded
 from making import STARTUP_TIMEOUT_S, running
 from sources import png
 
+from export.__main__ import main as export_command
 from server.ports import free_port
 from server.process import TorchServe
 
@@ -26,16 +24,7 @@ def imported(name: str, origin: str, names: str, folder: Path, *more: object) ->
     golden, output = rebuilt(name, folder), folder / f"{name}.mar"
     arguments = ["--from", origin, golden, "--names", golden / "meta" / names, *more]
     arguments += ["--buckets", "1", "2", "4", "--output", output]
-    done = subprocess.run(
-        [sys.executable, "-m", "export", *map(str, arguments)],
-        # So small a policy is traced sooner by one thread, on a busy machine by far.
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    export_command([str(part) for part in arguments])
     return output
 
 

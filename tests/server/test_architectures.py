@@ -40,15 +40,21 @@ class Exported:
     policy: Policy
 
 
-def cases() -> Sequence[object]:
-    """Return (architecture, format) of all; a .pt2 takes tens of seconds and is marked as slow.
+# Served by every `make test`, the others by `make test-all`: one that is plain, one that finds boxes, one of
+# transformers' modules, one that chooses among bins, one that reads noise.
+SERVED = ("command_attention", "grounded", "clip", "rt2", "flow")
 
-    `tests/export/test_formats.py` loads one in any case, without a server.
+
+def cases(quick: Sequence[str]) -> list[object]:
+    """Return (architecture, format) of all; but for TorchScript of those named they are marked as slow.
+
+    A .pt2 takes tens of seconds; `tests/export/test_formats.py` loads one in any case, without a server.
     """
-    quick = [(name, "torchscript") for name in ARCHITECTURES]
-    slow = [(name, "pt2") for name in ARCHITECTURES]
-    return [pytest.param(case, id="-".join(case)) for case in quick] + [
-        pytest.param(case, id="-".join(case), marks=pytest.mark.slow) for case in slow
+    usual = [(name, "torchscript") for name in quick]
+    every = [(name, format_) for format_ in ("torchscript", "pt2") for name in ARCHITECTURES]
+    return [
+        pytest.param(case, id="-".join(case), marks=() if case in usual else pytest.mark.slow)
+        for case in every
     ]
 
 
@@ -59,7 +65,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
         yield server
 
 
-@pytest.fixture(scope="module", params=cases())
+@pytest.fixture(scope="module")
 def exported(
     request: pytest.FixtureRequest, server: TorchServe, tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
@@ -110,6 +116,7 @@ def answers(policy: Policy, asked: list[dict[str, Any]]) -> list[Answer]:
     return [answer for answer in found if isinstance(answer, Answer)]
 
 
+@pytest.mark.parametrize("exported", cases(ARCHITECTURES), indirect=True)
 def test_archive_answers_as_the_model_alone_and_in_batches(exported: Exported) -> None:
     _, model = checkpoint.load(exported.checkpoint)
     asked = requests_of(BUCKETS[-1])
@@ -122,6 +129,7 @@ def test_archive_answers_as_the_model_alone_and_in_batches(exported: Exported) -
     assert np.ptp(expected, axis=0).max() > 1e-3  # the requests are told apart
 
 
+@pytest.mark.parametrize("exported", cases(SERVED), indirect=True)
 def test_server_answers_as_the_policy_in_process(exported: Exported, server: TorchServe) -> None:
     asked = requests_of(3)[-1]
     (expected,) = answers(exported.policy, [asked])

@@ -1,7 +1,6 @@
 """Policies read in bfloat16 from the start: HTTP answers are the library's, but for 8 bits of rounding."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,8 +34,7 @@ def exported(name: str, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bfloat16")
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(POLICIES, pool.map(lambda name: exported(name, folder), POLICIES), strict=True))
+    return {name: exported(name, folder) for name in POLICIES}
 
 
 @pytest.fixture(scope="module")

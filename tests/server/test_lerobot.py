@@ -51,8 +51,7 @@ def exported(name: str, folder: Path) -> Path:
 def server(policy_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """All of them, and the default policy, behind one server."""
     folder = tmp_path_factory.mktemp("lerobot")
-    with ThreadPoolExecutor(2) as pool:
-        archives = list(pool.map(lambda name: exported(name, folder), POLICIES))
+    archives = [exported(name, folder) for name in POLICIES]
     with together([*archives, policy_archive]) as server:
         yield server
 

@@ -1,7 +1,6 @@
 """Policies of the real openpi, of JAX and of PyTorch, by one command: HTTP equals what it computed."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,7 @@ def exported(name: str, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     folder = tmp_path_factory.mktemp("openpi")
-    with ThreadPoolExecutor(2) as pool:
-        archives = list(pool.map(lambda name: exported(name, folder), POLICIES))
-    with together(archives) as server:
+    with together(exported(name, folder) for name in POLICIES) as server:
         yield server
 
 

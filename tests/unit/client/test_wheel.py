@@ -12,6 +12,7 @@ import pytest
 from policy_server import PICTURE, running_server
 
 ROOT = Path(__file__).parents[3]
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 
 def run(
@@ -31,7 +32,7 @@ def built(source: Path, folder: Path) -> Path:
         target = copy / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((source / file).read_bytes())
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", copy, "-w", folder)
+    run(*PIP, "wheel", "-q", "--no-deps", copy, "-w", folder)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -41,17 +42,17 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment that holds the client's wheel and what it asks for."""
     folder = tmp_path_factory.mktemp("client")
     wheel = built(ROOT / "client", folder)
-    venv.create(folder / "env", with_pip=True)
+    venv.create(folder / "env", symlinks=True)
     python = folder / "env" / "bin" / "python"
-    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", wheel)
+    run(*PIP, "--python", python, "install", "-q", wheel)
     return python
 
 
 def test_the_clients_wheel_is_all_that_a_robot_needs(installed: Path, tmp_path: Path) -> None:
     PIL.Image.fromarray(PICTURE).save(tmp_path / "a.png")
     alone = {"PATH": os.environ["PATH"]}
-    listed = run(installed, "-m", "pip", "list", "--format", "freeze", env=alone).stdout.split()
-    names = {line.partition("==")[0] for line in listed} - {"pip", "setuptools"}
+    listed = run(*PIP, "--python", installed, "list", "--format", "freeze", env=alone).stdout.split()
+    names = {line.partition("==")[0] for line in listed}
     assert names == {"msgspec", "numpy", "pillow", "urllib3", "vla-client"}
 
     program = "import vla_client, sys; print(vla_client.__file__); assert 'torch' not in sys.modules"
@@ -75,7 +76,7 @@ def test_the_checkouts_wheel_installs_no_module(tmp_path: Path) -> None:
     for package in ("server", "vla", "bench", "client"):
         (source / package).mkdir()
         (source / package / "__init__.py").touch()
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", source, "-w", tmp_path)
+    run(*PIP, "wheel", "-q", "--no-deps", source, "-w", tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
 
     with zipfile.ZipFile(wheel) as opened:

@@ -64,7 +64,7 @@ def policies(draw: Any) -> PolicySpec:
     return msgspec.structs.replace(made, action=action, state=STATE, safety=safety)
 
 
-@hypothesis.settings(max_examples=400, deadline=None)
+@hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(
     policies(),
     strategies.lists(RAW, min_size=STEPS * WIDTH, max_size=STEPS * WIDTH),
@@ -149,7 +149,7 @@ def check_places(places: np.ndarray, safety: Safety, state: np.ndarray, *, held:
             assert (np.abs(places[:, column] - state[column]) <= far + 1e-5).all()
 
 
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(
     strategies.lists(strategies.floats(width=32), min_size=12, max_size=12),
     strategies.none() | strategies.floats(),

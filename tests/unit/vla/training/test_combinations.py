@@ -6,7 +6,6 @@ import torch
 
 from vla.models import build
 from vla.models.grounded import Model
-from vla.tabletop.collection import Collection, collect
 from vla.tabletop.commands import COLOURS, TASKS, Goal, parse
 from vla.tabletop.language import IMPOSSIBLE, KINDS, command, impossible
 from vla.training import reading, setup
@@ -26,9 +25,8 @@ LIMIT = 0.15
         ("lift red", "lift green", "push yellow"),
     ],
 )
-def test_combinations_never_commanded_are_understood_and_what_means_none_is_held(tmp_path, excluded):
-    collect(Collection(out=tmp_path / "data", episodes=6, horizon=2, image_size=32, workers=1))
-    settings = Settings(data=tmp_path / "data", excluded_goals=excluded, validation_share=0.3)
+def test_combinations_never_commanded_are_understood_and_what_means_none_is_held(data, excluded):
+    settings = Settings(data=data, excluded_goals=excluded, validation_share=0.3)
     batches = setup.demonstrated(settings)
     torch.manual_seed(0)
     model = build("grounded", batches.config.model, batches.config.sizes())

@@ -13,7 +13,6 @@ from torch.optim import AdamW
 
 from vla import checkpoint
 from vla.models import ARCHITECTURES
-from vla.tabletop.collection import Collection, collect
 from vla.training.imitation import train
 from vla.training.learner import Learner
 from vla.training.ranks import Ranks
@@ -43,14 +42,12 @@ def each(architectures):
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loop")
-    collect(Collection(out=folder / "data", episodes=6, horizon=2, image_size=32, workers=1))
+def settings(data, tmp_path_factory):
     return Settings(
         architecture="command_attention",
         preset="tiny",
-        data=folder / "data",
-        out=folder / "run",
+        data=data,
+        out=tmp_path_factory.mktemp("loop") / "run",
         steps=4,
         batch=8,
         commands=2,

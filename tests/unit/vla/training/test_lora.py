@@ -8,7 +8,6 @@ from torch import nn
 
 from vla import checkpoint
 from vla.models import Sizes, build, module_of
-from vla.tabletop.collection import Collection, collect
 from vla.training import lora
 from vla.training.imitation import train
 from vla.training.settings import Settings
@@ -80,9 +79,7 @@ def test_a_rank_needs_a_start(values):
         Settings(**values)
 
 
-def test_a_run_trains_adapters_alone_and_goes_on_where_it_was_interrupted(tmp_path):
-    data = tmp_path / "tabletop"
-    collect(Collection(out=data, episodes=6, horizon=2, image_size=32, workers=1))
+def test_a_run_trains_adapters_alone_and_goes_on_where_it_was_interrupted(data, tmp_path):
     common = {"architecture": "rt2", "preset": "tiny", "data": data, "batch": 4, "commands": 2, "threads": 1}
     train(Settings(**common, out=tmp_path / "base", steps=4, validate_every=2))
     learned = {"start": tmp_path / "base", "lora": 2, "steps": 6, "validate_every": 2}

@@ -27,7 +27,6 @@ from transformers import (
 
 from vla import checkpoint
 from vla.models import Sizes, build, module_of
-from vla.tabletop.collection import Collection, collect
 from vla.training.imitation import train
 from vla.training.pretrained import tokenizer_values, tower_values
 from vla.training.settings import Settings
@@ -204,12 +203,11 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(folders, tmp_path):
         tokenizer_values("efficient", [more], 0)
 
 
-def test_a_policy_with_a_distilbert_carries_its_tokenizer(folders, tmp_path):
-    collect(Collection(out=tmp_path / "data", episodes=6, horizon=2, image_size=32, workers=1))
+def test_a_policy_with_a_distilbert_carries_its_tokenizer(data, folders, tmp_path):
     settings = Settings(
         architecture="efficient",
         preset="tiny",
-        data=tmp_path / "data",
+        data=data,
         out=tmp_path / "run",
         steps=2,
         batch=4,

@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 
 from vla import checkpoint
 from vla.models import ARCHITECTURES
-from vla.tabletop.collection import Collection, collect
 from vla.tabletop.demonstrations import Demonstrations
 from vla.training import loop
 from vla.training.batches import Batches
@@ -31,13 +30,6 @@ from vla.training.schedule import one_cycle
 from vla.training.settings import Settings
 from vla.training.setup import describe
 from vla_runtime.errors import SpecError
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "tabletop"
-    collect(Collection(out=folder, episodes=6, horizon=2, image_size=32, workers=1))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +44,7 @@ def settings(data, tmp_path_factory):
         commands=4,
         validate_every=20,
         validation_share=0.3,
+        sentences=60,
         threads=1,
         seed=3,
     )
@@ -192,12 +185,12 @@ def test_example_is_a_held_out_frame_in_physical_units(run, settings):
 
 def test_minutes_are_measured_with_the_teacher_in_them(settings, run, tmp_path):
     timed = replace(
-        settings, out=tmp_path, minutes=0.1, teacher=run, excluded_goals=("lift blue",), half=True
+        settings, out=tmp_path, minutes=0.05, teacher=run, excluded_goals=("lift blue",), half=True
     )
     config = train(timed)
     about = json.loads((tmp_path / checkpoint.PROVENANCE).read_text())
-    assert 6 <= about["wall_s"] < 12
-    assert config.training["minutes"] == 0.1
+    assert 3 <= about["wall_s"] < 9
+    assert config.training["minutes"] == 0.05
     assert about["steps"] == points(tmp_path)[-1]["step"] > 1
     rates = [point["learning_rate"] for point in points(tmp_path)]
     assert rates[-1] < max(rates) / 2
@@ -215,12 +208,12 @@ def test_minutes_of_the_processor_do_not_count_what_others_take(settings, tmp_pa
 
 
 def test_a_resumed_run_takes_the_rest_of_its_minutes(settings, tmp_path):
-    timed = replace(settings, out=tmp_path, minutes=0.1, validate_every=2)
+    timed = replace(settings, out=tmp_path, minutes=0.05, validate_every=2)
     train(timed, stop_after=2)
-    assert 0 < json.loads((tmp_path / "progress.json").read_text())["wall_s"] < 6
+    assert 0 < json.loads((tmp_path / "progress.json").read_text())["wall_s"] < 3
     train(replace(timed, resume=True))
     about = json.loads((tmp_path / checkpoint.PROVENANCE).read_text())
-    assert 6 <= about["wall_s"] < 12
+    assert 3 <= about["wall_s"] < 9
     assert about["steps"] > 2
 
 
@@ -307,7 +300,7 @@ def test_an_interrupted_run_says_how_to_go_on(data, tmp_path):
     arguments = ("--data", data, "--out", tmp_path / "r", "--preset", "tiny", "--steps", 100000, "--batch", 4)
     # A shell's background jobs ignore Ctrl-C, and so would what they start.
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    process = run_command(*arguments, "--validate-every", 20, preexec_fn=heed)
+    process = run_command(*arguments, "--sentences", 5, "--validate-every", 20, preexec_fn=heed)
     for _ in range(600):
         if process.poll() is not None or (tmp_path / "r").exists():
             break

@@ -7,22 +7,19 @@ import torch
 
 from vla import checkpoint
 from vla.models.grounded import Model
-from vla.tabletop.collection import Collection, collect
 from vla.tabletop.demonstrations import Demonstrations
 from vla.training import heads, imitation, reading, setup
 from vla.training.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
+def settings(data, tmp_path_factory):
     """Settings of a tiny policy, trained for two steps."""
-    folder = tmp_path_factory.mktemp("heads")
-    collect(Collection(out=folder / "data", episodes=6, horizon=2, image_size=32, workers=1))
     start = Settings(
         architecture="grounded",
         preset="tiny",
-        data=folder / "data",
-        out=folder / "start",
+        data=data,
+        out=tmp_path_factory.mktemp("heads") / "start",
         steps=2,
         batch=4,
         commands=2,
