@@ -46,7 +46,7 @@ run: java $(ARCHIVE) ## serve the default policy: installs, exports, starts, pri
 	@exec $(PYTHON) -m server --archive $(ARCHIVE) --port $(PORT) $(ARGS)
 
 test: .venv/.dev java rendering nginx ## run the tests
-	$(PYTHON) -m pytest $(ARGS)
+	scripts/test $(PYTHON) $(ARGS)
 
 test-all: .venv/.dev java rendering nginx ## run the slow tests too: every export format, some minutes
 	$(PYTHON) -m pytest -m '' $(ARGS)
