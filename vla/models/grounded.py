@@ -29,15 +29,24 @@ depends on the picture, which a trace would freeze.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vla.models import Batch, PolicyModel, Sizes
+from vla.models.parts.finding import (
+    Command,
+    Decision,
+    Scene,
+    abstaining_loss,
+    acting_loss,
+    finding_loss,
+    reading_loss,
+)
 from vla.models.parts.mlp import ActionHead, mlp
-from vla.models.parts.offsets import REACH, missed_offset, scales
+from vla.models.parts.offsets import REACH, scales
 from vla.models.parts.read_out import position_grid
 from vla.models.parts.text import AttentionPooling, SpelledWords
 from vla.models.parts.towers import Convolutions, edge_of, encode_images
@@ -45,20 +54,26 @@ from vla_runtime.spec import Extra
 
 # Edge of a position of the map [pixels].
 STRIDE = 4
-# An object counts as seen from positions about this far from its centre [positions].
-SPREAD = 1.0
 # The match's score counts proposals this near to the best as the same object [positions].
 SAME = 2.5
 # Offsets below this are told apart finely in the picture, as a share of its edge.
 NEAR_IN_PICTURE = 0.1
-# An object is in the picture when its box is at least this wide and high, as shares of the picture's edge.
-SEEN = 0.03
 # Added to the spread of a picture's values before it divides them: a blank picture stays blank.
 FAINT = 0.05
 # The least probability of a name that is told from 0.
 FAINTEST = 1e-9
 # Reading costs as much as looking and acting: one command in so many is read in training.
 COMMANDS_PER_READ = 4
+# What an answer shows besides, see `Model`.
+EXTRAS = {
+    "box": Extra(),
+    "box_score": Extra(),
+    "box_camera": Extra(),
+    "target": Extra(unit="m"),
+    "done": Extra(),
+    "command_confidence": Extra(),
+    "picture_confidence": Extra(),
+}
 
 
 @dataclass(frozen=True)
@@ -98,46 +113,6 @@ class Config:
         return cls(word_width=128, letters=128, text_layers=3, channels=64, depth=5, keypoints=16, hidden=512)
 
 
-class Command(NamedTuple):
-    """What N commands come down to."""
-
-    # float32 [N, 3, word_width]: what to look for, what to do, and how sure that is anything, in each entry.
-    rows: Tensor
-    # Logits: float32 [N, skill_codes + 1] and float32 [N, object_codes + 1], each the first one for none.
-    skills: Tensor
-    objects: Tensor
-    # float32 [N], how unlikely it is of a command's words that they name nothing: mean of - log p.
-    naming: Tensor
-
-
-class Scene(NamedTuple):
-    """What B frames show, whatever is commanded."""
-
-    features: Tensor  # float32 [B, C, P, channels]
-    objects: Tensor  # float32 [B, C, P], logits
-    boxes: Tensor  # float32 [B, C, P, 4], in [0, 1]
-    hand: Tensor  # float32 [B, C, P], log-probabilities
-    hand_point: Tensor  # float32 [B, C, 2], in [0, 1]
-    # float32 [B, C * (3 + keypoints * 2 + 2 * channels)], the hand, the keypoints and all features pooled.
-    summary: Tensor
-
-
-class Decision(NamedTuple):
-    """What N commands call for in their frames."""
-
-    actions: Tensor  # float32 [N, T, A], normalised
-    # float32 [N, 3], in units of `REACH`: from the hand to the object, and where the hand is.
-    offset: Tensor
-    hand: Tensor
-    sight: Tensor  # float32 [N], logits that the object is seen
-    done: Tensor  # float32 [N], logits that there is nothing left to do
-
-    @property
-    def place(self) -> Tensor:
-        """The object's place in the robot's frame, in units of `REACH`: float32 [N, 3]."""
-        return self.hand + self.offset
-
-
 class Model(PolicyModel[Config]):
     """See `vla.models` for the signature; Lc is 3, see `Command`.
 
@@ -158,19 +133,21 @@ class Model(PolicyModel[Config]):
     def __init__(self, config: Config, sizes: Sizes) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
-        self.extras = {
-            "box": Extra(),
-            "box_score": Extra(),
-            "box_camera": Extra(),
-            "target": Extra(unit="m"),
-            "done": Extra(),
-            "command_confidence": Extra(),
-            "picture_confidence": Extra(),
-        }
-        width, channels = config.word_width, config.channels
+        self.extras = dict(EXTRAS)
         self.edge = edge_of(sizes.image_size, STRIDE)
+        self._make_reading()
+        self._make_looking()
+        self._make_acting()
+        self.positions: Tensor
+        self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)  # [P, 2]
+        self.same: Tensor
+        near = torch.cdist(self.positions, self.positions) * self.edge / 2 <= SAME
+        self.register_buffer("same", near.float(), persistent=False)  # [P, P]
+
+    def _make_reading(self) -> None:
+        config, width = self.config, self.config.word_width
         self.text_encoder = SpelledWords(
-            sizes.vocabulary,
+            self.sizes.vocabulary,
             width,
             separator=config.separator,
             words=config.words,
@@ -186,27 +163,28 @@ class Model(PolicyModel[Config]):
         self.named_word = nn.Parameter(torch.randn(width))
         self.skill_table = nn.Parameter(torch.randn(config.skill_codes + 1, width))
         self.object_table = nn.Parameter(torch.randn(config.object_codes, width))
+
+    def _make_looking(self) -> None:
+        config, channels = self.config, self.config.channels
         self.tower = Convolutions(channels, STRIDE, config.depth)
         self.local_projection = nn.Linear(channels, channels)
         self.context_projection = nn.Linear(2 * channels, channels)
         self.detection_head = nn.Linear(channels, 5)
-        self.match_projection = nn.Linear(channels, width)
+        self.match_projection = nn.Linear(channels, config.word_width)
         self.keypoint_head = nn.Linear(channels, config.keypoints)
         self.hand_head = nn.Linear(channels, 1)
+
+    def _make_acting(self) -> None:
+        config, sizes = self.config, self.sizes
         # The hand's place by the state, in units of `REACH`.
         self.hand_projection = nn.Linear(sizes.state, 3)
-        matched = sizes.cameras * (2 + 2 + 4 + channels)
-        summary = sizes.cameras * (3 + config.keypoints * 2 + 2 * channels)
+        matched = sizes.cameras * (2 + 2 + 4 + config.channels)
+        summary = sizes.cameras * (3 + config.keypoints * 2 + 2 * config.channels)
         self.offset_head = mlp(matched + summary + sizes.state, config.hidden, 2, 3)
         self.sight_head = mlp(matched + summary, config.hidden // 4, 1, 1)
-        inputs = matched + summary + 6 + sizes.state + width
+        inputs = matched + summary + 6 + sizes.state + config.word_width
         self.action_head = ActionHead(inputs, config.hidden, config.layers, sizes)
         self.done_head = mlp(inputs, config.hidden // 4, 1, 1)
-        self.positions: Tensor
-        self.register_buffer("positions", position_grid(self.edge, self.edge), persistent=False)  # [P, 2]
-        self.same: Tensor
-        near = torch.cdist(self.positions, self.positions) * self.edge / 2 <= SAME
-        self.register_buffer("same", near.float(), persistent=False)  # [P, P]
 
     def encode_command(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn words into the choices made of them: float32 [N, 3, word_width], bool [N, 3]."""
@@ -220,7 +198,7 @@ class Model(PolicyModel[Config]):
         scene = self._look(images)
         match = self._match(scene, command[:, :1]).exp()  # [B, C, 1, P]
         box, score, camera = self._best(match.squeeze(2), scene.objects, scene.boxes)
-        decision = self._decode(match, scene, command, state)
+        decision = self.decide(self._view(match, scene).flatten(0, 1), state, command[:, 1])
         possible, seen = command[:, 2, 0], torch.sigmoid(decision.sight)
         return {
             "actions": decision.actions,
@@ -272,70 +250,13 @@ class Model(PolicyModel[Config]):
         skills = torch.where(batch.possible, batch.skill + 1, 0)
         wanted = self.object_table[batch.target].unflatten(0, (-1, batch.commands_per_frame))
         log_match = self._match(scene, wanted)
-        state = batch.per_command(batch.state)
         view = self._view(log_match.exp(), scene).flatten(0, 1)
-        decision = self.decide(view, state, self.skill_table[skills])
-        possible, shown = batch.possible, batch.per_command(batch.shown)
-        boxes = _of_target(batch.boxes.transpose(1, 2), batch)  # [B * K, C, 4]
-        inside = ((boxes[..., 2:] - boxes[..., :2]).amin(-1) > SEEN).any(-1)
-        hand = batch.per_command(batch.hand) / REACH
-        offset = _of_target(batch.objects, batch) / REACH - hand
-        named = possible & shown & inside
-        skill = functional.cross_entropy(command.skills, skills[read])
-        chosen = functional.cross_entropy(command.objects, batch.target[read] + 1, reduction="none")
-        seeing = functional.binary_cross_entropy_with_logits(
-            decision.sight, (shown & inside).float(), reduction="none"
-        )
-        done = functional.binary_cross_entropy_with_logits(
-            decision.done, batch.done.float(), reduction="none"
-        )
-        missed = (decision.actions - batch.actions).square().mean((1, 2))
-        off = missed_offset(decision.offset, offset)
+        decision = self.decide(view, batch.per_command(batch.state), self.skill_table[skills])
         return {
-            "actions": missed.mean(),
-            # Once more where there is something to do: standing still is most of what is easy.
-            "acting": 2 * _mean(missed, possible & shown),
-            "offset": _mean(off, named),
-            "hand": functional.mse_loss(decision.hand, hand),
-            "skill": 0.2 * skill,
-            "object": 0.2 * _mean(chosen, possible[read]),
-            # Most words name nothing. Before letters are told apart, all would: no order were left to read.
-            "naming": 0.4 * command.naming.mean(),
-            "sight": 0.1 * _mean(seeing, possible),
-            "done": 0.1 * _mean(done, named),
-            "match": 0.1 * _mean(self._missed(log_match, batch), named),
-            **self._detection_loss(scene, batch),
-            **self._hand_loss(scene, batch),
-        }
-
-    def _missed(self, log_match: Tensor, batch: Batch) -> Tensor:
-        """Return the cross entropy of the match [B, C, K, P] with where its object is: float32 [B * K]."""
-        wanted = batch.target.unflatten(0, (-1, batch.commands_per_frame))[:, None, :, None]
-        heat = self._heat(batch.boxes)  # [B, C, N, P]
-        target = heat.gather(2, wanted.expand(-1, heat.shape[1], -1, heat.shape[3]))
-        target = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
-        return -(target * log_match).sum(-1).mean(1).flatten()
-
-    def _detection_loss(self, scene: Scene, batch: Batch) -> dict[str, Tensor]:
-        """Return how far scores and boxes of all proposals are off; without a scene there are no objects."""
-        heat = self._heat(batch.boxes) * batch.shown[:, None, None, None]
-        nearest, nearest_object = heat.max(2)  # [B, C, P]
-        true = batch.boxes.gather(2, nearest_object.unsqueeze(-1).expand(-1, -1, -1, 4))  # [B, C, P, 4]
-        off = (scene.boxes - true).abs().mean(-1)
-        return {
-            "objects": functional.binary_cross_entropy_with_logits(scene.objects, nearest),
-            "boxes": (off * nearest).sum() / nearest.sum().clamp_min(1e-9),
-        }
-
-    def _hand_loss(self, scene: Scene, batch: Batch) -> dict[str, Tensor]:
-        """Return how far the hand is missed in the pictures that show it."""
-        points = batch.hand_points  # [B, C, 2]
-        shows = ((points > 0) & (points < 1)).all(-1) & batch.shown[:, None]
-        heat = self._heat(torch.cat([points, points], dim=-1).unsqueeze(2)).squeeze(2)
-        heat = heat / heat.sum(-1, keepdim=True).clamp_min(1e-9)
-        return {
-            "hand_match": 0.1 * _mean(-(heat * scene.hand).sum(-1), shows),
-            "hand_point": _mean((scene.hand_point - points).abs().mean(-1), shows),
+            **acting_loss(decision, batch),
+            **reading_loss(command, batch, read),
+            **abstaining_loss(decision, batch),
+            **finding_loss(log_match, scene, batch, self.positions),
         }
 
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> Command:
@@ -414,10 +335,6 @@ class Model(PolicyModel[Config]):
         score = probability.flatten(1).gather(1, place[:, None]).squeeze(1)
         return box, score * (shown * self.same[position]).sum(-1).clamp_max(1), camera
 
-    def _decode(self, match: Tensor, scene: Scene, command: Tensor, state: Tensor) -> Decision:
-        """Act on the mean proposal under the match [B, C, K, P]."""
-        return self.decide(self._view(match, scene).flatten(0, 1), state, command[:, 1])
-
     def _view(self, match: Tensor, scene: Scene) -> Tensor:
         """Return what frames show of the matches [B, C, K, P]: float32 [B, K, V]."""
         boxes = match @ scene.boxes
@@ -429,20 +346,3 @@ class Model(PolicyModel[Config]):
         seen = seen.transpose(1, 2).flatten(2)  # [B, K, C * V]
         summary = scene.summary.unsqueeze(1).expand(-1, seen.shape[1], -1)
         return torch.cat([seen, summary], dim=-1)
-
-    def _heat(self, boxes: Tensor) -> Tensor:
-        """Return how near positions are to objects: [B, C, N, 4] to float32 [B, C, N, P] in [0, 1]."""
-        middle = boxes[..., :2] + boxes[..., 2:] - 1  # as `positions`, in [-1, 1]
-        away = (middle.unsqueeze(-2) - self.positions).square().sum(-1) * (self.edge / 2) ** 2
-        return torch.exp(-away / (2 * SPREAD**2))
-
-
-def _of_target(values: Tensor, batch: Batch) -> Tensor:
-    """Return what belongs to each command's object: [B, N, ...] -> [B * K, ...]."""
-    return batch.per_command(values)[torch.arange(len(batch.target), device=values.device), batch.target]
-
-
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Return the mean of values [N] where a mask is True; 0 where it nowhere is."""
-    weights = where.to(values.dtype)
-    return (values * weights).sum() / weights.sum().clamp_min(1)

@@ -15,7 +15,8 @@ from torch.nn import functional
 from torch.optim import AdamW
 from tqdm import tqdm
 
-from vla.models.grounded import SEEN, Model
+from vla.models.grounded import Model
+from vla.models.parts.finding import SEEN
 from vla.models.parts.offsets import REACH, missed_offset
 from vla.tabletop.commands import COLOURS, GOALS, TASKS
 from vla.tabletop.expert import done
