@@ -7,21 +7,16 @@ the robot, y to its left, z up; the origin lies on the table top [m].
 # mujoco ships no type information for its compiled names.
 # pyright: reportAttributeAccessIssue=false
 
-import atexit
-import os
-import weakref
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
-
-os.environ.setdefault("MUJOCO_GL", "egl")
 
 import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vla.tabletop.commands import COLOURS, GOALS, Goal
-from vla.tabletop.looks import DISTRACTORS, PLAIN, Look, turned
+from vla.tabletop.drawing import apply, close, renderer
+from vla.tabletop.looks import PLAIN, Look
 from vla_runtime.spec import Dimension
 
 SCENE = Path(__file__).with_name("tabletop.xml")
@@ -75,8 +70,6 @@ _FINGER = 3
 _BLOCKS = 5
 _BLOCK_STRIDE = 7
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
-# Every renderer in use.
-_OPEN: weakref.WeakSet[mujoco.Renderer] = weakref.WeakSet()
 
 
 class Snapshot(NamedTuple):
@@ -139,13 +132,13 @@ class Robot:
     def render(self, size: int = 96) -> NDArray[np.uint8]:
         """Draw what the camera ``front`` sees: uint8 [size, size, 3] RGB; ``size`` up to 640 [pixels]."""
         if size not in self._renderers:
-            self._renderers[size] = _renderer(self._model, size)
-        renderer = self._renderers[size]
+            self._renderers[size] = renderer(self._model, size)
+        drawn = self._renderers[size]
         self._view.qpos[:] = self._data.qpos
         mujoco.mj_kinematics(self._model, self._view)
         mujoco.mj_camlight(self._model, self._view)
-        renderer.update_scene(self._view, camera=CAMERA)
-        return renderer.render()
+        drawn.update_scene(self._view, camera=CAMERA)
+        return drawn.render()
 
     @property
     def look(self) -> Look:
@@ -155,12 +148,12 @@ class Robot:
     @look.setter
     def look(self, look: Look) -> None:
         if look != self._look:
-            _apply(self._model, self._plain, look)
+            apply(self._model, self._plain, look, CAMERA)
             self._look = look
 
     def close(self) -> None:
         """Free the rendering contexts; the simulation itself stays usable."""
-        _close(self._renderers.values())
+        close(self._renderers.values())
         self._renderers.clear()
 
     def _lay(self, hand: ArrayLike, blocks: ArrayLike) -> None:
@@ -325,51 +318,3 @@ def lay_blocks(
             break
     x = random.uniform(*along, count)
     return np.stack([x, y, np.full(count, BLOCK_HALF)], axis=1)
-
-
-def _apply(model: mujoco.MjModel, plain: mujoco.MjModel, look: Look) -> None:
-    """Give a model the look of the plain one with these changes; nothing that physics reads is touched."""
-    gain = look.light * np.array(look.tint)
-    for part in ("ambient", "diffuse"):
-        getattr(model.vis.headlight, part)[:] = gain * getattr(plain.vis.headlight, part)
-    model.light_diffuse[:] = gain * plain.light_diffuse
-    direction = plain.light_dir[0] + (*look.lamp, 0.0)
-    model.light_dir[0] = direction / np.linalg.norm(direction)
-    camera = model.camera(CAMERA).id
-    model.cam_pos[camera] = plain.cam_pos[camera] + look.shift
-    axes = np.empty(9)
-    mujoco.mju_quat2Mat(axes, plain.cam_quat[camera])
-    mujoco.mju_mat2Quat(model.cam_quat[camera], turned(axes.reshape(3, 3).T, look.turn).T.flatten())
-    model.cam_fovy[camera] = 2 * np.degrees(
-        np.arctan(look.zoom * np.tan(np.radians(plain.cam_fovy[camera]) / 2))
-    )
-    model.mat_rgba[:] = plain.mat_rgba
-    for name, colour in zip(("wood", "mat", "edge"), look.table or (), strict=False):
-        model.mat_rgba[model.material(name).id, :3] = colour
-    for name, colour in zip(COLOURS, look.blocks or (), strict=False):
-        model.mat_rgba[model.material(name).id, :3] = colour
-    for index in range(DISTRACTORS):
-        geom = model.geom(f"distractor{index}").id
-        shown = index < len(look.distractors)
-        model.geom_rgba[geom] = (*look.distractors[index].colour, 1.0) if shown else (0.0, 0.0, 0.0, 0.0)
-        if shown:
-            thing = look.distractors[index]
-            model.geom_size[geom] = thing.size
-            model.geom_pos[geom] = (thing.x, thing.y, thing.size)
-
-
-def _renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:
-    """Make a renderer without shadows and reflections, which would cost most of the time."""
-    renderer = mujoco.Renderer(model, size, size)
-    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-        renderer.scene.flags[flag] = 0
-    # Contexts must go before mujoco ends the display at exit: hooks run last in, first out.
-    if not _OPEN:
-        atexit.register(_close, _OPEN)
-    _OPEN.add(renderer)
-    return renderer
-
-
-def _close(renderers: Iterable[mujoco.Renderer]) -> None:
-    for renderer in renderers:
-        renderer.close()
