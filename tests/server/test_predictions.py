@@ -84,6 +84,7 @@ def test_answer_has_the_contract_and_equals_in_process(
     assert body["action_names"] == ["delta_x", "delta_y", "delta_z", "gripper"]
     assert (body["control_hz"], body["policy"], body["version"]) == (10.0, policy.spec.name, "1.0")
     assert body["request_id"] == answer.headers["x-request-id"]
+    assert repr(body["extras"]["box_camera"]) == "0"  # an index, and not 0.0
     assert sorted(body["timing_ms"]) == ["batch_size", "inference", "postprocess", "preprocess", "queue"]
     np.testing.assert_allclose(body["actions"], expected(policy, example), atol=1e-6)
     np.testing.assert_allclose(body["actions"], policy.spec.example.actions, atol=1e-4)

@@ -28,6 +28,7 @@ from vla.evaluation.policies import ArchivedPolicy
 from vla.evaluation.report import Rate, table
 from vla.evaluation.understanding import Cell, cells
 from vla.provenance import commit
+from vla.tabletop.collection import leave_to_demonstrations
 from vla.tabletop.simulator import Tabletop
 from vla_client import Policy
 from vla_runtime.errors import RequestError, SpecError
@@ -53,6 +54,7 @@ class Calibration:
     def __post_init__(self) -> None:
         if not 1 <= self.scenes <= 1000:
             raise ValueError(f"scenes must be from 1 to 1000, got {self.scenes}")
+        leave_to_demonstrations(self.first_seed, 1000 * len(cells()))
 
 
 @dataclass(frozen=True)

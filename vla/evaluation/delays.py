@@ -19,6 +19,7 @@ from vla.evaluation.late import Row, Way, measure
 from vla.evaluation.policies import ArchivedPolicy
 from vla.evaluation.report import table
 from vla.provenance import commit
+from vla.tabletop.collection import leave_to_demonstrations
 from vla.tabletop.simulator import Tabletop
 from vla_runtime.errors import SpecError
 
@@ -45,6 +46,7 @@ class DelayEvaluation:
             raise ValueError(f"delays must be from 0 to replan = {self.replan} steps, got {self.delays}")
         if self.episodes < 1:
             raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+        leave_to_demonstrations(self.first_seed, self.episodes)
 
 
 def ways(delay: int) -> tuple[Way, ...]:

@@ -16,7 +16,7 @@ from vla.evaluation.plot import plot
 from vla.evaluation.policies import ArchivedPolicy, ExpertPolicy, RandomPolicy
 from vla.evaluation.render import animate, contact_sheet, record
 from vla.evaluation.report import Summary, Threshold, largest_difference, markdown, summarise
-from vla.tabletop.collection import FIRST_SCENE
+from vla.tabletop.collection import leave_to_demonstrations
 from vla.tabletop.commands import GOALS, Goal, parse
 from vla.tabletop.simulator import Tabletop
 from vla_client import Encoding, Policy, RemotePolicy
@@ -82,8 +82,7 @@ class Evaluation:
         _ = self.setup  # checks the dwell
         if self.first_seed < FIRST_UNSEEN_SEED:
             raise ValueError(f"first_seed must be at least {FIRST_UNSEEN_SEED}, which training never uses")
-        if self.first_seed + self.episodes > FIRST_SCENE:
-            raise ValueError(f"first_seed must leave the seeds from {FIRST_SCENE} on to demonstrations")
+        leave_to_demonstrations(self.first_seed, self.episodes)
         if not self.conditions:
             raise ValueError("conditions must name at least one")
         if not (self.url or self.archive) and not set(self.conditions) <= set(BASELINES):

@@ -24,6 +24,7 @@ from vla.evaluation.render import Recording, contact_sheet, record
 from vla.evaluation.report import Rate, table
 from vla.evaluation.understanding import Cell, Outcome, Run, cells
 from vla.provenance import commit
+from vla.tabletop.collection import leave_to_demonstrations
 from vla.tabletop.looks import PLAIN
 from vla.tabletop.simulator import Tabletop
 from vla_client import Policy
@@ -64,6 +65,7 @@ class LanguageEvaluation:
             raise ValueError(f"episodes must be from 1 to 1000, got {self.episodes}")
         if not self.chosen:
             raise ValueError(f"no cell is called {', '.join(self.only)}")
+        leave_to_demonstrations(self.first_seed, 1000 * len(cells()))
 
     @property
     def chosen(self) -> list[tuple[int, Cell]]:

@@ -29,6 +29,7 @@ from archive.read import unpack
 from vla.evaluation.render import BAD, GOOD, INK, MARGIN, PAPER, font
 from vla.evaluation.report import Rate, table
 from vla.provenance import commit
+from vla.tabletop.collection import leave_to_demonstrations
 from vla.tabletop.commands import COLOURS, GOALS, Goal, held_out
 from vla.tabletop.labels import boxes
 from vla.tabletop.looks import PLAIN, draw_look
@@ -65,6 +66,7 @@ class Looking:
     def __post_init__(self) -> None:
         if not 1 <= self.scenes <= 10_000:
             raise ValueError(f"scenes must be from 1 to 10000, got {self.scenes}")
+        leave_to_demonstrations(self.first_seed, self.scenes)
 
 
 class Shown(NamedTuple):

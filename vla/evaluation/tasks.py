@@ -21,7 +21,7 @@ from vla.evaluation.render import PICTURE, Panel, Strip, spread, write_sheet
 from vla.evaluation.report import Rate, table
 from vla.evaluation.workbench import ROWS, Result, planned, run
 from vla.provenance import commit
-from vla.tabletop.collection import FIRST_SCENE
+from vla.tabletop.collection import leave_to_demonstrations
 from vla.workbench.simulator import Workbench
 from vla_client import ActionChunk, Policy, PolicyFailure, RemotePolicy
 from vla_runtime.errors import SpecError
@@ -58,8 +58,7 @@ class TaskEvaluation:
             raise ValueError("needs one policy: --archive of a .mar, or --url of a server")
         if not 1 <= self.episodes <= APART:
             raise ValueError(f"episodes must be from 1 to {APART}, got {self.episodes}")
-        if not 0 <= self.first_seed <= FIRST_SCENE - APART * len(ROWS):
-            raise ValueError(f"first_seed must leave the seeds from {FIRST_SCENE} on to demonstrations")
+        leave_to_demonstrations(self.first_seed, APART * len(ROWS))
 
 
 @functools.cache

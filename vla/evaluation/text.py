@@ -23,6 +23,7 @@ from vla.evaluation.policies import ArchivedPolicy
 from vla.evaluation.render import BAD, GOOD, INK, MARGIN, PAPER, PICTURE, font
 from vla.evaluation.report import Rate, table
 from vla.provenance import commit
+from vla.tabletop.collection import leave_to_demonstrations
 from vla.tabletop.commands import COLOURS, GOALS, Goal, held_out
 from vla.tabletop.expert import expert_action, standing_still
 from vla.tabletop.looks import PLAIN, draw_look
@@ -63,6 +64,7 @@ class TextEvaluation:
             raise ValueError(f"scenes must be from 1 to 100000, got {self.scenes}")
         if not 0 <= self.varied <= 1:
             raise ValueError(f"varied must be from 0 to 1, got {self.varied}")
+        leave_to_demonstrations(self.first_seed, self.scenes)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ import numpy as np
 
 from vla.learning.acting import Actor
 from vla.learning.episodes import Start, begin, mixture, record, shortened
-from vla.tabletop.collection import FIRST_SCENE, SEED_STRIDE, Collection, Episode, whole, write
+from vla.tabletop.collection import (
+    FIRST_SCENE,
+    SEED_STRIDE,
+    Collection,
+    Episode,
+    leave_to_demonstrations,
+    whole,
+    write,
+)
 from vla.tabletop.commands import Goal, parse
 from vla.tabletop.demonstrations import Demonstrations
 from vla.tabletop.simulator import Tabletop
@@ -74,8 +82,7 @@ class Dagger:
             raise ValueError(f"decay must be from 0 to 1, got {self.decay}")
         if not self.arms or not self.seeds or not self.goals:
             raise ValueError("arms, seeds and goals must name at least one each")
-        if self.first_seed + self.episodes > FIRST_SCENE:
-            raise ValueError(f"first_seed must leave the seeds from {FIRST_SCENE} on to demonstrations")
+        leave_to_demonstrations(self.first_seed, self.episodes)
         reaching = any(goal.task == "reach" for goal in self.pursued)
         if self.start == "holding" and reaching:
             raise ValueError("start must be elsewhere for goals of reaching, got holding")

@@ -18,7 +18,7 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vla.tabletop.commands import COLOURS, GOALS
+from vla.tabletop.commands import COLOURS, GOALS, Goal
 from vla.tabletop.demonstrations import DESCRIPTION, FORMAT_VERSION, Demonstrations, Description
 from vla.tabletop.expert import OPENED, ended, expert_action, expert_chunk
 from vla.tabletop.labels import boxes, points
@@ -81,6 +81,16 @@ class Collection:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
 
+def leave_to_demonstrations(first_seed: int, count: int) -> None:
+    """Refuse `count` scenes from a seed on to whoever measures, where demonstrations have them.
+
+    Raises:
+        ValueError: a seed is one that data collection uses, or is negative.
+    """
+    if not 0 <= first_seed <= FIRST_SCENE - count:
+        raise ValueError(f"first_seed must leave the seeds from {FIRST_SCENE} on to demonstrations")
+
+
 class Episode(NamedTuple):
     """One demonstration of ``n`` frames."""
 
@@ -130,8 +140,7 @@ def demonstrate(
 
     A goal that is reached is followed by another one, for half of the time with the same block: so the data
     set shows hands at, on and around blocks, where grasps are decided, and what is to be seen at the end of a
-    task. Of single goals it would show few. Every frame has a look of its own: a policy without memory learns
-    most from looks that differ most.
+    task. Every frame has a look of its own: a policy without memory learns most from looks that differ most.
     """
     env = _simulator()
     level = NOISE_LEVELS[index // len(GOALS) % len(NOISE_LEVELS)]
@@ -153,9 +162,7 @@ def demonstrate(
         gripper = fingers.command(action[3], state[-1], blocks[-1])
         env.step(np.append(action[:3], gripper) + random.normal(0, level, 4) * ACTION_HIGH)
         if ended(env, goal):
-            same = [each for each in GOALS if each.colour == goal.colour and each.task != goal.task]
-            choices = same if random.random() < SAME_BLOCK else GOALS
-            goal = choices[random.integers(len(choices))]
+            goal = _following(random, goal)
     return Episode(
         np.stack(images),
         np.stack(state),
@@ -166,6 +173,13 @@ def demonstrate(
         np.array(goals, np.int32),
         env.success,
     )
+
+
+def _following(random: np.random.Generator, goal: Goal) -> Goal:
+    """Draw the goal that follows one that is reached."""
+    same = [each for each in GOALS if each.colour == goal.colour and each.task != goal.task]
+    choices = same if random.random() < SAME_BLOCK else GOALS
+    return choices[random.integers(len(choices))]
 
 
 class Fingers:
