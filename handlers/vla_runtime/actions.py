@@ -101,12 +101,7 @@ def to_chunk(
     """
     space, safety = spec.action, spec.safety
     _check_shape(output.actions, space)
-    extras = {
-        name: _text(name, output.extras[name], extra.pieces)
-        if extra.pieces
-        else _extra(output.extras[name], extra)
-        for name, extra in spec.artifact.extras.items()
-    }
+    extras = {name: _extra(name, output.extras[name], extra) for name, extra in spec.artifact.extras.items()}
     if isinstance(space, DiscreteSpace):
         probabilities = softmax(output.actions)
         confidence = output.confidence
@@ -234,12 +229,14 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.where(finite, powers / powers.sum(-1, keepdims=True), np.nan).astype(np.float32)
 
 
-def _extra(value: np.ndarray, extra: Extra) -> Any:
-    """Return one row of an extra output as plain values: numbers, or labels with their indices."""
+def _extra(name: str, value: np.ndarray, extra: Extra) -> Any:
+    """Return one row of an extra output as plain values: a text, numbers, or labels with their indices."""
+    if extra.pieces:
+        return _text(name, value, extra.pieces)
     if not extra.labels:
         return value.tolist()
     if value.ndim:
-        return [_extra(item, extra) for item in value]
+        return [_extra(name, item, extra) for item in value]
     return {"name": extra.labels[int(value)], "index": int(value)}
 
 

@@ -29,6 +29,9 @@ from server.process import TorchServe
 CLIENTS, BAD = 24, 0.3
 JSON, MSGPACK = "application/json", "application/msgpack"
 FORM = "multipart/form-data; boundary=b"
+# What every request needs, and what is no number of a state.
+FIELDS = ("image", "command", "state")
+NUMBERS = (float("nan"), float("inf"), 1e30, "far", None, True, [1])
 
 
 @dataclass(frozen=True)
@@ -100,22 +103,22 @@ def form(row: dict[str, Any], *more: tuple[str, object]) -> bytes:
     return b"".join([*parts, b"--b--\r\n"])
 
 
-def bad(row: dict[str, Any], draw: random.Random) -> Sent:
-    """Spoil a good request in one of many ways."""
-    image = bytearray(row["image"])
-    cut, letters = draw.randrange(1, len(image) // 2), [chr(draw.randrange(97, 123)) for _ in range(8)]
+Spoilt = tuple[bytes, str, int, str]
+
+
+def spoilt_fields(row: dict[str, Any], draw: random.Random) -> dict[str, Spoilt]:
+    """Spoil a request in MessagePack or JSON in many ways: body, media type, and what it gets."""
+    cut, letters = cut_short(row, draw), [chr(draw.randrange(97, 123)) for _ in range(8)]
     large = io.BytesIO()
     Image.new("L", (draw.randrange(2100, 4000), 2100)).save(large, "PNG")
-    missing = draw.choice(["image", "command", "state"])
-    number = draw.choice([float("nan"), float("inf"), 1e30, "far", None, True, [1]])
-    spoilt = {
-        "cut short": (pack(row | {"image": bytes(image[:cut])}), MSGPACK, 400, "bad_image"),
+    missing, number = draw.choice(FIELDS), draw.choice(NUMBERS)
+    said = draw.choice(["", " \u200b", "word " * 90, "x" * 513, "\0"])
+    return {
+        "cut short": (pack(row | {"image": cut}), MSGPACK, 400, "bad_image"),
         "no picture": (pack(row | {"image": draw.randbytes(300)}), MSGPACK, 400, "bad_image"),
         "empty picture": (pack(row | {"image": b""}), MSGPACK, 400, "bad_image"),
         "too large": (pack(row | {"image": large.getvalue()}), MSGPACK, 413, "too_large"),
-        "missing": (
-            pack({k: v for k, v in row.items() if k != missing}), MSGPACK, 400, "missing_field",
-        ),
+        "missing": (pack(without(row, missing)), MSGPACK, 400, "missing_field"),
         "unknown": (pack(row | {"".join(letters): 1}), MSGPACK, 400, "unknown_field"),
         "surrogate": (b'{"\\udf%02x":1}' % draw.randrange(16, 256), JSON, 400, "unknown_field"),
         "no JSON": (text(row)[: draw.randrange(1, 60)], JSON, 400, "malformed_body"),
@@ -124,25 +127,41 @@ def bad(row: dict[str, Any], draw: random.Random) -> Sent:
         "state": (pack(row | {"state": [number, *row["state"][1:]]}), MSGPACK, 422, "invalid_value"),
         "short state": (pack(row | {"state": row["state"][1:]}), MSGPACK, 422, "invalid_value"),
         "seed": (pack(row | {"seed": draw.choice([-1, 1.5, "x"])}), MSGPACK, 422, "invalid_value"),
-        "command": (
-            pack(row | {"command": draw.choice(["", " \u200b", "word " * 90, "x" * 513, "\0"])}),
-            MSGPACK, 422, "invalid_value",
-        ),
+        "command": (pack(row | {"command": said}), MSGPACK, 422, "invalid_value"),
         "deadline": (
             pack(row | {"deadline_ms": draw.choice([0, -5, "soon"])}), MSGPACK, 422, "invalid_value",
         ),
         "media type": (text(row), "text/plain", 415, "unsupported_media_type"),
         "many values": (b'{"state": [' + b"0," * 20_000 + b"0]}", JSON, 413, "too_large"),
+        "charset": (text(row), JSON + "; charset=utf-16", 400, "malformed_body"),
+    }  # fmt: skip
+
+
+def spoilt_forms(row: dict[str, Any], draw: random.Random) -> dict[str, Spoilt]:
+    """Spoil a request as a form."""
+    missing, number = draw.choice(FIELDS), draw.choice(NUMBERS)
+    return {
         "cut form": (form(row)[: -draw.randrange(5, 60)], FORM, 400, "malformed_body"),
         "field twice": (form(row, ("seed", 3)), FORM, 400, "malformed_body"),
         "form's state": (form(row | {"state": number}), FORM, 422, "invalid_value"),
-        "form's picture": (form(row | {"image": bytes(image[:cut])}), FORM, 400, "bad_image"),
-        "form without": (
-            form({k: v for k, v in row.items() if k != missing}), FORM, 400, "missing_field",
-        ),
+        "form's picture": (form(row | {"image": cut_short(row, draw)}), FORM, 400, "bad_image"),
+        "form without": (form(without(row, missing)), FORM, 400, "missing_field"),
         "empty form": (b"--b--\r\n", FORM, 400, "malformed_body"),
-        "charset": (text(row), JSON + "; charset=utf-16", 400, "malformed_body"),
-    }  # fmt: skip
+    }
+
+
+def cut_short(row: dict[str, Any], draw: random.Random) -> bytes:
+    """Return the beginning of its picture."""
+    return row["image"][: draw.randrange(1, len(row["image"]) // 2)]
+
+
+def without(row: dict[str, Any], field: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != field}
+
+
+def bad(row: dict[str, Any], draw: random.Random) -> Sent:
+    """Spoil a good request in one of many ways."""
+    spoilt = spoilt_fields(row, draw) | spoilt_forms(row, draw)
     kind = draw.choice(sorted(spoilt))
     body, media_type, status, code = spoilt[kind]
     return Sent(kind, body, media_type, status, code)

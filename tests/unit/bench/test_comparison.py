@@ -27,27 +27,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_command_compares(data: Path, tmp_path: Path) -> None:
-    options = [
-        "--architectures",
-        "command_attention",
-        "--preset",
-        "tiny",
-        "--minutes",
-        "0.02",
-        "--episodes",
-        "1",
-        "--seeds",
-        "3",
-    ]
-    command = [sys.executable, "-m", "bench", "compare", "--data", data, "--out", tmp_path, *options]
+@pytest.fixture(scope="module")
+def compared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a comparison of one, by the command that users run, and what that printed."""
+    out = tmp_path_factory.mktemp("compared")
+    options = "--architectures command_attention --preset tiny --minutes 0.02 --episodes 1 --seeds 3"
+    command = [sys.executable, "-m", "bench", "compare", "--data", data, "--out", out, *options.split()]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-
     assert run.returncode == 0, run.stdout + run.stderr
-    (written,) = json.loads((tmp_path / "comparison.json").read_bytes())
-    assert run.stdout.strip() == (tmp_path / "comparison.md").read_text().strip()
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
-    folder = tmp_path / "command_attention" / "seed3"
+    return out, run.stdout
+
+
+def test_one_command_compares(compared: tuple[Path, str]) -> None:
+    out, said = compared
+    (written,) = json.loads((out / "comparison.json").read_bytes())
+    assert said.strip() == (out / "comparison.md").read_text().strip()
+    assert (out / "comparison.png").stat().st_size > 10_000
+    folder = out / "command_attention" / "seed3"
     config, model = checkpoint.load(folder / "checkpoint")
     assert (written["seed"], config.training["seed"]) == (3, 3)
     assert written["parameters"] == sum(parameter.numel() for parameter in model.parameters())
@@ -66,11 +62,15 @@ def test_one_command_compares(data: Path, tmp_path: Path) -> None:
     assert written["privileged"] == []
     assert "validation error" in (folder / "log.txt").read_text()
 
-    # Trained and evaluated already: only the measuring is done again.
+
+def test_what_is_trained_and_evaluated_is_only_measured_again(data: Path, compared: tuple[Path, str]) -> None:
+    out, _ = compared
+    folder = out / "command_attention" / "seed3"
     trained = (folder / "checkpoint" / "model.safetensors").stat().st_mtime_ns
     (folder / RESULT).unlink()
-    asked = Comparison(("command_attention",), "tiny", data, tmp_path, 0.02, episodes=1, seeds=(3,))
-    [again] = compare(asked)
+
+    [again] = compare(Comparison(("command_attention",), "tiny", data, out, 0.02, episodes=1, seeds=(3,)))
+
     assert again.success["held_out"].episodes == 1
     assert (folder / "checkpoint" / "model.safetensors").stat().st_mtime_ns == trained
 

@@ -1,23 +1,17 @@
-"""Batches of the gate: what goes into one, how its answers find their clients, and what a worker reads."""
+"""Batches of the gate: what goes into one, and how its answers find their clients."""
 
 import asyncio
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
 
-import msgspec
 import pytest
 from small_torchserve import Running, answer, gate
 
 from server.gate import company, shares
 from server.gate import queue as queue_module
-from server.gate.batch import MEDIA_TYPE, Reply, alone, apart, posted, together
 from server.gate.company import Company
 from server.gate.queue import Room
-from server.gate.refusal import Answer
-from server.gate.routes import Prediction
-from vla_runtime import joined
 
 ROOM = Room(batches=1, largest=4, waiting=8)
 
@@ -321,45 +315,3 @@ def test_players_that_come_back_at_once_share_batches_and_robots_are_not_waited_
         usual.asked()
     usual.begin(2, 1, 8)
     assert not usual.awaited(1)
-
-
-ASKED = Prediction("/predictions/vla", "application/msgpack", "a/b", "one", 12.5, b"\x00body", None)
-
-
-def test_a_worker_reads_what_the_gate_writes() -> None:
-    batch = together({7: ASKED, 8: dataclasses.replace(ASKED, request_id="")})
-    head, _, body = posted("/predictions/vla", MEDIA_TYPE, batch).partition(b"\r\n\r\n")
-
-    assert MEDIA_TYPE == joined.MEDIA_TYPE
-    assert head.split(b"\r\n")[:3] == [
-        b"POST /predictions/vla HTTP/1.1",
-        b"Host: torchserve",
-        b"Content-Type: " + MEDIA_TYPE.encode(),
-    ]
-    first, second = joined.split(body)
-    assert first == joined.Joined("application/msgpack", "a/b", "one", 12.5, b"\x00body", 7)
-    assert second.ticket == 8
-    assert len(second.request_id) == 36
-
-
-def test_the_gate_reads_what_a_worker_writes() -> None:
-    replies = [joined.Reply(200, "a/b", "one", b"1"), joined.Reply(504, "c/d", "two", b"2")]
-    answer = Answer(200, MEDIA_TYPE.encode(), joined.join(replies))
-
-    assert apart(answer, 2) == [
-        Answer(200, b"a/b", b"1", ((b"request-id", b"one"),)),
-        Answer(504, b"c/d", b"2", ((b"request-id", b"two"),)),
-    ]
-    assert apart(answer, 3) == [None] * 3
-
-
-def test_what_is_no_batch_answers_all() -> None:
-    refused, broken = Answer(503, b"a/b", b"no"), Answer(200, MEDIA_TYPE.encode(), b"\xc1")
-
-    assert apart(refused, 2) == [refused, refused]
-    assert apart(None, 2) == [None, None]
-    assert apart(broken, 2) == [None, None]
-    assert msgspec.msgpack.encode([Reply(200, "a", "b", b"c")]) == joined.join(
-        [joined.Reply(200, "a", "b", b"c")]
-    )
-    assert alone(ASKED).endswith(b"\r\nContent-Length: 5\r\n\r\n\x00body")
