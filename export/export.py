@@ -136,6 +136,8 @@ def archived(
     What `observations` show sets the scales of int8_static. With `converted`, the folder of the source's ONNX
     files in float32, the model is not converted again.
     """
+    if options.precision == "int8_static" and not observations:
+        raise ExportError("int8_static is calibrated on observations: use python -m bench compress")
     if options.prune:
         facts = source.provenance | {"pruned": asdict(options.prune)}
         source = dataclasses.replace(source, model=pruned(source.model, options.prune), provenance=facts)

@@ -40,10 +40,8 @@ def quantise(path: Path, precision: Precision, model: Module, observations: Sequ
         observations: what int8_static is calibrated on; the other ways need none
 
     Raises:
-        ExportError: a file can't be rounded, or there is nothing to calibrate on.
+        ExportError: a file can't be rounded.
     """
-    if precision == "int8_static" and not observations:
-        raise ExportError("int8_static is calibrated on observations: use python -m bench compress")
     log, level = logging.getLogger(), logging.getLogger().level
     log.setLevel(logging.ERROR)  # it advises to preprocess what torch has optimised already
     try:
