@@ -50,10 +50,16 @@ def lasting_replica(archive: Path, folder: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def policy_replica(policy_archive: Path, folder: Path) -> Iterator[Running]:
-    """A replica of the default policy, that no test stops."""
+def meant(policy_archive: Path) -> Path:
+    """The default policy's archive, its digest beside it."""
     policy_archive.with_name(policy_archive.name + ".sha256").write_text(digest(policy_archive))
-    with replica(policy_archive, folder) as running:
+    return policy_archive
+
+
+@pytest.fixture(scope="session")
+def policy_replica(meant: Path, folder: Path) -> Iterator[Running]:
+    """A replica of the default policy, that no test stops."""
+    with replica(meant, folder) as running:
         yield running
 
 

@@ -7,16 +7,18 @@ import signal
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
+import yaml
 from closed_loop import Load
 
 from archive.read import Archive
-from bench.faults.processes import Running, proxy
+from bench.faults.processes import Running, proxy, replica
 
 END = b"\r\n"
 FORM = "multipart/form-data; boundary=b"
@@ -280,25 +282,28 @@ def test_deadlines_are_read_in_every_kind_of_body(policy_replica: Running, kind:
     assert (answer.status_code, answer.json()["error"]["message"]) == (504, "no answer within 120.5 ms")
 
 
-def test_a_hung_worker_is_replaced(policy_replica: Running, policy_archive: Path) -> None:
+def test_a_hung_worker_is_replaced(meant: Path, folder: Path) -> None:
     """Stopped, it answers nothing; after some seconds its batch is given up, and a fresh worker serves."""
-    images, fields = example_of(policy_archive)
-    worker = policy_replica.worker
-    worker.send_signal(signal.SIGSTOP)
-    started = time.monotonic()
-    asked = {"files": images, "data": fields | {"deadline_ms": "200"}, "timeout": 30}
-    statuses, given_up_s = [], 0.0
-    while not statuses or statuses[-1] != 200:
-        statuses.append(requests.post(policy_replica.predictions_url, **asked).status_code)
-        assert time.monotonic() - started < 60, statuses
-        time.sleep(0.05)
-        if not given_up_s and not worker.is_running():
-            given_up_s = time.monotonic() - started
-    took_s = time.monotonic() - started
+    images, fields = example_of(meant)
+    with replica(meant, folder) as running:
+        worker = running.worker
+        worker.send_signal(signal.SIGSTOP)
+        started = time.monotonic()
+        asked = {"files": images, "data": fields | {"deadline_ms": "200"}, "timeout": 30}
+        statuses, given_up_s = [], 0.0
+        while not statuses or statuses[-1] != 200:
+            statuses.append(requests.post(running.predictions_url, **asked).status_code)
+            assert time.monotonic() - started < 60, statuses
+            time.sleep(0.05)
+            if not given_up_s and not worker.is_running():
+                given_up_s = time.monotonic() - started
+        took_s = time.monotonic() - started
 
     print(f"a stopped worker was given up after {given_up_s:.1f} s, another served after {took_s:.1f} s")
     assert set(statuses) <= {504, 500, 200}
-    assert 0 < given_up_s < 8  # a timer of 5 s
+    with zipfile.ZipFile(meant) as archive:
+        timer_s = yaml.safe_load(archive.read("model-config.yaml"))["responseTimeout"]
+    assert 0 < given_up_s < timer_s + 3  # 5 s, and more where a busy machine made the archive
 
 
 def test_slow_bodies_do_not_take_what_fast_ones_need(lasting_replica: Running, folder: Path) -> None:
