@@ -34,7 +34,7 @@ class Outputs:
     confidence: float | None
     # float32 [C, h, w]
     attention: np.ndarray | None
-    # One value of each output that the spec declares as an extra, float32 [...]
+    # One value of each output that the spec declares as an extra, float32 or int64 [...]
     extras: dict[str, np.ndarray]
 
 
@@ -250,14 +250,19 @@ class Artifact:
 
 
 def _to_host(outputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Copy outputs [B, ...] to the host in one piece, as float32, into memory of their own."""
+    """Copy outputs [B, ...] to the host in one piece, into memory of their own: float32, integers int64.
+
+    On the way all are float32, which holds integers up to 2**24.
+    """
     rows = len(next(iter(outputs.values())))
     flat = torch.cat([value.reshape(rows, -1).float() for value in outputs.values()], dim=1).cpu().numpy()
     ends = np.cumsum([value[0].numel() for value in outputs.values()])
     parts = np.split(flat, ends[:-1], axis=1)
-    return {
-        name: part.reshape(value.shape) for (name, value), part in zip(outputs.items(), parts, strict=True)
-    }
+    found = dict[str, np.ndarray]()
+    for (name, value), part in zip(outputs.items(), parts, strict=True):
+        exact = part if value.is_floating_point() else part.astype(np.int64)
+        found[name] = exact.reshape(value.shape)
+    return found
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

@@ -72,6 +72,7 @@ def test_every_output_of_a_row_is_its_own() -> None:
         assert set(outputs.extras) == {"place", "skill"}
         np.testing.assert_allclose(outputs.extras["place"], [grey, -grey], atol=1e-6)
         assert outputs.extras["skill"] == round(10 * grey)
+        assert outputs.extras["skill"].dtype == np.int64  # an index is answered as 2, and not as 2.0
 
 
 @pytest.fixture
