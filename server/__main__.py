@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -60,7 +61,8 @@ def main() -> int:
 def _stop(number: int, _frame: FrameType | None) -> None:
     for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(other, signal.SIG_IGN)  # a second one must not interrupt the clean-up
-    _say(f"{signal.Signals(number).name}: stopping")
+    # Not by print, which the signal may have interrupted: a buffer can't be written to twice at once.
+    os.write(sys.stdout.fileno(), f"{signal.Signals(number).name}: stopping\n".encode())
     raise SystemExit(0)
 
 

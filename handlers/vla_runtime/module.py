@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from vla_runtime.errors import SpecError
 from vla_runtime.spec import ArtifactSpec, Platform
 
+# Packages of archives, and the folder that each was imported from last.
+_imported: dict[str, Path] = {}
+
 
 class Module(Protocol):
     """What every format offers; the spec's `artifact` names what goes in and comes out, in order."""
@@ -232,10 +235,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _function(name: str, folder: Path) -> Callable[..., nn.Module]:
-    """Import `package.module:function` from the archive's folder."""
+    """Import `package.module:function` from the archive's folder, whatever another archive calls its own."""
     module, _, function = name.partition(":")
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    package = module.partition(".")[0]
+    if _imported.get(package, folder) != folder:
+        # What the other archive has built keeps the code that it was built of.
+        for known in [known for known in sys.modules if known.partition(".")[0] == package]:
+            del sys.modules[known]
+    _imported[package] = folder
+    sys.path[:] = [str(folder), *(place for place in sys.path if place != str(folder))]
     try:
         found: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

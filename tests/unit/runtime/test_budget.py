@@ -52,12 +52,12 @@ PICTURES = {
 
 
 def taken_ms(data: bytes) -> float:
-    """How long decoding takes at best [ms]."""
+    """How long decoding takes this thread at best, whatever else the machine does [ms]."""
     best = float("inf")
     for _ in range(5):
-        started = time.perf_counter()
+        started = time.thread_time()
         picture(open_image(data, "image", Limits()), CAMERA, "image")
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.thread_time() - started)
     return best * 1e3
 
 

@@ -173,6 +173,22 @@ def test_the_archives_own_code_comes_before_what_is_installed(
     assert load_module(folder, artifact(folder)).act(FRONT, WRIST, IDS * SCALE, MASK, STATE, NOISE)
 
 
+def test_two_archives_may_call_their_packages_alike(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A package that the first has and the second lacks, or has otherwise, is each one's own."""
+    other = tmp_path_factory.mktemp("other")
+    save_file({"scale": SCALE}, other / "policy.safetensors")
+    (own,) = folder.glob("*_code.py")
+    changed = SOURCE.replace('return {"actions"', 'return {"other": state, "actions"')
+    (other / own.name).write_text(changed)
+    asked = FRONT, WRIST, IDS * SCALE, MASK, STATE, NOISE
+    first = load_module(folder, artifact(folder))
+    second = load_module(other, artifact(other))
+    assert [sorted(module.act(*asked)) for module in (first, second)] == [["actions"], ["actions", "other"]]
+    assert sorted(load_module(folder, artifact(folder)).act(*asked)) == ["actions"]
+
+
 def test_a_module_is_compiled_once_for_all_batch_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, object]] = []
 
