@@ -238,10 +238,12 @@ def _function(name: str, folder: Path) -> Callable[..., nn.Module]:
     """Import `package.module:function` from the archive's folder, whatever another archive calls its own."""
     module, _, function = name.partition(":")
     package = module.partition(".")[0]
-    if _imported.get(package, folder) != folder:
+    before = _imported.get(package, folder)
+    if before != folder:
         # What the other archive has built keeps the code that it was built of.
         for known in [known for known in sys.modules if known.partition(".")[0] == package]:
-            del sys.modules[known]
+            if before in Path(getattr(sys.modules[known], "__file__", None) or "").parents:
+                del sys.modules[known]
     _imported[package] = folder
     sys.path[:] = [str(folder), *(place for place in sys.path if place != str(folder))]
     try:

@@ -1,5 +1,8 @@
 """A module of the archive's own code: built from it, filled from its weights, asked as the spec says."""
 
+import importlib
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +190,22 @@ def test_two_archives_may_call_their_packages_alike(
     second = load_module(other, artifact(other))
     assert [sorted(module.act(*asked)) for module in (first, second)] == [["actions"], ["actions", "other"]]
     assert sorted(load_module(folder, artifact(folder)).act(*asked)) == ["actions"]
+
+
+def test_what_was_imported_from_elsewhere_stays(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a checkout, whose own package an eager archive has a part of."""
+    (own,) = folder.glob("*_code.py")
+    installed, other = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("other")
+    shutil.copy(own, installed)
+    save_file({"scale": SCALE}, other / "policy.safetensors")
+    shutil.copy(own, other)
+    monkeypatch.syspath_prepend(str(installed))
+    known = importlib.import_module(own.stem)
+    for place in (folder, other):
+        load_module(place, artifact(place))
+        assert sys.modules[own.stem] is known
 
 
 def test_a_module_is_compiled_once_for_all_batch_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
