@@ -2,8 +2,8 @@
 
 import resource
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -64,33 +64,51 @@ def optimise(
         ValueError: a batch can't be divided alike.
     """
     learner, progress = _begun(settings, model, ranks)
-    mix = _targets(settings, batches)
-    clock = CLOCKS[settings.clock]
-    begin_s, losses, step = clock() - progress.wall_s, [], progress.step
-    first, begin_cpu_s = step, time.process_time()
-    share = _share(settings, ranks, step, progress.wall_s)
-    total = None if settings.minutes else settings.steps
-    events = Events(settings.out if settings.tensorboard and ranks.first else None, step)
-    with tqdm(initial=step, total=total, unit="step", disable=not ranks.first) as bar, events:
-        while share < 1 and step != stop_after:
-            rate = one_cycle(share) * settings.learning_rate
-            batch = batches.train(step, settings.batch, settings.commands)
-            loss, terms = learner.step(batch, step, rate, mix)
-            losses.append(loss)
-            step += 1
-            bar.update()
-            events.step(step, rate, loss, terms)
-            wall_s = clock() - begin_s
-            share = _share(settings, ranks, step, wall_s)
-            if ranks.first and (step % settings.validate_every == 0 or share == 1):
-                error = measure.error(learner.result, settings.device)
-                point = Point(step=step, loss=sum(losses) / len(losses), learning_rate=rate, error=error)
-                losses = []
-                progress = progress.extended(point, wall_s)
-                store(settings.out, progress, learner.state())
-                events.validation(point, measure.names)
-                bar.set_postfix(loss=f"{point.loss:.4f}", rate=f"{rate:.1e}", error=short(error))
+    first, begin_cpu_s = progress.step, time.process_time()
+    progress, step = _Run(settings, batches, learner, ranks, measure).go_on(progress, stop_after)
     return progress, _cost(learner, step - first, time.process_time() - begin_cpu_s), learner.result
+
+
+class _Run(NamedTuple):
+    """A run, from where it has come to."""
+
+    settings: Settings
+    batches: Drawn
+    learner: Learner
+    ranks: Ranks
+    measure: Measure
+
+    def go_on(self, progress: Progress, stop_after: int | None) -> tuple[Progress, int]:
+        """Return the progress at the last validation, and the steps made."""
+        settings, ranks = self.settings, self.ranks
+        mix, clock = _targets(settings, self.batches), CLOCKS[settings.clock]
+        begin_s, losses, step = clock() - progress.wall_s, list[float](), progress.step
+        share = _share(settings, ranks, step, progress.wall_s)
+        total = None if settings.minutes else settings.steps
+        events = Events(settings.out if settings.tensorboard and ranks.first else None, step)
+        with tqdm(initial=step, total=total, unit="step", disable=not ranks.first) as bar, events:
+            while share < 1 and step != stop_after:
+                rate = one_cycle(share) * settings.learning_rate
+                batch = self.batches.train(step, settings.batch, settings.commands)
+                loss, terms = self.learner.step(batch, step, rate, mix)
+                losses.append(loss)
+                step += 1
+                bar.update()
+                events.step(step, rate, loss, terms)
+                wall_s = clock() - begin_s
+                share = _share(settings, ranks, step, wall_s)
+                if ranks.first and (step % settings.validate_every == 0 or share == 1):
+                    point = self._validated(step, losses, rate)
+                    losses, progress = [], progress.extended(point, wall_s)
+                    store(settings.out, progress, self.learner.state())
+                    events.validation(point, self.measure.names)
+                    said = {"loss": f"{point.loss:.4f}", "rate": f"{rate:.1e}"}
+                    bar.set_postfix(said | {"error": short(point.error)})
+        return progress, step
+
+    def _validated(self, step: int, losses: Sequence[float], rate: float) -> Point:
+        error = self.measure.error(self.learner.result, self.settings.device)
+        return Point(step=step, loss=sum(losses) / len(losses), learning_rate=rate, error=error)
 
 
 def _cost(learner: Learner, steps: int, cpu_s: float) -> dict[str, Any]:
